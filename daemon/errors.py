@@ -1,0 +1,128 @@
+"""What can go wrong with either store, in a few kinds the relay knows how to meet.
+
+Knows SQLSTATEs, HTTP statuses and PostgREST's codes. Knows nothing of connections. No error here ever carries
+a row value: names, codes and our own sentences only (promise I10).
+"""
+
+import enum
+from dataclasses import dataclass
+
+
+class DaemonError(Exception):
+    """Whatever the daemon raises by itself."""
+
+
+class SourceUnavailable(DaemonError):
+    """The source cannot be reached or lost the connection; trying again may help."""
+
+
+class SourceUnfit(DaemonError):
+    """The source is reachable but must not be read as it is; a person has to act."""
+
+
+class CaptureLost(DaemonError):
+    """A statement's rows could not be captured because the key of its table is gone."""
+
+    def __init__(self, table: str) -> None:
+        super().__init__(
+            f"the key of {table} was renamed or dropped while it was watched, so its changes since are not known: "
+            f"run `outboxd watch {table}` again and bring the table's rows over"
+        )
+        self.table = table
+
+
+class Fenced(DaemonError):
+    """Another relay of this name has claimed the target since: this process must end."""
+
+
+class Kind(enum.StrEnum):
+    """One kind, one action. The table in README and `advice` speak of these."""
+
+    TRANSIENT = "transient"  # wait and send again; counts for the breaker
+    AMBIGUOUS = "ambiguous"  # it may have been applied: ask the target where it stands, then go on
+    THROTTLE = "throttle"  # wait as told; does not count for the breaker
+    SIZE = "size"  # too large or too slow: a smaller batch
+    DATA = "data"  # the target refuses a row
+    CONTRACT = "contract"  # table, column, function or key missing or unfit on the target
+    AUTH = "auth"  # key or grant
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Names that lead to the cause; never values."""
+
+    sqlstate: str | None = None
+    status: int | None = None
+    table: str | None = None
+    constraint: str | None = None
+    column: str | None = None
+    message: str | None = None
+
+
+class TargetError(DaemonError):
+    """A request to the target did not do what it should."""
+
+    def __init__(self, kind: Kind, what: str, refusal: Refusal | None = None, retry_after: float | None = None) -> None:
+        super().__init__(what)
+        self.kind = kind
+        self.refusal = refusal or Refusal()
+        self.retry_after = retry_after
+
+
+_BY_CODE: tuple[tuple[tuple[str, ...], Kind], ...] = (
+    (("OB", "42P01", "42703", "42883", "42804", "42P10", "42P13", "428C9", "3F000", "PGRST1", "PGRST2"), Kind.CONTRACT),
+    (("42501", "28", "PGRST3"), Kind.AUTH),
+    (("57014", "54"), Kind.SIZE),
+    (("PGRST0", "08", "53", "57", "58", "55P03", "40", "XX", "25006"), Kind.TRANSIENT),
+    (("22", "23", "21", "P0", "0A", "42", "44"), Kind.DATA),
+)
+
+_BY_STATUS: dict[int, Kind] = {
+    401: Kind.AUTH,
+    402: Kind.AUTH,
+    403: Kind.AUTH,
+    404: Kind.CONTRACT,
+    406: Kind.CONTRACT,
+    408: Kind.AMBIGUOUS,
+    413: Kind.SIZE,
+    429: Kind.THROTTLE,
+}
+
+
+def classify(code: str | None, status: int | None = None) -> Kind:
+    """Kind of a refusal: by SQLSTATE or PostgREST code first, by HTTP status second, else transient."""
+    for prefixes, kind in _BY_CODE:
+        if code and code.startswith(prefixes):
+            return kind
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
+    return Kind.TRANSIENT if status is None or status >= 500 else Kind.CONTRACT
+
+
+_ADVICE: dict[Kind, str] = {
+    Kind.TRANSIENT: "the target is away or overloaded; changes are safe in the outbox and go on by themselves",
+    Kind.AMBIGUOUS: "the answer was lost; the target is asked where it stands before anything is sent again",
+    Kind.THROTTLE: "the target asks for a pause; nothing to do unless it lasts",
+    Kind.SIZE: "the batch is too large or too slow for the target: lower OUTBOXD_BATCH_CHANGES",
+    Kind.DATA: "mend the row on the source or the constraint on the target; the relay tries again by itself",
+    Kind.CONTRACT: "the target's tables do not fit: `outboxd check` names what is missing",
+    Kind.AUTH: "the target does not accept the key: check OUTBOXD_SUPABASE_KEY (the secret key, sb_secret_…)",
+}
+_ADVICE_BY_CODE: dict[str, str] = {
+    "PGRST202": "PostgREST does not know function outboxd: run `outboxd setup target`, then in the SQL editor "
+    "notify pgrst, 'reload schema'",
+    "42501": "a GRANT is missing on the target: `outboxd check` prints the statement",
+}
+
+
+def advice(kind: Kind, refusal: Refusal) -> str:
+    """One sentence for the operator: what to do about it."""
+    code = refusal.sqlstate or ""
+    if code.startswith("OB") and refusal.message:
+        return refusal.message
+    if kind is Kind.DATA:
+        named = refusal.constraint or refusal.column
+        where = f"a row of {refusal.table} is refused" if refusal.table else "a row is refused"
+        return f"{where}{f' because of {named}' if named else ''} ({code}): {_ADVICE[kind]}"
+    said = f" ({refusal.message})" if code == "42501" and refusal.message else ""
+    return _ADVICE_BY_CODE.get(code, _ADVICE[kind]) + said

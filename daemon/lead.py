@@ -1,0 +1,89 @@
+"""Keeping the bell's connection and, on it, the leader's lock.
+
+Knows when to connect, try, ping and give up. Knows nothing of changes. One relay of a name leads; the others
+stand by. The lock elects; the epoch on the target fences (promise I6): losing the lock here only stops turns,
+what makes a late write harmless is the target's own check.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable
+
+import structlog
+
+from daemon.errors import SourceUnavailable
+from daemon.relay import Relay
+from daemon.wakeup import Bell
+
+log = structlog.get_logger()
+
+
+class Keeper:
+    """Runs beside the relay. `observe(leads, connected)` is told of every change."""
+
+    def __init__(
+        self,
+        bell: Bell,
+        relay: Relay,
+        observe: Callable[[bool, bool], None],
+        *,
+        ping: float = 3.0,
+        attempt: float = 1.0,
+    ) -> None:
+        self._bell = bell
+        self._relay = relay
+        self._observe = observe
+        self._ping = ping
+        self._attempt = attempt
+        self._lost = asyncio.Event()
+        self._failures = 0
+        self.leads = False
+        bell.on_lost = self._on_lost
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            self._lost.clear()
+            wait = await self.step()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._lost.wait()
+
+    async def step(self) -> float:
+        """Connect, lead or ping, whichever is due; returns the seconds until the next."""
+        try:
+            if not self._bell.connected:
+                await self._bell.connect()
+                if self._bell.pooled:
+                    log.warning(
+                        "listener_pooled",
+                        advice="the source's address is a transaction pooler: outboxd polls and cannot elect a leader; "
+                        "give it the direct or session-mode address",
+                    )
+            elif self.leads:
+                await self._bell.ping()
+                return self._ping
+            if not self.leads and await self._bell.try_lead():
+                self.leads = True
+                self._relay.lead()
+                log.info("leadership_won", pooled=self._bell.pooled)
+            self._failures = 0
+            self._observe(self.leads, self._bell.connected)
+            return self._ping if self.leads else self._attempt
+        except SourceUnavailable as exc:
+            self._failures += 1
+            delay = min(0.2 * 2.0 ** min(self._failures, 8), 15.0) * (0.8 + 0.4 * random.random())  # noqa: S311  jitter
+            self._on_lost()
+            log.warning("listener_lost", error=str(exc), retry_in_s=round(delay, 2))
+            self._lost.clear()
+            return delay
+
+    def _on_lost(self) -> None:
+        """The connection is gone and with it every lock: no further turn until they are back."""
+        if self.leads:
+            self.leads = False
+            self._relay.follow()
+            log.warning("leadership_lost")
+        self._observe(False, False)
+        self._lost.set()

@@ -1,0 +1,237 @@
+"""One line per thing that happened: pretty on a terminal, JSON everywhere else.
+
+Knows structlog, the standard library's logging, and what a secret looks like. Must not know settings, metrics
+or what the lines are about. Whatever a caller passes, no secret leaves through a line, an exception does not
+quote rows, and a log that cannot be written stops nothing. That no row value is passed is the caller's part.
+"""
+
+import logging
+import math
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
+from typing import Any, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+_LIBRARIES = ("asyncio", "hpack", "httpcore", "httpx", "postgrest", "psycopg", "supabase", "uvicorn")
+_LONGEST = 2000  # characters of one value
+_DEEPEST = 5  # levels of a nested value
+_FRAMES = 20  # of a traceback, the innermost
+_CHAIN = 8  # exceptions of one chain
+# Classes of SQLSTATE whose first line names objects and states: connection, feature, transaction,
+# authorisation, rollback, syntax and access, resources, limits, prerequisites, intervention, system.
+_SPEAKS_OF_NO_ROW = frozenset(["08", "0A", "25", "28", "40", "42", "53", "54", "55", "57", "58"])
+
+# Masking too much costs an operator a second look, masking too little a key rotation: so they are greedy.
+_SECRETS = (
+    (re.compile(r"sb_secret_[\w-]+"), "sb_secret_***"),
+    (re.compile(r"eyJ[\w-]{6,}(?:\.[\w-]*)*"), "eyJ***"),
+    (
+        re.compile(
+            r"""((?:password|passwd|passphrase)["']?\s*[=:]\s*)"""
+            r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?:\\.|\S)+)""",
+            re.IGNORECASE,
+        ),
+        r"\1***",
+    ),
+    (re.compile(r"([a-z][a-z0-9+.-]*://[^\s:/@]*:)\S+@", re.IGNORECASE), r"\1***@"),
+)
+_SECRET_KEY = re.compile(
+    r"password|passwd|passphrase|secret|credential|authorization|api_?key|supabase_key|token", re.IGNORECASE
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+def configure(
+    level: str = "info",
+    fmt: str = "auto",
+    *,
+    stream: TextIO | None = None,
+    on_message: Callable[[str], None] | None = None,
+) -> None:
+    """Set up the process's log; calling it again replaces what it set up.
+
+    `fmt` is auto, console or json. The stream is stdout unless a command keeps that for its data.
+    `on_message` hears the level of every line written.
+    """
+    out = stream or sys.stdout
+    console = fmt == "console" or (fmt == "auto" and out.isatty())
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    processors: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _exceptions_as_data,
+        _clean_up,
+    ]
+    if on_message is not None:
+        processors.append(_telling(on_message))
+    processors += _renderers(console, out)
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=lambda *_: _Lines(out),
+        cache_logger_on_first_use=False,  # so that a new level reaches loggers made at import
+    )
+    _route_libraries()
+
+
+def redact(text: str) -> str:
+    """The text on one line, of bounded length, without anything that looks like a secret."""
+    for pattern, mask in _SECRETS:
+        text = pattern.sub(mask, text)
+    text = _CONTROL.sub(" ", text)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+
+
+def describe(error: BaseException) -> str:
+    """An exception as one line that is safe to show."""
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    sqlstate = getattr(error, "sqlstate", None)
+    code = sqlstate or getattr(error, "code", None)
+    # About a row a database speaks by quoting it: "Key (email)=(…)", "invalid input syntax … : …".
+    ours = kind.__module__.startswith(("daemon.", "outbox."))
+    if not ours and (hasattr(error, "details") or (sqlstate and sqlstate[:2] not in _SPEAKS_OF_NO_ROW)):
+        return f"{name} ({code})"
+    try:
+        first, *_ = str(error).strip().splitlines() or [""]
+    except Exception:  # noqa: BLE001  (a broken __str__ must not cost more than its own text)
+        first = ""
+    state = f" ({sqlstate})" if sqlstate and not ours else ""
+    return redact(": ".join(filter(None, (name, first))) + state)
+
+
+def _exceptions_as_data(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    error = event.pop("exc_info", None)
+    if error is True or isinstance(error, tuple):
+        error = (sys.exc_info() if error is True else error)[1]
+    if isinstance(error, BaseException):
+        event.setdefault("error", describe(error))
+        event["exception"] = [{"type": describe(one), "frames": _frames(one)} for one in islice(_chain(error), _CHAIN)]
+    return event
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    yield error
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _chain(one)
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None:
+        yield from _chain(cause)
+
+
+def _frames(error: BaseException) -> list[str]:
+    """Places only: locals and source lines may hold row values."""
+    walked = list(traceback.walk_tb(error.__traceback__))[-_FRAMES:]
+    return [f"{frame.f_code.co_filename}:{line} {frame.f_code.co_qualname}" for frame, line in walked]
+
+
+def _clean_up(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    cleaned = {key: "***" if _SECRET_KEY.search(key) else _clean(value) for key, value in event.items()}
+    first = {key: cleaned.pop(key) for key in ("timestamp", "level", "event") if key in cleaned}
+    return first | cleaned
+
+
+def _clean(value: Any, depth: int = 0) -> Any:
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, BaseException):
+        return describe(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"<{len(value)} bytes>"
+    if depth < _DEEPEST and isinstance(value, Mapping):
+        return {
+            str(key): "***" if _SECRET_KEY.search(str(key)) else _clean(one, depth + 1) for key, one in value.items()
+        }
+    if depth < _DEEPEST and isinstance(value, list | tuple | set | frozenset):
+        return [_clean(one, depth + 1) for one in value]
+    try:
+        return redact(str(value))
+    except Exception:  # noqa: BLE001  (a broken __str__ must not cost more than its own text)
+        return f"<{type(value).__qualname__}>"
+
+
+def _telling(on_message: Callable[[str], None]) -> Processor:
+    def tell(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        on_message(event["level"])
+        return event
+
+    return tell
+
+
+def _renderers(console: bool, out: TextIO) -> list[Processor]:
+    if not console:
+        # ASCII: such a line can be written whatever the locale of the stream.
+        return [structlog.processors.JSONRenderer(ensure_ascii=True)]
+    colors = out.isatty() and not os.environ.get("NO_COLOR")
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=colors, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+    )
+    return [_exceptions_as_text, renderer]
+
+
+def _exceptions_as_text(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    if isinstance(chain := event.get("exception"), list):
+        lines = [line for one in chain for line in (one["type"], *(f"  at {at}" for at in one["frames"]))]
+        event["exception"] = "\n".join(lines)
+    return event
+
+
+class _Lines:
+    """Writes lines, each at once. A reader that went away or a full disk costs lines, never the daemon."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, line: str) -> None:
+        try:
+            try:
+                self._stream.write(line + "\n")
+            except UnicodeEncodeError:
+                self._stream.write(line.encode("ascii", "backslashreplace").decode() + "\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            self._silence()
+        except (OSError, ValueError):
+            pass
+
+    def _silence(self) -> None:
+        # The interpreter flushes stdout when it ends; still broken, it would turn exit status 0 into 120.
+        with suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+    debug = info = warning = error = critical = write
+
+
+class _Forward(logging.Handler):
+    """Hands what libraries log to structlog, so that it is cleaned and counted like our own lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001  (a library's format string that does not fit its arguments)
+            message = str(record.msg)
+        level = min(max(record.levelno // 10, 1), 5) * 10
+        structlog.get_logger().log(
+            level, "library_logged", logger=record.name, message=message, exc_info=record.exc_info
+        )
+
+
+def _route_libraries() -> None:
+    root = logging.getLogger()
+    for handler in [one for one in root.handlers if isinstance(one, _Forward)]:
+        root.removeHandler(handler)
+    root.addHandler(_Forward())
+    root.setLevel(logging.WARNING)
+    for name in _LIBRARIES:
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,233 @@
+"""The daemon put together: what runs, what it is made of, how it ends.
+
+Knows every part and its settings. One TaskGroup; a bug in any task ends the process with an error, and the
+supervisor starts it again. SIGTERM finishes the current turn and exits 0; a second signal kills.
+"""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from daemon import systemd
+from daemon.admin import Admin, Views
+from daemon.breaker import Breaker, BreakerOpen, State, Transition
+from daemon.errors import DaemonError, Fenced, Kind, SourceUnavailable, TargetError, advice
+from daemon.lead import Keeper
+from daemon.metrics import Metrics
+from daemon.relay import Relay, Timing
+from daemon.report import Observed, Report
+from daemon.settings import Settings
+from daemon.source import Limits, Source
+from daemon.target import Door, PostgresDoor, RestDoor, Target
+from daemon.wakeup import Bell
+from outbox import __version__
+
+log = structlog.get_logger()
+
+OK, FAILED, AWAY = 0, 1, 75
+NAME = f"outboxd/{__version__}"
+_GAUGES = 2.0
+_BREAKER_MOVED = {
+    State.OPEN: "breaker_opened",
+    State.HALF_OPEN: "breaker_half_opened",
+    State.CLOSED: "breaker_closed",
+}
+
+
+def open_door(settings: Settings) -> Door:
+    """The transport the settings name."""
+    if settings.transport == "postgres":
+        return PostgresDoor(
+            settings.target_conninfo,
+            exposed_schema=settings.exposed_schema,
+            deadline=settings.request_timeout,
+            application_name=NAME,
+        )
+    assert settings.supabase_url is not None
+    assert settings.supabase_key is not None
+    return RestDoor(
+        settings.supabase_url,
+        settings.supabase_key.get_secret_value(),
+        exposed_schema=settings.exposed_schema,
+        deadline=settings.request_timeout,
+        user_agent=NAME,
+    )
+
+
+@dataclass
+class Daemon:
+    """Everything one process runs."""
+
+    settings: Settings
+    metrics: Metrics
+    source: Source
+    gauges: Source
+    target: Target
+    bell: Bell
+    relay: Relay
+    keeper: Keeper
+    report: Report
+
+    @classmethod
+    def build(cls, settings: Settings, metrics: Metrics) -> "Daemon":
+        """Wire the parts; nothing connects yet."""
+        breaker = _breaker("target", settings, metrics)
+        source = Source(
+            settings.source_conninfo,
+            Limits(settings.batch_changes, settings.batch_bytes),
+            breaker=_breaker("source", settings, metrics),
+            application_name=NAME,
+        )
+        gauges = Source(settings.source_conninfo, application_name=f"{NAME} gauges")
+        target = Target(open_door(settings), settings.relay, breaker, metrics.target_request)
+        bell = Bell(settings.source_conninfo, application_name=NAME)
+        timing = Timing(poll=settings.poll_interval, wake=settings.wake)
+        relay = Relay(source, target, bell, Observed(metrics), timing)
+
+        keeper = Keeper(bell, relay, lambda leads, listening: metrics.leadership(leads=leads, listening=listening))
+        report = Report(settings.relay, relay, breaker, bell, keeper, metrics, settings.request_timeout, time.time())
+        return cls(settings, metrics, source, gauges, target, bell, relay, keeper, report)
+
+    async def run(self) -> None:
+        """Until a signal, or Fenced."""
+        with _signals(self.relay.stop):
+            admin = self._admin()
+            async with asyncio.TaskGroup() as group:
+                loops = [self.keeper.run(), self._watch_gauges(), self._tell_systemd()]
+                aside = [group.create_task(loop) for loop in [*loops, *([admin.run()] if admin else [])]]
+                log.info(
+                    "daemon_started",
+                    version=__version__,
+                    relay=self.settings.relay,
+                    transport=self.settings.transport,
+                    admin=f"http://{self.settings.admin_host}:{admin.port}" if admin else None,
+                )
+                systemd.notify(ready=1, status="started")
+                try:
+                    await self.relay.run()
+                finally:
+                    systemd.notify(stopping=1)
+                    self.metrics.set_state("stopping")
+                    for task in aside:
+                        task.cancel()
+        log.info("daemon_stopped", applied=self.relay.status.applied)
+
+    async def until_idle(self) -> int:
+        """Lead, drain what there is, let go. Returns how many changes were applied."""
+        await self.bell.connect()
+        if not await self.bell.try_lead():
+            raise SourceUnavailable("another outboxd leads this relay: it does the work already")
+        self.relay.lead()
+        return await self.relay.drain()
+
+    async def close(self) -> None:
+        """Let go of every connection."""
+        for part in (self.source, self.gauges, self.target, self.bell):
+            with contextlib.suppress(OSError, DaemonError):
+                await part.close()
+
+    def _admin(self) -> Admin | None:
+        if not self.settings.admin:
+            return None
+        views = Views(self.report.alive, self.report.ready, self.report.status, self.metrics.render)
+        return Admin(views, self.settings.admin_host, self.settings.admin_port)
+
+    async def _watch_gauges(self) -> None:
+        """How much waits and how the source does, on a connection of its own, also while the relay hangs."""
+        while True:
+            try:
+                cursor = self.relay.status.cursor
+                if cursor is not None and self.keeper.leads:
+                    backlog, age = await self.gauges.backlog(cursor)
+                    self.metrics.lag.observe(age, backlog)
+                else:
+                    self.metrics.lag.forget()
+                oldest, rows, size, newest = await self.gauges.health()
+                self.metrics.source_health(oldest_transaction=oldest, rows=rows, size=size, newest_id=newest)
+            except DaemonError as exc:
+                log.debug("gauges_failed", error=str(exc))
+            due = time.monotonic() + _GAUGES
+            await asyncio.sleep(_GAUGES)
+            self.metrics.loop_lag(max(0.0, time.monotonic() - due))
+            for name, breaker in (("target", self.target.breaker), ("source", self.source.breaker)):
+                self.metrics.breaker_ratio(name, breaker.failure_ratio)
+
+    async def _tell_systemd(self) -> None:
+        """STATUS, and WATCHDOG only while the relay's loop gives signs of life."""
+        interval = systemd.watchdog_interval()
+        while True:
+            status = self.relay.status
+            systemd.notify(status=f"{status.state}: {status.problem or 'nothing needs you'}")
+            if interval and self.report.alive():
+                systemd.notify(watchdog=1)
+            await asyncio.sleep(interval or 10.0)
+
+
+def _breaker(name: str, settings: Settings, metrics: Metrics) -> Breaker:
+    def moved(transition: Transition) -> None:
+        metrics.breaker_changed(transition.breaker, transition.new)
+        log.warning(
+            _BREAKER_MOVED[transition.new],
+            breaker=transition.breaker,
+            reason=transition.reason,
+            retry_in_s=round(transition.retry_in, 2),
+        )
+
+    return Breaker(name, settings.breaker.thresholds, on_transition=moved)
+
+
+@contextlib.contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """The first SIGTERM or SIGINT stops; the second meets the default handler and kills."""
+    loop = asyncio.get_running_loop()
+    caught = (signal.SIGTERM, signal.SIGINT)
+
+    def first(number: signal.Signals) -> None:
+        for each in caught:
+            loop.remove_signal_handler(each)
+        log.info("stop_requested", signal=number.name)
+        stop()
+
+    for each in caught:
+        loop.add_signal_handler(each, first, each)
+    try:
+        yield
+    finally:
+        for each in caught:
+            loop.remove_signal_handler(each)
+
+
+async def run(settings: Settings, metrics: Metrics, *, until_idle: bool = False) -> int:
+    """The whole process; returns its exit code."""
+    daemon, code = Daemon.build(settings, metrics), OK
+    try:
+        if until_idle:
+            log.info("drained", changes=await daemon.until_idle())
+        else:
+            await daemon.run()
+    except* (DaemonError, BreakerOpen) as group:
+        first = _first(group)
+        code = AWAY if _passing(first) else FAILED
+        fix = advice(first.kind, first.refusal) if isinstance(first, TargetError) else None
+        log.error("daemon_failed", error=str(first), advice=fix)
+    finally:
+        await daemon.close()
+    return code
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+def _passing(exc: BaseException) -> bool:
+    """May starting again help? Fenced: another one leads, this one may stand by."""
+    return isinstance(exc, (Fenced, BreakerOpen, SourceUnavailable)) or (
+        isinstance(exc, TargetError) and exc.kind in (Kind.TRANSIENT, Kind.AMBIGUOUS, Kind.THROTTLE)
+    )

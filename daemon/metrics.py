@@ -1,0 +1,344 @@
+"""Every number the daemon tells Prometheus, behind methods that speak of changes, batches and breakers.
+
+Knows prometheus_client and the words of the design. Must not know who calls, nor decide anything. One registry per
+instance, so that two daemons in a process, or two tests, do not meet. Closed label sets exist from the start with 0:
+a series that appears with its first fault cannot show that fault's rate.
+"""
+
+import math
+import platform
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import accumulate, product
+from typing import Any, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from outbox import __version__
+
+STATES = ("starting", "catching_up", "streaming", "paused", "standby", "stopping")
+STAGES = ("wait", "read", "plan", "apply")
+OPS = ("upsert", "delete", "truncate")
+# The kinds of `errors`, and a source that cannot be reached.
+RETRIES = ("transient", "ambiguous", "throttle", "size", "data", "contract", "auth", "source", "other")
+WAKEUPS = ("notify", "poll", "backlog", "retry")
+MODES = ("claim", "apply", "cursor", "describe")
+OUTCOMES = ("ok", "retryable", "refused")
+QUERIES = ("snapshot", "read", "status")
+BREAKERS = ("target", "source")
+BREAKER_STATES = ("closed", "open", "half_open")
+LEVELS = ("debug", "info", "warning", "error", "critical")
+
+_TABLES = 50  # distinct values of the label `table`, the rest is "other"
+_CALL = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
+_CHANGES = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)
+_BYTES = (1e3, 1e4, 1e5, 5e5, 1e6, 2.5e6, 5e6, 1e7)
+_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_M = TypeVar("_M", Counter, Gauge, Histogram)
+
+
+class Lag:
+    """How far the target is behind. Asked at scrape time, so that it grows while the loop hangs."""
+
+    def __init__(self, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+        self._clock, self._wall = clock, wall
+        self._seconds = self._backlog = math.nan  # nothing is known before the first look
+        self._at = self.observed_at = 0.0
+
+    def observe(self, seconds_behind: float, backlog: int) -> None:
+        """The age of the oldest committed change not applied, by the source's clock, and how many there are."""
+        self._seconds, self._backlog = max(seconds_behind, 0.0), backlog
+        self._at, self.observed_at = self._clock(), self._wall()
+
+    def forget(self) -> None:
+        """No longer looking, as on standby: an old number would be a wrong one."""
+        self._seconds = self._backlog = math.nan
+
+    def seconds(self) -> float:
+        # With nothing waiting there is nothing that grows older.
+        return self._seconds + (self._clock() - self._at if self._backlog > 0 else 0.0)
+
+    def backlog(self) -> float:
+        return self._backlog
+
+    def now(self) -> tuple[float, int]:
+        """Seconds and changes for a status page: 0 and 0 while unknown, for JSON has no NaN."""
+        return (0.0, 0) if math.isnan(self._backlog) else (self.seconds(), int(self._backlog))
+
+
+class _Latency:
+    """A histogram of which every change is an observation: the library's own takes seven times as long for each."""
+
+    _NAME = "outboxd_change_latency_seconds"
+    _HELP = "From the change's row in the outbox to the target's answer."
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_LATENCY) + 1)
+        self._sum = 0.0
+
+    def observe(self, latencies: Iterable[float]) -> None:
+        counts = self._counts
+        for seconds in latencies:
+            # A source clock that steps back must not bring the sum down: rate() would take it for a restart.
+            known = seconds if seconds > 0 else 0.0
+            counts[bisect_left(_LATENCY, known)] += 1
+            self._sum += known
+
+    def collect(self) -> Iterable[Metric]:
+        bounds = [*(str(float(bound)) for bound in _LATENCY), "+Inf"]
+        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
+        yield HistogramMetricFamily(self._NAME, self._HELP, buckets=buckets, sum_value=self._sum)
+
+    def describe(self) -> Iterable[Metric]:
+        yield HistogramMetricFamily(self._NAME, self._HELP)
+
+
+class Metrics:
+    def __init__(
+        self,
+        version: str = __version__,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._registry = CollectorRegistry()
+        self._wall = wall
+        self._tables: set[str] = set()
+        self._listener_up = self._listened = False
+        self.lag = Lag(clock, wall)
+        Info("outboxd_build", "What is running.", registry=self._registry).info(
+            {"version": version, "python": platform.python_version()}
+        )
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+        self._define_relay()
+        self._define_changes()
+        self._define_source_and_target()
+        self._define_breakers()
+        self.set_state("starting")
+
+    def _make(
+        self, kind: type[_M], name: str, text: str, /, labels: Mapping[str, Collection[str]] | None = None, **more: Any
+    ) -> _M:
+        labels = labels or {}
+        made = kind(f"outboxd_{name}", text, tuple(labels), registry=self._registry, **more)
+        if labels:
+            for values in product(*labels.values()):
+                made.labels(*values)
+        return made
+
+    def _define_relay(self) -> None:
+        make = self._make
+        self._state = make(Gauge, "state", "What the relay is doing: exactly one is 1.", {"state": STATES})
+        self._leader = make(Gauge, "leader", "1 while this process leads its relay.")
+        lag = make(Gauge, "lag_seconds", "Age of the oldest committed change not applied; NaN while unknown.")
+        lag.set_function(self.lag.seconds)
+        backlog = make(Gauge, "backlog_changes", "Committed changes not applied; NaN while unknown.")
+        backlog.set_function(self.lag.backlog)
+        looked = make(Gauge, "lag_observed_timestamp_seconds", "When lag and backlog were last looked up; 0 for never.")
+        looked.set_function(lambda: self.lag.observed_at)
+        self._stage = make(
+            Histogram,
+            "stage_duration_seconds",
+            "Where a turn of the relay spends its time.",
+            {"stage": STAGES},
+            buckets=_CALL,
+        )
+        self._wakeups = make(Counter, "wakeups_total", "What began a turn.", {"reason": WAKEUPS})
+        self._loop_lag = make(Gauge, "event_loop_lag_seconds", "How late the event loop came to a timer.")
+        self._messages = make(Counter, "log_messages_total", "Log lines written.", {"level": LEVELS})
+
+    def _define_changes(self) -> None:
+        make = self._make
+        self._read = make(Counter, "changes_read_total", "Changes read from the outbox.")
+        self._applied = make(Counter, "changes_applied_total", "Changes that the target has.", {"table": (), "op": ()})
+        self._skipped = make(
+            Counter,
+            "changes_skipped_total",
+            "Changes settled without a write of their own; they count as applied, too.",
+            {"reason": ("superseded", "duplicate")},
+        )
+        self._last_applied = make(
+            Gauge, "last_applied_timestamp_seconds", "When a batch was last applied; 0 for never."
+        )
+        self._latency = _Latency()
+        self._registry.register(self._latency)
+        self._batch = make(Histogram, "batch_changes", "Changes in one batch.", buckets=_CHANGES)
+        self._size = make(Histogram, "request_size_bytes", "Size of one request to the target.", buckets=_BYTES)
+        self._batches = make(Counter, "batches_total", "Batches applied, by gear.", {"gear": ("1", "2", "3")})
+        self._torn = make(Counter, "transactions_torn_total", "Transactions larger than a batch, applied in parts.")
+        self._retries = make(Counter, "retries_total", "Attempts that will be repeated.", {"reason": RETRIES})
+
+    def _define_source_and_target(self) -> None:
+        make = self._make
+        self._source_id = make(Gauge, "source_change_id", "Highest committed change seen in the outbox.")
+        self._cursor_id = make(Gauge, "cursor_change_id", "Highest change the target's cursor has passed.")
+        self._oldest = make(
+            Gauge, "source_oldest_transaction_age_seconds", "Age of the oldest open writing transaction of the source."
+        )
+        self._rows = make(Gauge, "outbox_rows_estimate", "Rows kept in the outbox, as the planner estimates.")
+        self._bytes = make(Gauge, "outbox_size_bytes", "Size of the outbox with its indexes.")
+        self._listener = make(Gauge, "listener_connected", "1 while the LISTEN connection is up.")
+        self._reconnects = make(Counter, "source_reconnects_total", "Connections to the source opened anew.")
+        self._query = make(
+            Histogram,
+            "source_query_duration_seconds",
+            "Queries on the source.",
+            {"query": QUERIES},
+            buckets=_CALL,
+        )
+        self._request = make(
+            Histogram,
+            "target_request_duration_seconds",
+            "Requests to the target; their count is the number of attempts.",
+            {"mode": MODES, "outcome": OUTCOMES},
+            buckets=_CALL,
+        )
+
+    def _define_breakers(self) -> None:
+        make, each = self._make, {"breaker": BREAKERS}
+        states = {**each, "state": BREAKER_STATES}
+        self._breaker = make(Gauge, "breaker_state", "State of a breaker: exactly one is 1.", states)
+        for breaker in BREAKERS:
+            _one_hot(self._breaker, BREAKER_STATES, "closed", breaker)
+        moves = {**each, "to": BREAKER_STATES}
+        self._moves = make(Counter, "breaker_transitions_total", "Changes of a breaker's state.", moves)
+        self._rejected = make(Counter, "breaker_rejected_total", "Calls a breaker did not let out.", each)
+        self._ratio = make(Gauge, "breaker_failure_ratio", "Share of failed calls in a breaker's window.", each)
+
+    # -- the relay -------------------------------------------------------------------------------------------
+
+    def set_state(self, state: str) -> None:
+        _one_hot(self._state, STATES, state)
+
+    def leadership(self, *, leads: bool, listening: bool) -> None:
+        """How the connection stands that listens and holds the leader's lock."""
+        self._leader.set(leads)
+        if listening and not self._listener_up and self._listened:
+            self._reconnects.inc()
+        self._listener_up, self._listened = listening, self._listened or listening
+        self._listener.set(listening)
+
+    @contextmanager
+    def stage(self, stage: str) -> Iterator[None]:
+        """Time one stage of a turn, whether it succeeds or not."""
+        with self._stage.labels(stage).time():
+            yield
+
+    def woken(self, reason: str) -> None:
+        self._wakeups.labels(reason).inc()
+
+    def retried(self, reason: str) -> None:
+        self._retries.labels(reason if reason in RETRIES else "other").inc()
+
+    def loop_lag(self, seconds: float) -> None:
+        self._loop_lag.set(seconds)
+
+    def logged(self, level: str) -> None:
+        self._messages.labels(level if level in LEVELS else "error").inc()
+
+    # -- changes ---------------------------------------------------------------------------------------------
+
+    def tables_watched(self, tables: Iterable[str]) -> None:
+        """Begin the series of these tables at 0."""
+        for table, op in product(tables, OPS):
+            self._applied.labels(self._label(table), op)
+
+    def batch_read(self, changes: int, seconds: float) -> None:
+        self._read.inc(changes)
+        self._stage.labels("read").observe(seconds)
+        self._query.labels("read").observe(seconds)
+
+    def batch_applied(
+        self,
+        counts: Mapping[tuple[str, str], int],
+        *,
+        latencies: Iterable[float],
+        superseded: int = 0,
+        duplicate: bool = False,
+        gear: int = 1,
+        torn: int = 0,
+        seconds: float,
+    ) -> None:
+        """A batch the target has, by its own word: `counts` are its changes by table and op.
+
+        A duplicate was applied by a request whose answer was lost: it is counted now, as it was not then.
+        """
+        for (table, op), count in counts.items():
+            self._applied.labels(self._label(table), op).inc(count)
+        changes = sum(counts.values())
+        self._skipped.labels("superseded").inc(0 if duplicate else superseded)
+        self._skipped.labels("duplicate").inc(changes if duplicate else 0)
+        self._latency.observe(latencies)
+        self._batch.observe(changes)
+        self._batches.labels(str(gear)).inc()
+        self._torn.inc(torn)
+        self._stage.labels("apply").observe(seconds)
+        self._last_applied.set(self._wall())
+
+    def cursor_moved(self, change_id: int) -> None:
+        self._cursor_id.set(change_id)
+
+    def _label(self, table: str) -> str:
+        if table not in self._tables:
+            if len(self._tables) >= _TABLES:
+                return "other"
+            self._tables.add(table)
+        return table
+
+    # -- source, target, breakers ----------------------------------------------------------------------------
+
+    def source_health(self, *, oldest_transaction: float, rows: float, size: float, newest_id: int) -> None:
+        self._oldest.set(oldest_transaction)
+        self._rows.set(max(rows, 0))  # -1 says that the table was never analysed
+        self._bytes.set(size)
+        self._source_id.set(newest_id)
+
+    def source_query(self, query: str, seconds: float) -> None:
+        self._query.labels(query).observe(seconds)
+
+    def target_request(self, mode: str, outcome: str, seconds: float, size_bytes: int) -> None:
+        self._request.labels(mode, outcome).observe(seconds)
+        if mode == "apply":  # the others are a few bytes, and would hide the sizes that matter
+            self._size.observe(size_bytes)
+
+    def breaker_changed(self, breaker: str, to: str) -> None:
+        _one_hot(self._breaker, BREAKER_STATES, to, breaker)
+        self._moves.labels(breaker, to).inc()
+
+    def breaker_rejected(self, breaker: str) -> None:
+        self._rejected.labels(breaker).inc()
+
+    def breaker_ratio(self, breaker: str, ratio: float) -> None:
+        self._ratio.labels(breaker).set(ratio)
+
+    def render(self) -> tuple[bytes, str]:
+        """The body and the content type of /metrics."""
+        return generate_latest(_WithoutCreated(self._registry)), _CONTENT_TYPE
+
+
+def _one_hot(gauge: Gauge, options: Collection[str], value: str, *labels: str) -> None:
+    if value not in options:
+        raise ValueError(f"{value!r} is none of {', '.join(options)}")
+    for option in options:
+        gauge.labels(*labels, option).set(option == value)
+
+
+class _WithoutCreated:
+    """A registry without `_created` samples. The library's own switch is the process's, not a registry's."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [one for one in metric.samples if one.name != f"{metric.name}_created"]
+            yield metric

@@ -1,0 +1,294 @@
+"""The relay: reads a window, plans it, applies it, advances. The loop that moves changes, and nothing else.
+
+Knows the order of things and what each failure means for the next turn. Knows neither SQL nor HTTP.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import structlog
+
+from daemon.breaker import BreakerOpen
+from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnavailable, SourceUnfit, TargetError, advice
+from daemon.plan import Plan, plan, table_order
+from daemon.source import Batch, Source
+from daemon.target import Answer, Target
+from daemon.wakeup import Bell, Pace
+from outbox import Cursor
+
+log = structlog.get_logger()
+
+
+class Observer(Protocol):
+    """Who is told what the relay does: metrics, and tests."""
+
+    def batch_read(self, batch: Batch, seconds: float) -> None: ...
+    def batch_applied(self, batch: Batch, plan: Plan, answer: Answer, seconds: float) -> None: ...
+    def turn_failed(self, reason: str) -> None: ...
+    def woken(self, reason: str) -> None: ...
+    def state_changed(self, state: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Waits, in seconds. `recheck`: how often a relay that needs a person looks whether it still does.
+
+    `wake`: may writers be made to NOTIFY? `auto` does not where transactions may be PREPAREd, because one that
+    has notified cannot be.
+    """
+
+    poll: float = 1.0
+    recheck: float = 15.0
+    retry_first: float = 0.2
+    retry_cap: float = 30.0
+    wake: Literal["auto", "notify", "poll"] = "auto"
+
+
+@dataclass(slots=True)
+class Status:
+    """What the relay would tell a person. `problem` is one sentence; None when nothing needs anybody."""
+
+    state: str = "starting"
+    problem: str | None = None
+    problem_kind: str | None = None
+    since: float = field(default_factory=time.time)
+    cursor: Cursor | None = None
+    epoch: int = 0
+    batch_no: int = 0
+    applied: int = 0
+    last_applied: float | None = None
+    behind_seconds: float = 0.0
+
+
+class Relay:
+    """Moves changes from one source to one target. `step` is one turn of the wheel; `run` decides when."""
+
+    def __init__(
+        self, source: Source, target: Target, bell: Bell, observer: Observer, timing: Timing | None = None
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._bell = bell
+        self._observer = observer
+        self._timing = timing or Timing()
+        self._pace = Pace()
+        self._leads = asyncio.Event()
+        self._stopping = False
+        self._cursor: Cursor | None = None
+        self._claimed = False
+        self._order: Mapping[str, int] = {}
+        self._failures = 0
+        self._ahead: Batch | None = None
+        self.turns = 0
+        self.beat = time.monotonic()  # when the loop last gave a sign of life
+        self.status = Status()
+
+    # -- one turn ------------------------------------------------------------------------------------------
+
+    async def step(self) -> bool:
+        """Read, plan, apply, advance. True: there was something, call again at once.
+
+        Whatever it raises, the cursor in memory is forgotten: the next turn asks the target where it stands.
+        """
+        self.turns += 1
+        try:
+            batch = await self._read()
+            if batch is None:
+                return False
+            await self._apply(batch)
+            return True
+        except BaseException:
+            self._cursor = self._ahead = None
+            raise
+
+    async def _read(self) -> Batch | None:
+        """The next batch with changes; None when the source has no more."""
+        if self._ahead is not None:
+            batch, self._ahead = self._ahead, None
+            return batch
+        cursor = self._cursor or await self._resume()
+        started = time.monotonic()
+        batch = await self._source.read(cursor)
+        if not batch.changes:
+            # Nothing happened up to here: start the next window later. The target need not know.
+            self._cursor = self.status.cursor = batch.cursor
+            self.status.behind_seconds = 0.0
+            return None
+        self._observer.batch_read(batch, time.monotonic() - started)
+        return batch
+
+    async def _resume(self) -> Cursor:
+        """The target's own cursor. Claims the target first, once a term of leadership."""
+        identity = await self._source.identify()
+        if self._claimed:
+            answer = await self._target.cursor()
+        else:
+            answer = await self._target.claim()
+            self._claimed = True
+            tables = [table["table"] for table in answer.more["tables"]]
+            self._order = table_order(tables, [(r["child"], r["parent"]) for r in answer.more["references"]])
+            log.info("target_claimed", epoch=answer.standing.epoch, batch_no=answer.standing.batch_no)
+        return self._go_on_from(answer, Cursor.beginning(identity.system))
+
+    def _go_on_from(self, answer: Answer, beginning: Cursor) -> Cursor:
+        self._cursor = answer.standing.cursor or beginning
+        self.status.cursor = self._cursor
+        self.status.batch_no = answer.standing.batch_no
+        if answer.what == "claimed":
+            self.status.epoch = answer.standing.epoch
+        return self._cursor
+
+    async def _apply(self, batch: Batch) -> None:
+        started = time.monotonic()
+        planned = plan(batch.changes, self._order, batch.shapes)
+        answer = await self._target.apply(planned, batch.cursor, self.status.epoch, self.status.batch_no + 1)
+        # Promise I5: the cursor comes from the target's own transaction, never from what was meant to happen.
+        self._go_on_from(answer, batch.cursor)
+        if answer.what == "mismatch":
+            log.warning("batch_mismatched", batch_no=answer.standing.batch_no)
+            return
+        seconds = time.monotonic() - started
+        self._pace.found(time.monotonic())
+        self._succeeded(batch, planned, seconds)
+        self._observer.batch_applied(batch, planned, answer, seconds)
+        log.info(
+            "batch_applied", changes=planned.changes, superseded=planned.superseded, gear=answer.more.get("gear", 1),
+            answer=answer.what, batch_no=answer.standing.batch_no, first_id=batch.changes[0].id, last_id=batch.changes[-1].id,
+            torn=batch.torn, lag_s=round(self.status.behind_seconds, 4), duration_s=round(seconds, 4),
+        )  # fmt: skip
+
+    def _succeeded(self, batch: Batch, planned: Plan, seconds: float) -> None:
+        oldest = min(change.created_us for change in batch.changes)
+        self.status.behind_seconds = max(0.0, (batch.read_us - oldest) / 1e6 + seconds)
+        self.status.applied += planned.changes
+        self.status.last_applied = time.time()
+        self._failures = 0
+        self._set("catching_up" if batch.more else "streaming")
+
+    # -- when to turn --------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Turn while leading, until stopped. Raises Fenced, which ends the process."""
+        while not self._stopping:
+            self.beat = time.monotonic()
+            if not self._leads.is_set():
+                self._set("standby")
+                await self._bell.wait(self._timing.poll)
+                continue
+            try:
+                if not await self.step():
+                    self._quiet()
+                    await self._rest()
+            except BreakerOpen as exc:
+                await self._wait(min(max(exc.retry_in, 0.01), self._timing.retry_cap))
+            except (TargetError, SourceUnavailable, SourceUnfit, CaptureLost) as exc:
+                await self._wait(self._stumble(exc))
+
+    async def drain(self) -> int:
+        """Turn until the source has no more; returns how many changes were applied. Raises what `step` raises."""
+        before = self.status.applied
+        while await self.step():
+            pass
+        return self.status.applied - before
+
+    def lead(self) -> None:
+        """Leadership was won: the next turn claims the target."""
+        self._claimed = False
+        self._cursor = self._ahead = None
+        self._leads.set()
+        self._bell.ring()
+
+    def follow(self) -> None:
+        """Leadership was lost: no further turn."""
+        self._leads.clear()
+        self._bell.ring()
+
+    def stop(self) -> None:
+        """Finish the current turn, then return from `run`."""
+        self._stopping = True
+        self._bell.ring()
+
+    async def _rest(self) -> None:
+        """Nothing to do: poll a little while, then sleep until a writer rings."""
+        pause = self._pace.pause(time.monotonic())
+        if pause is None and self._may_sleep() and await self._bell.try_arm():
+            # K is ours: whoever commits from here on rings. One more read finds whoever committed before.
+            try:
+                self._ahead = await self._read()
+                if self._ahead is None and not self._stopping:
+                    self._observer.woken("notify" if await self._bell.wait(self._timing.poll) else "poll")
+            except BaseException:
+                self._cursor = self._ahead = None
+                raise
+            finally:
+                await self._bell.disarm()
+            return
+        if pause is None:  # K cannot be had (a long writer holds it), or nobody can ring here
+            rings = self._may_sleep() and self._bell.connected and not self._bell.pooled
+            pause = self._pace.longest if rings else min(0.25, self._timing.poll)
+        await self._wait(pause)
+
+    def _may_sleep(self) -> bool:
+        identity = self._source.identity
+        prepares = identity is not None and identity.prepared_transactions > 0
+        return self._timing.wake == "notify" or (self._timing.wake == "auto" and not prepares)
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait, but not beyond `stop`. Rings of writers do not cut a back-off short."""
+        deadline = time.monotonic() + seconds
+        while not self._stopping and (left := deadline - time.monotonic()) > 0:
+            self.beat = time.monotonic()
+            await self._bell.wait(min(left, 1.0))
+
+    # -- what failed ---------------------------------------------------------------------------------------
+
+    def _stumble(self, exc: DaemonError) -> float:
+        """Say what failed; returns how long to wait before the next turn."""
+        kind = str(exc.kind) if isinstance(exc, TargetError) else "source"
+        sentence = advice(exc.kind, exc.refusal) if isinstance(exc, TargetError) else str(exc)
+        self._failures += 1
+        self._observer.turn_failed(kind)
+        needs_person = isinstance(exc, (SourceUnfit, CaptureLost)) or (
+            isinstance(exc, TargetError) and exc.kind in (Kind.DATA, Kind.CONTRACT, Kind.AUTH, Kind.SIZE)
+        )
+        self._set(
+            "paused" if needs_person else "catching_up",
+            f"{exc}: {sentence}" if sentence != str(exc) else sentence,
+            kind,
+        )
+        log.log(
+            40 if needs_person else 30,
+            "turn_failed",
+            kind=kind,
+            error=str(exc),
+            advice=sentence,
+            attempt=self._failures,
+        )
+        if needs_person:
+            return self._timing.recheck
+        if isinstance(exc, TargetError) and exc.retry_after is not None:
+            return min(exc.retry_after, 300.0)
+        return min(self._timing.retry_first * 2.0 ** min(self._failures - 1, 10), self._timing.retry_cap)
+
+    def _quiet(self) -> None:
+        self._failures = 0
+        self._set("streaming")
+
+    def _set(self, state: str, problem: str | None = None, kind: str | None = None) -> None:
+        status = self.status
+        if (state, problem) != (status.state, status.problem):
+            status.state, status.problem, status.problem_kind, status.since = state, problem, kind, time.time()
+            self._observer.state_changed(state)
+
+
+class Silent:
+    """An observer that is told everything and says nothing."""
+
+    def batch_read(self, batch: Batch, seconds: float) -> None: ...
+    def batch_applied(self, batch: Batch, plan: Plan, answer: Answer, seconds: float) -> None: ...
+    def turn_failed(self, reason: str) -> None: ...
+    def woken(self, reason: str) -> None: ...
+    def state_changed(self, state: str) -> None: ...

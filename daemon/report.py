@@ -1,0 +1,128 @@
+"""What the daemon says of itself: metrics from what the relay does, and the status a person reads.
+
+Knows the relay, the breakers and the bell by their looks. Changes nothing.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from daemon.breaker import Breaker
+from daemon.lead import Keeper
+from daemon.metrics import Metrics
+from daemon.plan import Plan
+from daemon.relay import Relay
+from daemon.source import Batch
+from daemon.target import Answer
+from daemon.wakeup import Bell
+from outbox import __version__
+
+_STUCK = 15.0  # seconds beyond the request's deadline without a sign of the relay's loop
+
+
+class Observed:
+    """The relay's observer: turns what it does into metrics."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def batch_read(self, batch: Batch, seconds: float) -> None:
+        self._metrics.batch_read(len(batch.changes), seconds)
+
+    def batch_applied(self, batch: Batch, plan: Plan, answer: Answer, seconds: float) -> None:
+        until = batch.read_us / 1e6 + seconds
+        self._metrics.batch_applied(
+            plan.counts,
+            latencies=[until - change.created_us / 1e6 for change in batch.changes],
+            superseded=plan.superseded,
+            duplicate=answer.what == "duplicate",
+            gear=int(answer.more.get("gear", 1)),
+            torn=batch.torn,
+            seconds=seconds,
+        )
+        self._metrics.cursor_moved(batch.changes[-1].id)
+
+    def turn_failed(self, reason: str) -> None:
+        self._metrics.retried(reason)
+
+    def woken(self, reason: str) -> None:
+        self._metrics.woken(reason)
+
+    def state_changed(self, state: str) -> None:
+        self._metrics.set_state(state)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The views of the admin server."""
+
+    name: str
+    relay: Relay
+    breaker: Breaker
+    bell: Bell
+    keeper: Keeper
+    metrics: Metrics
+    deadline: float
+    started: float
+
+    def alive(self) -> bool:
+        """Does the relay's loop turn? Says nothing about either store."""
+        return time.monotonic() - self.relay.beat < self.deadline + _STUCK
+
+    def ready(self) -> tuple[bool, Mapping[str, Any]]:
+        """Is this process doing its part: leading and moving, or standing by?"""
+        status = self.relay.status
+        ready = status.state in {"streaming", "catching_up", "standby"}
+        return ready, {"state": status.state, "breaker": str(self.breaker.state), "problem": status.problem}
+
+    def status(self) -> dict[str, Any]:
+        """What `/api/status` shows."""
+        status = self.relay.status
+        lag, backlog = self.metrics.lag.seconds(), self.metrics.lag.backlog()
+        known = not math.isnan(lag)
+        return {
+            "verdict": verdict(status.state, status.problem, lag if known else 0.0, int(backlog) if known else 0),
+            "relay": self.name,
+            "state": status.state,
+            "since": iso(status.since),
+            "leads": self.keeper.leads,
+            "problem": status.problem,
+            "problem_kind": status.problem_kind,
+            "lag_seconds": round(lag, 3) if known else None,
+            "backlog_changes": int(backlog) if known else None,
+            "applied_changes": status.applied,
+            "last_applied": iso(status.last_applied),
+            "cursor": {"snapshot": status.cursor.snapshot, "floor_id": status.cursor.floor_id}
+            if status.cursor
+            else None,
+            "epoch": status.epoch,
+            "batch_no": status.batch_no,
+            "breaker": {
+                "state": str(self.breaker.state),
+                "retry_in_seconds": round(self.breaker.retry_in, 2),
+                "failure_ratio": round(self.breaker.failure_ratio, 3),
+                "last_error": self.breaker.last_error,
+            },
+            "listener": {"connected": self.bell.connected, "pooled": self.bell.pooled, "asleep": self.bell.armed},
+            "version": __version__,
+            "started": iso(self.started),
+        }
+
+
+def verdict(state: str, problem: str | None, lag: float, backlog: int) -> str:
+    """One sentence a person can act on."""
+    if state == "standby":
+        return "standing by: another outboxd leads"
+    if problem:
+        waiting = f"{backlog} changes wait safely in Postgres" if backlog else "nothing waits"
+        return f"{'paused' if state == 'paused' else 'interrupted'}: {problem}; {waiting}"
+    if backlog:
+        return f"catching up: {backlog} changes, {lag:.1f} s behind"
+    return "in sync: nothing needs you"
+
+
+def iso(when: float | None) -> str | None:
+    """Unix time as RFC 3339, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when)) if when else None

@@ -1,0 +1,453 @@
+"""Every setting of the daemon: its name, its default, where it may come from, and what is wrong with it.
+
+Knows environment variables, `.env`, secret files and TOML, and the looks of keys and addresses. Must not know
+what a setting is used for: values leave as plain arguments, and only the edges (cli, main) import this. No
+message made here repeats a value: somebody may have pasted the key into the wrong variable.
+"""
+
+import base64
+import difflib
+import ipaddress
+import json
+import re
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from daemon.breaker import Thresholds
+
+# Names other tools already use. The OUTBOXD_ form wins over these, and an earlier one over a later one.
+ALIASES = {
+    "DATABASE_URL": "source_dsn",
+    "SUPABASE_URL": "supabase_url",
+    "SUPABASE_SECRET_KEY": "supabase_key",
+    "SUPABASE_SERVICE_ROLE_KEY": "supabase_key",
+    "SUPABASE_DB_URL": "target_dsn",
+}
+SECRETS = ("source_dsn", "supabase_key", "target_dsn")
+SECRETS_FOLDER = Path("/run/secrets")
+Need = Literal["source", "target"]
+
+# Prisma's own parameters: libpq refuses a URL that has one, and the DATABASE_URL of a Prisma user often does.
+_PRISMA = frozenset(
+    ["schema", "connection_limit", "pool_timeout", "pgbouncer", "statement_cache_size", "socket_timeout"]
+)
+_KEYWORDS = re.compile(r"(?:\s*\w+\s*=\s*(?:'(?:\\.|[^'\\])*'|(?:\\.|[^\s\\'])+)(?:\s+|$))+")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    setting: str
+    what: str
+    example: str = ""
+    origin: str = ""
+
+
+class ConfigError(Exception):
+    """All that is wrong with the configuration, as one block for the operator."""
+
+    def __init__(self, problems: Collection[Problem]) -> None:
+        self.problems = tuple(problems)
+        lines = [f"the configuration has {len(problems)} problem{'s' * (len(problems) > 1)}:"]
+        for one in self.problems:
+            lines.append(f"  {one.setting} {one.what}")
+            lines += [f"      from: {one.origin}"] * bool(one.origin)
+            lines += [f"      example: {one.example}"] * bool(one.example)
+        super().__init__("\n".join(lines))
+
+
+def _check_dsn(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    scheme = re.match(r"([A-Za-z][\w+.-]*)://", text)
+    if scheme is None:
+        if not _KEYWORDS.fullmatch(text):
+            raise ValueError("is neither a postgresql:// address nor a list of key=value pairs")
+        if not re.search(r"\b(?:host|hostaddr|dbname|service)\s*=", text):
+            raise ValueError("names neither a host nor a database")
+    elif scheme[1].startswith(("postgres+", "postgresql+")):
+        raise ValueError("is an SQLAlchemy address: write postgresql:// without the driver's name")
+    elif scheme[1] not in {"postgres", "postgresql"}:
+        raise ValueError("must begin with postgresql://")
+    else:
+        parts = _split(text)
+        if not parts.netloc.rpartition("@")[2] and not parts.path.strip("/") and "host=" not in parts.query:
+            raise ValueError("names neither a host nor a database")
+    return secret
+
+
+def _split(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError:  # its message may quote the password
+        raise ValueError("cannot be read as an address") from None
+
+
+def looks_pooled(dsn: str) -> bool:
+    """Whether an address looks like a transaction pooler's: Supabase's port, Neon's host, Prisma's flag."""
+    rest = dsn.rpartition("@")[2]
+    return bool(re.search(r":6543\b|\bport\s*=\s*'?6543\b|-pooler\.|\bpgbouncer=true\b", rest))
+
+
+def _check_url(text: str) -> str:
+    parts = _split(text)
+    host = parts.hostname or ""
+    if host in {"supabase.com", "app.supabase.com"}:
+        project = re.search(r"/project/([a-z0-9]+)", parts.path)
+        api = f"https://{project[1] if project else '<project-ref>'}.supabase.co"
+        raise ValueError(f"is the dashboard's address; the API's is {api}")
+    if "@" in parts.netloc:
+        raise ValueError("must not carry a user or a password")
+    if parts.scheme not in {"http", "https"} or not host:
+        raise ValueError("must begin with https://")
+    if _reach(host) == "link-local":
+        raise ValueError("is a link-local address")
+    if parts.scheme == "http" and _reach(host) != "loopback":
+        raise ValueError("must begin with https:// (http:// only to this machine): requests carry the key")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("must be the bare address: what comes after the host is added by outboxd")
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError("has a port that is no number") from None
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}" + (f":{port}" if port else "")
+
+
+def _reach(host: str) -> Literal["loopback", "link-local", "any"]:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "loopback" if host == "localhost" or host.endswith(".localhost") else "any"
+    return "loopback" if address.is_loopback else "link-local" if address.is_link_local else "any"
+
+
+def _kind_of_key(key: str) -> Literal["secret", "jwt"]:
+    if re.fullmatch(r"sb_secret_[\x21-\x7e]+", key):
+        return "secret"
+    claims: object = None
+    if re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", key, re.ASCII):
+        payload = key.split(".")[1]
+        try:
+            claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        except ValueError:
+            claims = None
+    role = claims.get("role") if isinstance(claims, dict) else None
+    if role == "service_role":
+        return "jwt"
+    if role == "anon" or key.startswith("sb_publishable_"):
+        raise ValueError("is the publishable (anon) key; outboxd needs the secret key")
+    if role is not None:
+        raise ValueError("is a token for another role; outboxd needs the secret key or that of service_role")
+    raise ValueError("is neither a secret key (sb_secret_…) nor a service_role token")
+
+
+def _check_key(secret: SecretStr) -> SecretStr:
+    _kind_of_key(secret.get_secret_value())
+    return secret
+
+
+_Dsn = Annotated[SecretStr, AfterValidator(_check_dsn)]
+_default = Thresholds()
+_NOT_SETTINGS = {"outboxd_config", *(f"outboxd_{secret}_file" for secret in SECRETS)}
+
+
+class BreakerSettings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    consecutive_failures: Annotated[int, Field(ge=1)] = _default.consecutive_failures
+    failure_ratio: Annotated[float, Field(gt=0, le=1)] = _default.failure_ratio
+    minimum_calls: Annotated[int, Field(ge=1, le=1000)] = _default.minimum_calls
+    window: Annotated[float, Field(gt=0)] = _default.window
+    slow_call: Annotated[float, Field(gt=0)] = _default.slow_call
+    open_first: Annotated[float, Field(gt=0)] = _default.open_first
+    open_cap: Annotated[float, Field(gt=0)] = _default.open_cap
+
+    @property
+    def thresholds(self) -> Thresholds:
+        return Thresholds(**self.model_dump())
+
+
+class Settings(BaseSettings):
+    """What `load` found. Made directly, it reads nothing but its arguments."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    # The application's Postgres, and the Supabase project: its API, its secret key, its Postgres.
+    source_dsn: _Dsn | None = Field(default=None, examples=["postgresql://outboxd:…@db.example/app"])
+    supabase_url: Annotated[str, AfterValidator(_check_url)] | None = Field(
+        default=None, examples=["https://<project-ref>.supabase.co"]
+    )
+    supabase_key: Annotated[SecretStr, AfterValidator(_check_key)] | None = Field(
+        default=None, examples=["sb_secret_…"]
+    )
+    target_dsn: _Dsn | None = Field(
+        default=None, examples=["postgresql://postgres:…@db.<project-ref>.supabase.co:5432/postgres"]
+    )
+    transport: Literal["rest", "postgres"] = "rest"
+    relay: str = Field(default="main", pattern=r"^[a-z][a-z0-9_]{0,30}$")
+    exposed_schema: str = Field(default="public", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")
+    batch_changes: int = Field(default=2000, ge=1, le=10_000)
+    batch_bytes: int = Field(default=4 * 1024**2, ge=64 * 1024, le=64 * 1024**2)
+    wake: Literal["auto", "notify", "poll"] = "auto"
+    poll_interval: float = Field(default=1.0, gt=0, le=60)  # the seat belt while asleep
+    # Above the 25 s that the target's function gives itself, below the 60 s of the gateway in front of it.
+    request_timeout: float = Field(default=30.0, ge=27, lt=60)
+    breaker: BreakerSettings = BreakerSettings()
+    admin: bool = True
+    admin_host: str = Field(default="127.0.0.1", min_length=1)
+    admin_port: int = Field(default=9631, ge=0, le=65_535)  # 0: any free one
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "console", "json"] = "auto"
+
+    _origins: dict["_Name", str] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """`load` reads the sources: merged in here, nobody could say which of them a value is from."""
+        return (init_settings,)
+
+    @property
+    def key_kind(self) -> Literal["secret", "jwt"] | None:
+        return _kind_of_key(self.supabase_key.get_secret_value()) if self.supabase_key else None
+
+    @property
+    def source_conninfo(self) -> str:
+        """The source's address in a form that libpq takes."""
+        return _for_libpq(self.source_dsn)
+
+    @property
+    def target_conninfo(self) -> str:
+        return _for_libpq(self.target_dsn)
+
+    @property
+    def looks_pooled(self) -> bool:
+        return self.source_dsn is not None and looks_pooled(self.source_dsn.get_secret_value())
+
+
+def _for_libpq(dsn: SecretStr | None) -> str:
+    if dsn is None:
+        raise LookupError("this command was loaded without needing that address")
+    address, mark, query = dsn.get_secret_value().partition("?")
+    if not mark or "://" not in address:
+        return dsn.get_secret_value()
+    kept = "&".join(each for each in query.split("&") if each.partition("=")[0] not in _PRISMA)
+    return f"{address}?{kept}" if kept else address
+
+
+_Name = tuple[str, ...]  # ("relay",) or ("breaker", "window")
+_NAMES: tuple[_Name, ...] = tuple(
+    (name, inner) if inner else (name,)
+    for name in Settings.model_fields
+    for inner in (BreakerSettings.model_fields if name == "breaker" else ("",))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    value: Any
+    origin: str
+
+
+_Layer = dict[_Name, _Found]
+
+
+def load(
+    config: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    needs: Collection[Need] = ("source", "target"),
+) -> Settings:
+    """The settings from every place they may come from, or a ConfigError with all that is wrong at once.
+
+    What is set must be right; what is missing matters only when `needs` names it.
+    """
+    found, problems = _gather(config, overrides or {})
+    problems += _missing(found, needs)
+    values: dict[str, Any] = {}
+    for name, one in found.items():
+        place = values if len(name) == 1 else values.setdefault(name[0], {})
+        place[name[-1]] = one.value
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        for each in error.errors(include_url=False, include_context=False, include_input=False):
+            name = tuple(str(part) for part in each["loc"])
+            what = re.sub(r"^(?:Value error, |Input |String )", "", each["msg"])
+            origin = found[name].origin if name in found else ""
+            problems.append(Problem(".".join(name), what, _example(name), origin))
+        raise ConfigError(problems) from None
+    if problems:
+        raise ConfigError(problems)
+    settings._origins = {name: one.origin for name, one in found.items()}  # noqa: SLF001
+    return settings
+
+
+def _gather(config: Path | None, overrides: Mapping[str, Any]) -> tuple[_Layer, list[Problem]]:
+    """Every value with where it is from, the strongest source winning; and what is odd about the sources."""
+    problems: list[Problem] = []
+    environment = EnvSettingsSource(Settings).env_vars
+    try:
+        dotenv = DotEnvSettingsSource(Settings, env_file=Path(".env")).env_vars
+    except (OSError, ValueError):
+        problems.append(Problem(".env", "cannot be read"))
+        dotenv = {}
+    command_line = {name: _Found(value, "the command line") for name, value in _leaves(overrides) if value is not None}
+    variables = {
+        **_aliased(dotenv, "{} in .env"),
+        **_aliased(environment, "environment variable {}"),
+        **_prefixed(dotenv, "{} in .env", problems),
+        **_prefixed(environment, "environment variable {}", problems),
+    }
+    everywhere = {**dotenv, **environment}
+    files = _secret_files(everywhere, problems)
+    for secret in SECRETS:
+        here, there = variables.get((secret,)), files.get((secret,))
+        if here and there and here.value != there.value:
+            what = f"is set twice, differently: in {here.origin} and in {there.origin}; remove one"
+            problems.append(Problem(secret, what))
+    toml = _toml(config, everywhere.get("outboxd_config"), problems)
+    return {**toml, **files, **variables, **command_line}, problems
+
+
+def _leaves(table: Mapping[str, Any], above: _Name = ()) -> Iterator[tuple[_Name, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*above, key))
+        else:
+            yield (*above, key), value
+
+
+def _prefixed(variables: Mapping[str, str | None], where: str, problems: list[Problem]) -> _Layer:
+    layer: _Layer = {}
+    for variable, value in variables.items():
+        name = tuple(variable.removeprefix("outboxd_").split("__"))
+        if not variable.startswith("outboxd_") or variable in _NOT_SETTINGS or not (value or "").strip():
+            continue
+        if name in _NAMES:
+            layer[name] = _Found((value or "").strip(), where.format(variable.upper()))
+        else:
+            meant = [_variable(one) for one in _NAMES]
+            problems.append(_unknown(variable.upper(), meant, where.format(variable.upper())))
+    return layer
+
+
+def _aliased(variables: Mapping[str, str | None], where: str) -> _Layer:
+    layer: _Layer = {}
+    for alias, setting in ALIASES.items():
+        if value := (variables.get(alias.lower()) or "").strip():
+            layer.setdefault((setting,), _Found(value, where.format(alias)))
+    return layer
+
+
+def _secret_files(environment: Mapping[str, str | None], problems: list[Problem]) -> _Layer:
+    """`<NAME>_FILE` variables, then systemd's credentials, then a container's secrets."""
+    layer: _Layer = {}
+    folders = [Path(environment.get("credentials_directory") or "/nonexistent"), SECRETS_FOLDER]
+    for secret in SECRETS:
+        names = _variables(secret)
+        told = [Path(file) for name in names if (file := environment.get(f"{name.lower()}_file"))]
+        spelled = [spelling for name in (*names, secret) for spelling in (name, name.lower())]
+        usual = [folder / name for folder in folders for name in spelled]
+        for path in (*told, *usual):
+            try:
+                if path in told or path.is_file():
+                    layer[(secret,)] = _Found(path.read_text("utf-8").strip(), f"the file {path}")
+                    break
+            except (OSError, ValueError):
+                problems.append(Problem(secret, "cannot be read", origin=f"the file {path}"))
+                break
+    return layer
+
+
+def _toml(told: Path | None, variable: str | None, problems: list[Problem]) -> _Layer:
+    path = told or Path(variable or "outboxd.toml")
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        if told or variable:
+            problems.append(Problem("--config", "names a file that does not exist", origin=str(path)))
+        return {}
+    except (OSError, ValueError) as error:
+        what = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "cannot be read"
+        problems.append(Problem("--config", f"is not TOML in UTF-8: {what}", origin=str(path)))
+        return {}
+    layer = {name: _Found(value, str(path)) for name, value in _leaves(table)}
+    known = [".".join(name) for name in _NAMES]
+    problems += [_unknown(".".join(name), known, str(path)) for name in layer if name not in _NAMES]
+    return {name: one for name, one in layer.items() if name in _NAMES}
+
+
+def _missing(found: _Layer, needs: Collection[Need]) -> list[Problem]:
+    transport = found.get(("transport",))
+    direct = transport is not None and transport.value == "postgres"
+    wanted = ["source_dsn"] * ("source" in needs)
+    if "target" in needs:
+        wanted += ["target_dsn"] if direct else ["supabase_url", "supabase_key"]
+    problems = []
+    for setting in wanted:
+        if (setting,) not in found:
+            what = f"is missing: set {' or '.join(_variables(setting))}"
+            problems.append(Problem(setting, what, _example((setting,))))
+    return problems
+
+
+def _unknown(name: str, known: Collection[str], origin: str) -> Problem:
+    near = difflib.get_close_matches(name, known, n=1)
+    return Problem(name, f"is no setting{f'; did you mean {near[0]}?' if near else ''}", origin=origin)
+
+
+def _variable(name: _Name) -> str:
+    return "OUTBOXD_" + "__".join(name).upper()
+
+
+def _variables(setting: str) -> list[str]:
+    return [_variable((setting,)), *(alias for alias, name in ALIASES.items() if name == setting)]
+
+
+def _example(name: _Name) -> str:
+    fields = BreakerSettings.model_fields if len(name) > 1 else Settings.model_fields
+    field = fields.get(name[-1])
+    return str(field.examples[0] if field.examples else field.default) if field else ""
+
+
+def redacted(settings: Settings) -> dict[str, object]:
+    """Each setting's value and where it is from, fit to be shown."""
+    shown: dict[str, object] = {}
+    for name in _NAMES:
+        value: Any = settings
+        for part in name:
+            value = getattr(value, part)
+        if isinstance(value, SecretStr):
+            value = _shown(name[0], value.get_secret_value())
+        origin = settings._origins.get(name, "default")  # noqa: SLF001
+        shown[".".join(name)] = {"value": value, "from": origin}
+    return shown
+
+
+def _shown(setting: str, secret: str) -> str:
+    if setting != "supabase_key":
+        value = "[^&]*" if "://" in secret else r"(?:'(?:\\.|[^'\\])*'|(?:\\.|[^\s\\])+)"
+        secret = re.sub(rf"(password\s*=\s*){value}", r"\1***", secret, flags=re.IGNORECASE)
+        return re.sub(r"(://[^:@/]*:).*(?=@)", r"\1***", secret)
+    if _kind_of_key(secret) == "jwt":
+        return "set (jwt)"
+    # Six characters tell two keys apart, and say nothing about the rest when the rest is long enough.
+    return f"set (secret, {secret[:16]}…)" if len(secret) >= 30 else "set (secret)"

@@ -1,0 +1,58 @@
+"""The small arithmetic of snapshots: read, print, see, cut.
+
+Knows how Postgres writes a snapshot and what it means. Knows nothing of connections, changes or cursors' other
+parts. Pure; standard library only.
+
+A snapshot names the transactions that had committed at an instant: those below `xmax` that are not `running`.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """``xmin:xmax:running``: xmin is the lowest running transaction, xmax the first not yet begun."""
+
+    xmin: int
+    xmax: int
+    running: frozenset[int] = frozenset()
+
+    @classmethod
+    def parse(cls, text: str) -> "Snapshot":
+        """Read Postgres' text of a pg_snapshot. Raises ValueError when it is none."""
+        try:
+            xmin, xmax, running = text.split(":")
+            parsed = cls(int(xmin), int(xmax), frozenset(map(int, running.split(","))) if running else frozenset())
+        except ValueError:
+            raise ValueError(f"not a snapshot: {text!r}") from None
+        if not 0 < parsed.xmin <= parsed.xmax or not all(parsed.xmin <= xid < parsed.xmax for xid in parsed.running):
+            raise ValueError(f"not a snapshot: {text!r}")
+        return parsed
+
+    @classmethod
+    def of(cls, xmax: int, running: Collection[int]) -> "Snapshot":
+        """The snapshot with this xmax in which these transactions, as far as they lie below it, still run."""
+        below = frozenset(xid for xid in running if xid < xmax)
+        return cls(min(below, default=xmax), xmax, below)
+
+    def __str__(self) -> str:
+        """As Postgres prints and reads it."""
+        return f"{self.xmin}:{self.xmax}:{','.join(map(str, sorted(self.running)))}"
+
+    def sees(self, xid: int) -> bool:
+        """Had transaction `xid` committed?"""
+        return xid < self.xmax and xid not in self.running
+
+
+def cut(reached: Snapshot, goal: Snapshot, taken: Collection[int], untaken: Collection[int]) -> Snapshot:
+    """The snapshot that sees what `reached` sees and the transactions `taken`, and nothing else.
+
+    `taken` and `untaken` are transactions of the window (reached, goal]; `untaken` must name every transaction of
+    that window below max(reached.xmax, 1 + max(taken)) that is not taken.
+
+    Promise I4: applying `taken` alone is safe when they are the transactions that lie wholly before some id.
+    Whoever wrote a key before one of them had committed by then, so lies before that id as well.
+    """
+    xmax = max(reached.xmax, 1 + max(taken, default=0))
+    return Snapshot.of(xmax, (goal.running | frozenset(untaken)) - frozenset(taken))

@@ -1,0 +1,32 @@
+"""Telling systemd how the process does (sd_notify).
+
+Knows the notify socket's protocol. Knows nothing of the daemon. Without a socket in the environment it is silent.
+"""
+
+import os
+import socket
+
+
+def notify(**state: str | int) -> bool:
+    """Send READY=1, STATUS=…, WATCHDOG=1, STOPPING=1; False when nobody listens."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return False
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    message = "\n".join(f"{name.upper()}={value}" for name, value in state.items())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.connect(address)
+            sock.sendall(message.encode())
+        except OSError:
+            return False
+    return True
+
+
+def watchdog_interval() -> float | None:
+    """Seconds between two WATCHDOG=1, a third of what systemd allows; None when it does not watch this process."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    if not microseconds.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    return int(microseconds) / 3_000_000

@@ -1,0 +1,208 @@
+"""The bell: when to read again. And the lock that says who leads, on the same connection.
+
+Knows LISTEN, advisory locks and a rhythm. Knows nothing of what a change is: a notification has no content, it
+only rings.
+
+A NOTIFY makes its commit take a cluster-wide lock, so writers ring only a sleeper. Writers try to take lock K
+shared, without waiting, and keep it until after their commit is visible. The relay takes K exclusively only to
+sleep; it gets it only when no writer that found it awake is still in flight. It then reads once more, and waits
+only if that found nothing. So every commit is either in that read or has rung.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from daemon.connection import connect
+from daemon.errors import SourceUnavailable
+
+_LOCK_CLASS = 1869968482
+_BELL, _LEADER = 1, 2
+_SQL = {
+    # A frozen process pings no more: the server then drops this connection and with it both locks.
+    "guard": "set idle_session_timeout = '10s'",
+    "listen": "listen outbox",
+    "pid": "select pg_backend_pid()",
+    "arm": "select pg_try_advisory_lock(%s, %s)",
+    "disarm": "select pg_advisory_unlock(%s, %s)",
+    "ping": "select 1",
+}
+
+
+@dataclass(slots=True)
+class Pace:
+    """When to poll and when to sleep, from the gaps between changes. Seconds; the clock is the caller's."""
+
+    shortest: float = 0.001
+    longest: float = 0.02
+    linger: float = 0.05
+    gaps: float = 20.0
+    mean_gap: float = 1.0
+    last_found: float = float("-inf")
+
+    def found(self, now: float) -> None:
+        """Changes were found."""
+        self.mean_gap += (min(now - self.last_found, 1.0) - self.mean_gap) / 8
+        self.last_found = now
+
+    def pause(self, now: float) -> float | None:
+        """Seconds until the next look; None when it is quiet enough to sleep."""
+        quiet = now - self.last_found
+        if quiet >= max(self.linger, min(self.gaps * self.mean_gap, 1.0)):
+            return None
+        return min(max(self.mean_gap / 4, self.shortest), self.longest)
+
+
+class Bell:
+    """One connection: LISTEN, lock K, the leader's lock. Commands on it take turns."""
+
+    def __init__(self, dsn: str, *, application_name: str = "outboxd", deadline: float = 10.0) -> None:
+        self._dsn = dsn
+        self._name = application_name
+        self._deadline = deadline
+        self._conn: psycopg.AsyncConnection[Any] | None = None
+        self._turn = asyncio.Lock()
+        self._rung = asyncio.Event()
+        self._watched_fd: int | None = None
+        self.on_lost: Callable[[], None] = lambda: None
+        self.armed = False
+        self.rings = 0
+        self.pooled = False
+
+    @property
+    def connected(self) -> bool:
+        """Is LISTEN up?"""
+        return self._conn is not None
+
+    def ring(self) -> None:
+        """Wake whoever waits. Signals and reconnects ring as well."""
+        self._rung.set()
+
+    async def connect(self) -> None:
+        """Open, probe and LISTEN. Raises SourceUnavailable.
+
+        Behind a pooler in transaction mode locks and LISTEN belong to whichever transaction comes next: `pooled`
+        is set, nothing is locked, and the relay polls.
+        """
+        try:
+            async with asyncio.timeout(self._deadline):
+                self._conn = conn = await connect(self._dsn, f"{self._name} bell")
+                self.pooled = await self._is_pooled(conn)
+                if not self.pooled:
+                    conn.add_notify_handler(self._notified)
+                    await conn.execute(_SQL["guard"])
+                    await conn.execute(_SQL["listen"])
+                    self._watch()
+        except (TimeoutError, psycopg.Error) as exc:
+            await self.close()
+            raise SourceUnavailable(f"no connection to the source ({type(exc).__name__})") from None
+        self.ring()
+
+    async def _is_pooled(self, conn: psycopg.AsyncConnection[Any]) -> bool:
+        """Two clients, one backend? A pooler gives the server connection just used to whoever asks next."""
+        other = await connect(self._dsn, f"{self._name} probe")
+        try:
+            mine = await (await conn.execute(_SQL["pid"])).fetchone()
+            async with other.transaction():
+                theirs = await (await other.execute(_SQL["pid"])).fetchone()
+        finally:
+            await other.close()
+        return bool(mine == theirs)
+
+    async def try_lead(self) -> bool:
+        """Take the leader's lock if it is free. It is held as long as this connection lives."""
+        return self.pooled or bool(await self._command("arm", (_LOCK_CLASS, _LEADER)))
+
+    async def try_arm(self) -> bool:
+        """Take K: from here on writers ring. Read once more before waiting."""
+        if self.pooled or not self.connected:
+            return False
+        self._rung.clear()  # before the read that follows, never after it
+        self.armed = bool(await self._command("arm", (_LOCK_CLASS, _BELL)))
+        return self.armed
+
+    async def disarm(self) -> None:
+        """Give K back: writers are silent again."""
+        if self.armed:
+            self.armed = False
+            await self._command("disarm", (_LOCK_CLASS, _BELL))
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for a ring; False when the time ran out."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._rung.wait()
+        rung = self._rung.is_set()
+        self._rung.clear()
+        return rung
+
+    async def ping(self) -> None:
+        """Prove the connection alive, to both ends. Raises SourceUnavailable when it is not."""
+        await self._command("ping", ())
+
+    async def close(self) -> None:
+        """Drop the connection, and with it the locks."""
+        self._unwatch()
+        conn, self._conn, self.armed = self._conn, None, False
+        if conn is not None:
+            await conn.close()
+
+    async def _command(self, name: str, parameters: tuple[int, ...]) -> Any:
+        async with self._turn:
+            conn = self._conn
+            if conn is None:
+                raise SourceUnavailable("the bell's connection to the source is gone")
+            self._unwatch()  # psycopg watches the same descriptor while a command runs
+            try:
+                async with asyncio.timeout(self._deadline):
+                    row = await (await conn.execute(_SQL[name], parameters or None)).fetchone()
+            except (TimeoutError, psycopg.Error) as exc:
+                await self._fail()
+                raise SourceUnavailable(f"the bell's connection to the source failed ({type(exc).__name__})") from None
+            except BaseException:
+                await self._fail()
+                raise
+            self._watch()
+            return row[0] if row else None
+
+    async def _fail(self) -> None:
+        await self.close()
+        self.on_lost()
+        self.ring()
+
+    def _notified(self, _: psycopg.Notify) -> None:
+        self.rings += 1
+        self.ring()
+
+    def _watch(self) -> None:
+        """Wake on input without psycopg's notifies(), which wakes ten times a second."""
+        if self._conn is not None and not self.pooled:
+            self._drain(self._conn)  # what came with the last command's answer
+            self._watched_fd = self._conn.fileno()
+            asyncio.get_running_loop().add_reader(self._watched_fd, self._readable)
+
+    def _unwatch(self) -> None:
+        if self._watched_fd is not None:
+            asyncio.get_running_loop().remove_reader(self._watched_fd)
+            self._watched_fd = None
+
+    def _readable(self) -> None:
+        if self._conn is None:
+            return
+        try:
+            self._conn.pgconn.consume_input()
+        except psycopg.OperationalError:
+            self._unwatch()  # the next command finds the connection gone and closes it
+            self.on_lost()
+            self.ring()
+            return
+        self._drain(self._conn)
+
+    def _drain(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        while conn.pgconn.notifies():
+            self.rings += 1
+            self.ring()

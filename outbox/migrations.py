@@ -1,0 +1,132 @@
+"""The SQL that both sides need: as migrations to apply, or as a script for another tool.
+
+Knows the files in sql/ and the tables that record them. Everything runs in one transaction under an advisory
+lock, so concurrent installers take turns and a failure leaves nothing behind.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psycopg
+from psycopg import sql
+
+from outbox.errors import MigrationChanged, SchemaMissing, SchemaTooNew
+
+Side = Literal["source", "target"]
+
+FILES = Path(__file__).resolve().parent.parent / "sql"
+_SCHEMA: dict[Side, str] = {"source": "outbox", "target": "outboxd"}
+_LOCK = (1869968482, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered file. `checksum` is the SHA-256 of its text, in hex."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        """Tells an edited file from the one that was applied."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def migrations(side: Side) -> tuple[Migration, ...]:
+    """All migrations of one side, in their order."""
+    found = []
+    for path in sorted((FILES / side).glob("[0-9]*.sql")):
+        number, _, name = path.stem.partition("_")
+        found.append(Migration(int(number), name, path.read_text(encoding="utf-8")))
+    return tuple(found)
+
+
+def step(side: Side, name: str, **replace: str) -> str:
+    """An unnumbered file of one side (`role`, `exposed`), with words replaced as a whole."""
+    text = (FILES / side / f"{name}.sql").read_text(encoding="utf-8")
+    for old, new in replace.items():
+        text = text.replace(f"{old}.outboxd(", f"{new}.outboxd(")
+    return text
+
+
+def installed(conn: psycopg.Connection[Any], side: Side) -> int:
+    """Highest migration applied, 0 when the schema is not there."""
+    return max((version for version, _ in _recorded(conn, side)), default=0)
+
+
+def require(conn: psycopg.Connection[Any], side: Side) -> None:
+    """Raise unless the database is at this version's schema."""
+    version, newest = installed(conn, side), migrations(side)[-1].version
+    if version > newest:
+        raise SchemaTooNew(_too_new(side, version, newest))
+    if version < newest:
+        state = "not installed" if not version else f"at migration {version} of {newest}"
+        raise SchemaMissing(f"schema {_SCHEMA[side]} is {state}: run `outboxd setup {side}`")
+
+
+def migrate(conn: psycopg.Connection[Any], side: Side, *, exposed_schema: str = "public") -> list[Migration]:
+    """Apply what is pending, in one transaction; returns what was applied.
+
+    Raises SchemaTooNew when the database knows a migration this version does not, MigrationChanged when an
+    applied one had another text.
+    """
+    known = migrations(side)
+    with conn.transaction():
+        conn.execute("select pg_advisory_xact_lock(%s, %s)", _LOCK)
+        recorded = dict(_recorded(conn, side))
+        if recorded and max(recorded) > known[-1].version:
+            raise SchemaTooNew(_too_new(side, max(recorded), known[-1].version))
+        for migration in known:
+            if recorded.get(migration.version, migration.checksum) != migration.checksum:
+                raise MigrationChanged(
+                    f"migration {migration.version:04}_{migration.name} of the {side} is not the one that was applied: "
+                    "install the version of outboxd that applied it, or restore the file"
+                )
+        pending = [m for m in known if m.version not in recorded]
+        for migration in pending:
+            conn.execute(migration.sql.encode())
+            conn.execute(_record(side, migration))
+        if side == "target":
+            conn.execute(step(side, "exposed", public=quote(exposed_schema)).encode())
+    return pending
+
+
+def script(side: Side, *, exposed_schema: str = "public") -> str:
+    """All of one side as SQL for a migration tool or an SQL editor. Running it again is harmless."""
+    parts = [f"-- outboxd: the {side}'s side. Running this again is harmless.\n"]
+    for migration in migrations(side):
+        parts.append(f"-- {migration.version:04}_{migration.name}\n{migration.sql}")
+        parts.append(_record(side, migration).as_string(None) + ";\n")
+    if side == "target":
+        parts.append(step(side, "exposed", public=quote(exposed_schema)))
+    return "\n".join(parts)
+
+
+def quote(name: str) -> str:
+    """An SQL identifier, quoted."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _recorded(conn: psycopg.Connection[Any], side: Side) -> list[tuple[int, str]]:
+    table = f"{_SCHEMA[side]}.migration"
+    row = conn.execute("select to_regclass(%s) is not null", (table,)).fetchone()
+    if not row or not row[0]:
+        return []
+    name = sql.Identifier(_SCHEMA[side], "migration")
+    return conn.execute(sql.SQL("select version, checksum from {} order by version").format(name)).fetchall()
+
+
+def _record(side: Side, migration: Migration) -> sql.Composed:
+    return sql.SQL(
+        "insert into {} (version, name, checksum) values ({}, {}, {}) on conflict (version) do nothing"
+    ).format(sql.Identifier(_SCHEMA[side], "migration"), migration.version, migration.name, migration.checksum)
+
+
+def _too_new(side: Side, version: int, newest: int) -> str:
+    return (
+        f"schema {_SCHEMA[side]} of the {side} is at migration {version}, this outboxd knows {newest}: "
+        "install the newer outboxd"
+    )

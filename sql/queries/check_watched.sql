@@ -1,0 +1,22 @@
+-- Every watched table as `outboxd check` looks at it: what keeps its changes from being recorded.
+select w.table_name,
+       w.capture,
+       to_regclass(w.table_name) is not null as is_there,
+       case when to_regclass(w.table_name) is not null and p.oid is not null
+            then outbox.unfit(to_regclass(w.table_name), coalesce(w.key_columns, outbox.primary_key(to_regclass(w.table_name))),
+                              w.include, w.exclude, p.proowner::regrole::name) end as unfit,
+       coalesce(position(outbox.signature(to_regclass(w.table_name)) in p.prosrc) > 0, true) as as_watched,
+       array(select r.relid::regclass::text
+               from pg_partition_tree(to_regclass(w.table_name)) r
+              where w.capture and (select count(*) from pg_trigger t where t.tgrelid = r.relid and t.tgfoid = p.oid)
+                                  < case when (select relkind from pg_class where oid = r.relid) = 'p' then 3 else 4 end) as bare,
+       array(select t.tgrelid::regclass::text || '.' || t.tgname from pg_trigger t where t.tgfoid = p.oid and t.tgenabled <> 'A') as asleep,
+       array(select t.tgrelid::regclass::text from pg_trigger t
+              where t.tgfoid = p.oid and t.tgname = 'outbox_insert' and t.tgrelid <> to_regclass(w.table_name)
+                and t.tgrelid not in (select relid from pg_partition_tree(to_regclass(w.table_name)))) as detached,
+       exists (select from pg_subscription_rel s where s.srrelid = to_regclass(w.table_name)) as subscribed,
+       (select outbox.row_columns(to_regclass(w.table_name), w.include, w.exclude)) as columns,
+       greatest((select c.reltuples from pg_class c where c.oid = to_regclass(w.table_name)), 0)::bigint as rows_estimate
+  from outbox.watched w
+  left join pg_proc p on p.pronamespace = 'outbox'::regnamespace and p.proname = 'capture_' || w.id
+ order by w.table_name

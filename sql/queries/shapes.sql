@@ -1,0 +1,1 @@
+select id, columns from outbox.shape where id = any (%(ids)s)

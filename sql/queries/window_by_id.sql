@@ -1,0 +1,11 @@
+-- The next changes of a wide window, in id order: each page begins where the last one ended, nothing is sorted.
+select xid, id, table_name, op, shape, key, row, coalesce(octet_length(row), 0), unflushed, created_at
+  from (select c.*, sum(octet_length(c.row)) over (order by c.id rows between unbounded preceding and 1 preceding) as before
+          from (select * from outbox.change c
+                 where c.id > %(after)s and c.id <= %(ceiling)s
+                   and not pg_visible_in_snapshot(c.xid, %(from_snapshot)s::pg_snapshot)
+                   and pg_visible_in_snapshot(c.xid, %(to_snapshot)s::pg_snapshot)
+                 order by c.id
+                 limit %(limit)s) c) c
+ where coalesce(c.before, 0) < %(bytes)s
+ order by id

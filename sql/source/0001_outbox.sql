@@ -1,0 +1,96 @@
+-- The outbox: what an application's transactions changed, recorded inside those transactions.
+--
+-- Every statement here may be run again: `create or replace`, `if not exists`. It needs no superuser,
+-- no extension and no role, so it also runs in a Prisma shadow database.
+
+create schema if not exists outbox;
+
+create table if not exists outbox.migration (
+  version    int primary key,
+  name       text not null,
+  checksum   text not null,
+  applied_at timestamptz not null default now()
+);
+
+-- One row a changed row. INSERT-only.
+--
+-- `xid` stands before `id` on purpose: defaults are evaluated in column order, so a transaction has its
+-- xid before it draws its first id. The reader's floor (sql/queries/floor.sql) rests on that.
+-- CACHE 1: `id` is drawn while the row's lock is held, so per key the order of ids is the order of commits.
+create table if not exists outbox.change (
+  xid        xid8 not null default pg_current_xact_id(),
+  id         bigint not null generated always as identity (cache 1),
+  table_name text not null,
+  op         text not null check (op in ('upsert', 'delete', 'truncate', 'resync')),
+  shape      int,
+  key        text not null,
+  row        text,
+  headers    text,
+  unflushed  boolean not null default current_setting('synchronous_commit') = 'off',
+  created_at timestamptz not null default clock_timestamp()
+);
+
+comment on table outbox.change is
+  'Changes of watched tables, one row each, written by triggers or outbox.emit in the application''s own transaction. outboxd reads them; do not update or delete.';
+comment on column outbox.change.key is 'JSON object of the key columns, in the canonical text of their types';
+comment on column outbox.change.row is 'JSON object of the row; every value is a scalar: json, arrays and composites travel as their text';
+comment on column outbox.change.shape is 'which columns the row has: outbox.shape.id';
+comment on column outbox.change.unflushed is 'the writer ran with synchronous_commit = off: outboxd waits until the commit is on disk';
+
+-- (xid, id) finds a window's changes; (id) walks a deep one in order. Neither is unique, so that an
+-- insert never waits for another transaction's.
+create index if not exists change_xid_id on outbox.change (xid, id);
+create index if not exists change_id on outbox.change (id);
+
+create table if not exists outbox.watched (
+  id          int generated always as identity primary key,
+  table_name  text not null unique,
+  key_columns text[],
+  include     text[],
+  exclude     text[],
+  capture     boolean not null,
+  watched_at  timestamptz not null default now()
+);
+
+comment on table outbox.watched is 'Tables whose changes are recorded: by triggers (capture) or by outbox.emit alone';
+comment on column outbox.watched.key_columns is 'null: the primary key, whatever its columns are called by then';
+
+-- No unique constraint: two transactions that meet a new set of columns must not wait for each other.
+create table if not exists outbox.shape (
+  id         int generated always as identity primary key,
+  table_name text not null,
+  columns    text[] not null
+);
+
+create index if not exists shape_table_name on outbox.shape (table_name);
+
+-- Id of a set of columns; a set not seen before is recorded.
+create or replace function outbox.shape_of(of_table text, of_columns text[]) returns int
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  found_id int;
+begin
+  select min(s.id) into found_id from outbox.shape s
+   where s.table_name = of_table and s.columns = of_columns;
+  if found_id is null then
+    insert into outbox.shape (table_name, columns) values (of_table, of_columns) returning id into found_id;
+  end if;
+  return found_id;
+end
+$$;
+
+-- Ring the bell of a sleeping relay; say nothing to one that is awake.
+-- The relay holds this lock exclusively only while it sleeps. A writer that gets the shared lock keeps it
+-- until after its commit is visible, so the relay, which must first get the lock, reads that commit.
+create or replace function outbox.ring() returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not pg_try_advisory_xact_lock_shared(1869968482, 1) then
+    perform pg_notify('outbox', '');
+  end if;
+end
+$$;

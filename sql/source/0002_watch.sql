@@ -1,0 +1,370 @@
+-- Capture: what `outbox.watch` installs on a table, and how a change is written as JSON.
+--
+-- The triggers take only the *keys* from the transition tables and re-read each row by its key: there =
+-- upsert, not there = delete. Copying the transition rows ends with stale rows whenever statements nest on
+-- one table (a user's trigger that updates the same row), because the outer statement is recorded last.
+
+-- The type below any domains.
+create or replace function outbox.base_type(of_type oid) returns oid
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  with recursive down as (
+    select t.oid, t.typtype, t.typbasetype from pg_type t where t.oid = of_type
+    union all
+    select t.oid, t.typtype, t.typbasetype from down d join pg_type t on t.oid = d.typbasetype where d.typtype = 'd'
+  )
+  select d.oid from down d where d.typtype <> 'd'
+$$;
+
+-- json, jsonb, arrays, composites and whatever casts itself to json lose something on the way through
+-- row_to_json (JSON null, lower bounds, hstore): they travel as their text, which loses nothing.
+create or replace function outbox.travels_as_text(of_type oid) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select t.typtype = 'c' or t.typcategory = 'A' or t.oid in ('json'::regtype, 'jsonb'::regtype, 'record'::regtype)
+      or exists (select from pg_cast c where c.castsource = t.oid and c.casttarget = 'json'::regtype)
+    from pg_type t where t.oid = outbox.base_type(of_type)
+$$;
+
+-- Columns that decide how a table is captured. Declared immutable, which it is between two changes of the
+-- table: capture calls it with a regclass constant, so the planner folds it into the cached plan, and any
+-- ALTER TABLE invalidates that plan. A check on every statement for the price of none.
+create or replace function outbox.signature(tbl regclass) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select md5(string_agg(format('%s %s %s', a.attname, a.atttypid::regtype, coalesce(i.indkey::text, '')), ',' order by a.attnum))
+    from pg_attribute a
+    left join pg_index i on i.indrelid = a.attrelid and i.indisprimary and a.attnum = any (i.indkey)
+   where a.attrelid = tbl and a.attnum > 0 and not a.attisdropped
+$$;
+
+create or replace function outbox.primary_key(tbl regclass) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select array_agg(a.attname::text order by k.n)
+    from pg_index i
+    cross join lateral unnest(i.indkey::int2[]) with ordinality k(attnum, n)
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+   where i.indrelid = tbl and i.indisprimary
+$$;
+
+-- Columns of `tbl` that travel, in their order.
+create or replace function outbox.row_columns(tbl regclass, include text[], exclude text[]) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select array_agg(a.attname::text order by a.attnum)
+    from pg_attribute a
+   where a.attrelid = tbl and a.attnum > 0 and not a.attisdropped
+     and (include is null or a.attname = any (include))
+     and (exclude is null or a.attname <> all (exclude))
+$$;
+
+-- SQL that makes the JSON of these columns from alias `t`.
+create or replace function outbox.row_sql(tbl regclass, columns text[]) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format('(select row_to_json(x.*)::text from (select %s) x)', string_agg(
+           case when outbox.travels_as_text(a.atttypid) then format('t.%1$I::text as %1$I', a.attname)
+                else format('t.%I', a.attname) end, ', ' order by a.attnum))
+    from pg_attribute a
+   where a.attrelid = tbl and a.attnum > 0 and not a.attisdropped and a.attname = any (columns)
+$$;
+
+-- SQL that makes the JSON of the key from an alias. Two spellings of one key must give one text:
+-- numeric loses its trailing zeros here, types that cannot be spelled in one way are refused by watch.
+create or replace function outbox.key_sql(tbl regclass, columns text[], alias text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format('(select row_to_json(x.*)::text from (select %s) x)', string_agg(
+           case when outbox.base_type(a.atttypid) = 'numeric'::regtype
+                then format('trim_scale(%1$I.%2$I) as %2$I', alias, a.attname)
+                else format('%I.%I', alias, a.attname) end, ', ' order by k.n))
+    from unnest(columns) with ordinality k(name, n)
+    join pg_attribute a on a.attrelid = tbl and a.attname = k.name and not a.attisdropped
+$$;
+
+-- The statement that records what one statement on `rel` did. `rel` is the watched table or one of its
+-- partitions; rows are always re-read from the root, where a row that changed partitions still is.
+create or replace function outbox.capture_sql(watched_id int, rel regclass, tg_op text) returns text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  w       outbox.watched;
+  root    regclass := coalesce(pg_partition_root(rel), rel);
+  keys    text[];
+  cols    text[];
+  names   text;
+  touched text;
+begin
+  select * into strict w from outbox.watched where id = watched_id;
+  keys := coalesce(w.key_columns, outbox.primary_key(root));
+  if keys is null or not keys <@ outbox.row_columns(root, null, null) then
+    -- The key is gone (renamed, dropped): this statement's rows cannot be named. The application's
+    -- statement must not fail for that, and nothing may be skipped silently: the relay stops at this mark.
+    return format('insert into outbox.change (table_name, op, key) values (%L, ''resync'', ''{}'')', w.table_name);
+  end if;
+
+  if tg_op = 'TRUNCATE' then
+    if rel = root then
+      return format('insert into outbox.change (table_name, op, key) values (%L, ''truncate'', ''{}'')', w.table_name);
+    end if;
+    return format('insert into outbox.change (table_name, op, key) select %L, ''delete'', %s from %s k',
+                  w.table_name, outbox.key_sql(root, keys, 'k'), rel);
+  end if;
+
+  cols := outbox.row_columns(root, w.include, w.exclude);
+  select string_agg(format('k.%I', c), ', ' order by n) into names from unnest(keys) with ordinality u(c, n);
+  touched := case tg_op
+    when 'INSERT' then format('select %s from new_rows k', names)
+    when 'DELETE' then format('select %s from old_rows k', names)
+    else format('select %1$s from old_rows k union select %1$s from new_rows k', names) end;
+  -- lateral + limit: always one index probe a key. A hash join, cached after one bulk statement, would
+  -- scan the whole table for every single-row statement that follows in the session.
+  return format(
+    'insert into outbox.change (table_name, op, shape, key, row, headers)'
+    ' select %1$L, case when %8$s then ''upsert'' else ''delete'' end, case when %8$s then %2$s end, %3$s,'
+    ' case when %8$s then %4$s end, nullif(current_setting(''outbox.headers'', true), '''')'
+    ' from (%5$s) k left join lateral (select r.* from %6$s r where %7$s limit 1) t on true',
+    w.table_name, outbox.shape_of(w.table_name, cols), outbox.key_sql(root, keys, 'k'),
+    outbox.row_sql(root, cols), touched, root,
+    (select string_agg(format('r.%1$I = k.%1$I', c), ' and ') from unnest(keys) c),
+    format('t.%I is not null', keys[1]));
+end
+$$;
+
+-- Why `tbl` cannot be watched with this key, or null. One sentence with the way on.
+create or replace function outbox.unfit(
+  tbl regclass, keys text[], include text[], exclude text[], as_role name default current_user) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c     pg_class;
+  me    pg_roles;
+  bad   text;
+  ident pg_sequence;
+begin
+  select * into c from pg_class where oid = tbl;
+  select * into me from pg_roles where rolname = as_role;
+  select s.* into ident from pg_sequence s
+   where s.seqrelid = pg_get_serial_sequence('outbox.change', 'id')::regclass;
+  if ident.seqcache <> 1 then
+    return format('the identity of outbox.change has CACHE %s, so ids no longer follow the order of commits: alter table outbox.change alter column id set cache 1', ident.seqcache);
+  elsif c.relkind not in ('r', 'p') then
+    return format('%s is not a table', tbl);
+  elsif c.relnamespace = 'outbox'::regnamespace then
+    return format('%s belongs to the outbox itself', tbl);
+  elsif c.relpersistence <> 'p' then
+    return format('%s is temporary or unlogged: a crash empties it without a trigger. Make it an ordinary table: alter table %s set logged', tbl, tbl);
+  elsif c.relispartition then
+    return format('%s is a partition: watch its root, %s', tbl, pg_partition_root(tbl));
+  elsif c.relkind = 'r' and exists (select from pg_inherits i where i.inhrelid = tbl or i.inhparent = tbl) then
+    return format('%s takes part in inheritance, where one key may stand in several tables: use partitioning, or plain tables', tbl);
+  elsif not has_table_privilege(as_role, tbl, 'select') then
+    return format('the capture functions run as %I, which may not read %s: grant select on %s to %I', as_role, tbl, tbl, as_role);
+  elsif c.relrowsecurity and not me.rolsuper and not me.rolbypassrls
+        and (c.relforcerowsecurity or not pg_has_role(as_role, c.relowner, 'usage')) then
+    return format('%s has row level security, which would hide rows from the capture functions of %I: run watch as the table''s owner (without FORCE), or alter role %I bypassrls', tbl, as_role, as_role);
+  elsif not has_table_privilege(as_role, tbl, 'trigger') then
+    return format('%I may not create triggers on %s: run watch as the table''s owner, or grant trigger on %s to %I', as_role, tbl, tbl, as_role);
+  elsif keys is null then
+    return format('%s has no primary key: add one, or name a unique NOT NULL key: outbox.watch(%L, key_columns => array[…])', tbl, tbl);
+  end if;
+
+  select string_agg(quote_ident(k), ', ') into bad
+    from unnest(coalesce(keys, '{}') || coalesce(include, '{}') || coalesce(exclude, '{}')) k
+   where not exists (select from pg_attribute a where a.attrelid = tbl and a.attname = k and a.attnum > 0 and not a.attisdropped);
+  if bad is not null then
+    return format('%s has no column %s', tbl, bad);
+  elsif include is not null and exclude is not null then
+    return 'give include or exclude, not both';
+  elsif not keys <@ outbox.row_columns(tbl, include, exclude) then
+    return format('the key (%s) must be among the columns that travel', array_to_string(keys, ', '));
+  end if;
+
+  select string_agg(format('%I (%s)', a.attname, a.atttypid::regtype), ', ') into bad
+    from pg_attribute a
+   where a.attrelid = tbl and a.attname = any (keys)
+     and not (outbox.base_type(a.atttypid)::regtype::text = any (array[
+                'smallint', 'integer', 'bigint', 'oid', 'text', 'character varying', 'uuid', 'boolean', 'date', 'bytea',
+                'timestamp without time zone', 'timestamp with time zone', 'time without time zone', 'numeric',
+                'inet', 'cidr', 'macaddr', 'macaddr8', 'bit', 'bit varying', 'name', '"char"', 'pg_lsn', 'xid8'])
+              or exists (select from pg_type t where t.oid = outbox.base_type(a.atttypid) and t.typtype = 'e'));
+  if bad is not null then
+    return format('key column %s: two equal values of this type may have different texts, so one row could travel under two keys. Choose another unique key: outbox.watch(%L, key_columns => array[…])', bad, tbl);
+  end if;
+  select string_agg(format('%I (collation %s)', a.attname, l.collname), ', ') into bad
+    from pg_attribute a join pg_collation l on l.oid = a.attcollation
+   where a.attrelid = tbl and a.attname = any (keys) and not l.collisdeterministic;
+  if bad is not null then
+    return format('key column %s is compared by a nondeterministic collation, where different texts are one key: choose another unique key', bad);
+  end if;
+
+  if not exists (
+       select from pg_index i
+        where i.indrelid = tbl and i.indisunique and i.indisvalid and i.indpred is null and i.indexprs is null
+          and (select array_agg(a.attname::text order by a.attname) from pg_attribute a
+                where a.attrelid = tbl and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
+              = (select array_agg(k order by k) from unnest(keys) k)
+          and i.indimmediate
+          and not exists (select from pg_attribute a where a.attrelid = tbl and a.attname = any (keys) and not a.attnotnull)) then
+    if exists (select from pg_index i where i.indrelid = tbl and i.indisunique and not i.indimmediate
+                  and (select array_agg(a.attname::text order by a.attname) from pg_attribute a where a.attrelid = tbl and a.attnum = any (i.indkey::int2[]))
+                      = (select array_agg(k order by k) from unnest(keys) k)) then
+      return format('the key (%s) of %s is DEFERRABLE: an insert does not wait for a concurrent delete of the same key, and the row would be lost. Recreate the constraint without DEFERRABLE, or choose another unique key', array_to_string(keys, ', '), tbl);
+    end if;
+    return format('(%s) is no key of %s: it needs a unique index on exactly these columns, all NOT NULL, not partial', array_to_string(keys, ', '), tbl);
+  end if;
+  return null;
+end
+$$;
+
+-- Put the triggers of watched table `watched_id` on one relation (the root or a partition).
+create or replace function outbox.install_triggers(watched_id int, rel regclass) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  t record;
+begin
+  for t in
+    select * from (values
+      ('outbox_insert', 'after insert', 'referencing new table as new_rows'),
+      ('outbox_update', 'after update', 'referencing old table as old_rows new table as new_rows'),
+      ('outbox_delete', 'after delete', 'referencing old table as old_rows'),
+      ('outbox_truncate', 'before truncate', '')) v(name, event, tables)
+  loop
+    -- TRUNCATE of a partitioned root fires the triggers of its partitions as well: those record it.
+    continue when t.name = 'outbox_truncate' and (select relkind = 'p' from pg_class where oid = rel);
+    execute format('create or replace trigger %I %s on %s %s for each statement execute function outbox.%I(%L)',
+                   t.name, t.event, rel, t.tables, 'capture_' || watched_id, watched_id);
+    execute format('alter table %s enable always trigger %I', rel, t.name);
+  end loop;
+end
+$$;
+
+-- Record every change of `tbl` from now on. Run again after adding partitions or columns (until then a
+-- new column is captured too, by a slower way). With capture => false only outbox.emit writes changes.
+-- Run it as the table's owner. It takes a SHARE ROW EXCLUSIVE lock: set a short lock_timeout.
+create or replace function outbox.watch(
+  tbl regclass, key_columns text[] default null, include text[] default null, exclude text[] default null,
+  capture boolean default true) returns text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  reason text := outbox.unfit(tbl, coalesce(key_columns, outbox.primary_key(tbl)), include, exclude);
+  name   text;
+  w_id   int;
+  part   regclass;
+begin
+  if reason is not null then
+    raise exception 'cannot watch %: %', tbl, reason using errcode = 'invalid_parameter_value';
+  end if;
+  select format('%I.%I', n.nspname, c.relname) into name
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
+  insert into outbox.watched (table_name, key_columns, include, exclude, capture)
+  values (name, key_columns, include, exclude, capture)
+  on conflict (table_name) do update
+     set key_columns = excluded.key_columns, include = excluded.include, exclude = excluded.exclude,
+         capture = excluded.capture, watched_at = now()
+  returning id into w_id;
+  if not capture then
+    return name;
+  end if;
+  perform outbox.compose_capture(w_id, tbl);
+  for part in select tbl union select relid from pg_partition_tree(tbl) loop
+    perform outbox.install_triggers(w_id, part);
+  end loop;
+  return name;
+end
+$$;
+
+-- (Re)create the capture function of one watched table: static SQL while the table looks as it did when
+-- this ran, the same SQL composed afresh when it does not. Never an error for the application.
+create or replace function outbox.compose_capture(watched_id int, tbl regclass) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  schema name;
+  title  name;
+  body   text;
+begin
+  select n.nspname, c.relname into schema, title
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
+  body := format($body$
+declare
+  captured bigint := 0;
+  as_known boolean := false;
+begin
+  if tg_table_name = %1$L and tg_table_schema = %2$L and tg_op <> 'TRUNCATE' then
+    as_known := outbox.signature(%3$L::regclass) = %4$L;
+  end if;
+  if as_known then
+    if tg_op = 'INSERT' then
+      %5$s;
+    elsif tg_op = 'UPDATE' then
+      %6$s;
+    else
+      %7$s;
+    end if;
+  else
+    execute outbox.capture_sql(%8$s, tg_relid, tg_op);
+  end if;
+  get diagnostics captured = row_count;
+  if captured > 0 and not pg_try_advisory_xact_lock_shared(1869968482, 1) then
+    perform pg_notify('outbox', '');
+  end if;
+  return null;
+end
+$body$, title, schema, tbl::text, outbox.signature(tbl),
+    outbox.capture_sql(watched_id, tbl, 'INSERT'), outbox.capture_sql(watched_id, tbl, 'UPDATE'),
+    outbox.capture_sql(watched_id, tbl, 'DELETE'), watched_id);
+  -- row_security = off: a policy must raise an error here, never hide a row. enable_seqscan = off: a plan
+  -- made while the table was small must not scan it when it is large. The rest pins how values are spelled.
+  execute format(
+    'create or replace function outbox.%I() returns trigger language plpgsql security definer'
+    ' set search_path = pg_catalog, pg_temp set row_security = off set enable_seqscan = off'
+    ' set datestyle = ''ISO, YMD'' set timezone = ''UTC'' set intervalstyle = ''postgres'''
+    ' set extra_float_digits = 1 set bytea_output = ''hex'' set lc_monetary = ''C'' as %L',
+    'capture_' || watched_id, body);
+  execute format('revoke all on function outbox.%I() from public', 'capture_' || watched_id);
+end
+$$;
+
+-- Stop recording changes of a table. Changes already recorded still travel.
+create or replace function outbox.unwatch(tbl regclass) returns text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  name text;
+  w    outbox.watched;
+  trig record;
+begin
+  select format('%I.%I', n.nspname, c.relname) into name
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
+  select * into w from outbox.watched where table_name = name;
+  if not found then
+    raise exception '% is not watched', name using errcode = 'invalid_parameter_value';
+  end if;
+  for trig in
+    select t.tgname, t.tgrelid::regclass as rel from pg_trigger t join pg_proc p on p.oid = t.tgfoid
+     where p.pronamespace = 'outbox'::regnamespace and p.proname = 'capture_' || w.id and not t.tgisinternal
+  loop
+    execute format('drop trigger %I on %s', trig.tgname, trig.rel);
+  end loop;
+  execute format('drop function if exists outbox.%I()', 'capture_' || w.id);
+  delete from outbox.watched where id = w.id;
+  return name;
+end
+$$;

@@ -1,0 +1,99 @@
+-- Emit: record a change by a call, for applications that choose what travels themselves.
+--
+-- Write the business row first, then emit, in the same transaction: the other order draws the id before
+-- the row's lock is held, and no reader can repair that.
+
+-- Allow outbox.emit for a table that exists on the target alone (a projection, a summary).
+create or replace function outbox.map(table_name text, key_columns text[]) returns text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  name text := (select string_agg(quote_ident(p), '.' order by n) from unnest(parse_ident(table_name)) with ordinality u(p, n));
+begin
+  if name not like '%.%' then
+    raise exception 'cannot map %: give the schema too, as in public.%', table_name, table_name using errcode = 'invalid_parameter_value';
+  elsif coalesce(cardinality(key_columns), 0) = 0 then
+    raise exception 'cannot map %: name its key columns', name using errcode = 'invalid_parameter_value';
+  end if;
+  insert into outbox.watched as w (table_name, key_columns, capture) values (name, map.key_columns, false)
+  on conflict on constraint watched_table_name_key do update set key_columns = excluded.key_columns;
+  return name;
+end
+$$;
+
+-- The watched row `table_name` means, in any spelling; an error that says what to do when there is none.
+create or replace function outbox.known(table_name text) returns outbox.watched
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  parts text[] := parse_ident(table_name);
+  name  text := format('%I.%I', case when cardinality(parts) > 1 then parts[1] else 'public' end, parts[cardinality(parts)]);
+  w     outbox.watched;
+begin
+  select k.* into w from outbox.watched k where k.table_name = name;
+  if not found then
+    raise exception '% is neither watched nor mapped', name using errcode = 'undefined_table',
+      hint = format('select outbox.watch(%L), or outbox.map(%L, array[key columns]) when the table is on the target alone', name, name);
+  end if;
+  return w;
+end
+$$;
+
+-- Record one change; returns its id. `row` may have some of the columns (only those are written on the
+-- target) and must have the key; a delete takes `key`, or finds it in `row`.
+create or replace function outbox.emit(
+  table_name text, op text, "row" json default null, key json default null, headers json default null) returns bigint
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, YMD' set timezone = 'UTC' set intervalstyle = 'postgres'
+set extra_float_digits = 1 set bytea_output = 'hex' set lc_monetary = 'C'
+as $$
+declare
+  w        outbox.watched := outbox.known(table_name);
+  tbl      regclass := to_regclass(w.table_name);
+  keys     text[] := coalesce(w.key_columns, outbox.primary_key(tbl));
+  given    json := coalesce("row", emit.key);
+  cols     text[];
+  row_text text;
+  key_text text;
+  new_id   bigint;
+begin
+  if op not in ('upsert', 'delete') then
+    raise exception 'op is upsert or delete, not %', op using errcode = 'invalid_parameter_value';
+  elsif json_typeof(given) is distinct from 'object' then
+    raise exception 'emit for % needs a JSON object', w.table_name using errcode = 'invalid_parameter_value';
+  elsif op = 'upsert' and "row" is null then
+    raise exception 'an upsert of % needs its row', w.table_name using errcode = 'invalid_parameter_value';
+  end if;
+  select array_agg(k order by k) into cols from json_object_keys(given) k;
+  if not keys <@ cols then
+    raise exception 'emit for % needs the key: %', w.table_name, array_to_string(keys, ', ') using errcode = 'invalid_parameter_value';
+  end if;
+  if tbl is not null then
+    if not cols <@ outbox.row_columns(tbl, null, null) then
+      raise exception '% has no column %', w.table_name,
+        (select string_agg(c, ', ') from unnest(cols) c where c <> all (outbox.row_columns(tbl, null, null)))
+        using errcode = 'undefined_column';
+    end if;
+    cols := outbox.row_columns(tbl, cols, null);
+    execute format('select %s, %s from json_populate_record(null::%s, $1) t',
+                   outbox.row_sql(tbl, cols), outbox.key_sql(tbl, keys, 't'), tbl)
+       into row_text, key_text using given;
+  else
+    select json_object_agg(e.key, case when json_typeof(e.value) in ('object', 'array') then to_json(e.value::text) else e.value end)::text
+      into row_text from json_each(given) e;
+    select jsonb_object_agg(k, given::jsonb -> k)::text into key_text from unnest(keys) k;
+  end if;
+  insert into outbox.change (table_name, op, shape, key, row, headers)
+  values (w.table_name, op, case when op = 'upsert' then outbox.shape_of(w.table_name, cols) end, key_text,
+          case when op = 'upsert' then row_text end, coalesce(emit.headers::text, nullif(current_setting('outbox.headers', true), '')))
+  returning id into new_id;
+  perform outbox.ring();
+  return new_id;
+end
+$$;
+
+-- Nothing here is for everybody: grant execute on function outbox.emit to the roles that may call it.
+revoke all on all functions in schema outbox from public;

@@ -1,0 +1,17 @@
+-- Optional: a role for the daemon with just the rights it needs. Roles belong to the whole server, so this
+-- is no migration; run it as a role that may create roles, then give it a password:
+--   alter role outboxd password '…';
+
+do $$
+begin
+  if not exists (select from pg_roles where rolname = 'outboxd') then
+    create role outboxd login nosuperuser nocreatedb nocreaterole;
+  end if;
+end
+$$;
+
+grant usage on schema outbox to outboxd;
+grant select on all tables in schema outbox to outboxd;
+grant select on all sequences in schema outbox to outboxd;
+grant execute on function outbox.signature(regclass), outbox.primary_key(regclass), outbox.row_columns(regclass, text[], text[]),
+  outbox.unfit(regclass, text[], text[], text[], name) to outboxd;

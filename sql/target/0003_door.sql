@@ -1,0 +1,93 @@
+-- The door: one function, one document, one transaction.
+
+-- What the relay must know of the target: its tables, keys and foreign keys; for `check`, also what is
+-- wrong with them.
+create or replace function outboxd.describe() returns json
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  with mirrors as (
+    select m.*, to_regclass(format('%I.%I', m.target_schema, m.target_table)) as oid from outboxd.mirror m
+  )
+  select json_build_object(
+    'version', current_setting('server_version_num')::int,
+    'migration', (select max(version) from outboxd.migration),
+    'role', current_user,
+    'tables', (select coalesce(json_agg(json_build_object(
+        'table', m.table_name,
+        'target', format('%I.%I', m.target_schema, m.target_table),
+        'exists', m.oid is not null,
+        'key', m.key_columns,
+        'key_types', (select array_agg(a.atttypid::regtype::text order by k.n)
+                        from unnest(m.key_columns) with ordinality k(name, n)
+                        join pg_attribute a on a.attrelid = m.oid and a.attname = k.name),
+        'key_is_unique', exists (
+            select from pg_index i where i.indrelid = m.oid and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null
+               and (select array_agg(a.attname::text order by a.attname) from pg_attribute a
+                     where a.attrelid = m.oid and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
+                   = (select array_agg(k order by k) from unnest(m.key_columns) k)),
+        'columns', (select json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
+                                                      'required', a.attnotnull and not a.atthasdef and a.attidentity = '') order by a.attnum)
+                      from pg_attribute a where a.attrelid = m.oid and a.attnum > 0 and not a.attisdropped),
+        'missing_grants', (select coalesce(json_agg(p), '[]') from unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p
+                            where m.oid is not null and not has_table_privilege(m.oid, p)),
+        'hides_rows', (select c.relrowsecurity and not r.rolsuper and not r.rolbypassrls
+                              and (c.relforcerowsecurity or not pg_has_role(c.relowner, 'usage'))
+                         from pg_class c, pg_roles r where c.oid = m.oid and r.rolname = current_user),
+        'row_security', (select relrowsecurity from pg_class where oid = m.oid),
+        'triggers', (select coalesce(json_agg(t.tgname), '[]') from pg_trigger t
+                      where t.tgrelid = m.oid and not t.tgisinternal and t.tgenabled in ('O', 'A'))
+      ) order by m.table_name), '[]') from mirrors m),
+    'references', (select coalesce(json_agg(json_build_object('constraint', k.conname, 'child', c.table_name, 'parent', p.table_name,
+                                                    'deferrable', k.condeferrable, 'on_delete', k.confdeltype)), '[]')
+                     from pg_constraint k join mirrors c on c.oid = k.conrelid join mirrors p on p.oid = k.confrelid
+                    where k.contype = 'f'))
+$$;
+
+-- Become the relay's one writer: whoever claimed before is fenced from here on (promise I6).
+create or replace function outboxd.claim(relay_name text) returns json
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c outboxd.cursor;
+begin
+  insert into outboxd.cursor as k (relay, epoch) values (relay_name, 1)
+  on conflict (relay) do update set epoch = k.epoch + 1, updated_at = now()
+  returning * into c;
+  return outboxd.answer('claimed', c, outboxd.describe());
+end
+$$;
+
+-- Where the target stands, after whatever is being applied: the row lock waits behind an apply in flight.
+create or replace function outboxd.ask(relay_name text) returns json
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c outboxd.cursor;
+begin
+  select * into c from outboxd.cursor where relay = relay_name for update;
+  return outboxd.answer('cursor', c);
+end
+$$;
+
+-- Records of the document are separated by U+001E, which cannot occur inside JSON text.
+create or replace function outboxd.door(document text) returns json
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, YMD' set timezone = 'UTC' set intervalstyle = 'postgres' set lc_monetary = 'C'
+as $$
+declare
+  parts  text[] := string_to_array(document, e'\x1e');
+  header json := parts[1]::json;
+begin
+  return case header ->> 'mode'
+    when 'apply' then outboxd.apply(header, parts)
+    when 'claim' then outboxd.claim(header ->> 'relay')
+    when 'cursor' then outboxd.ask(header ->> 'relay')
+    when 'describe' then outboxd.answer('described', null, outboxd.describe()) end;
+end
+$$;
+
+revoke all on all functions in schema outboxd from public;

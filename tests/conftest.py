@@ -1,0 +1,108 @@
+"""Fixtures for every test: clusters, fresh databases, an embedded Supabase; and nothing left behind."""
+
+import os
+import platform
+import signal
+from collections.abc import Generator, Iterator
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from daemon.demo.binaries import MissingPostgres, MissingPostgrest, binaries, postgrest_binary, server_version
+from daemon.demo.cluster import Cluster
+from daemon.demo.process import signal_all
+from daemon.demo.supabase import EmbeddedSupabase
+from tests.databases import Database, clone, running_cluster, source_template, target_template
+from tests.leftovers import left_behind
+
+# Whatever the developer's shell is set up for must not reach a test.
+for name in list(os.environ):
+    if name.startswith(("OUTBOXD_", "SUPABASE_", "DATABASE_URL", "PG")):
+        del os.environ[name]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--postgres", type=int, help="run on this major version of PostgreSQL (default: 17)")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    try:
+        postgres = f"PostgreSQL {server_version(binaries(config.getoption('postgres')))}"
+    except MissingPostgres as missing:
+        postgres = str(missing)
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("psycopg", "supabase", "httpx", "starlette"))
+    return [f"{postgres}, libpq {psycopg.pq.version()}, {platform.platform()}", libraries]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """Fail a run that leaves processes behind, and end them."""
+    yield
+    left = left_behind(_run_folder())
+    if left:
+        print("\nLeft behind by the tests:", *(f"  {pid} {line}" for pid, line in left.items()), sep="\n")
+        signal_all(list(left), signal.SIGKILL)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@cache
+def _run_folder() -> Path:
+    from daemon.demo.cluster import shared_folder
+
+    return shared_folder("outboxd-tests-")
+
+
+@pytest.fixture(scope="session")
+def run_folder() -> Path:
+    """A folder for clusters and logs: `nobody` can enter it, and it goes when the run ends."""
+    return _run_folder()
+
+
+@pytest.fixture(scope="session")
+def source_cluster(run_folder: Path, pytestconfig: pytest.Config) -> Iterator[Cluster]:
+    with running_cluster(run_folder / "source", pytestconfig.getoption("postgres")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def target_cluster(run_folder: Path, pytestconfig: pytest.Config) -> Iterator[Cluster]:
+    with running_cluster(run_folder / "target", pytestconfig.getoption("postgres")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def _source_template(source_cluster: Cluster) -> Database:
+    return source_template(source_cluster)
+
+
+@pytest.fixture(scope="session")
+def _target_template(target_cluster: Cluster) -> Database:
+    return target_template(target_cluster)
+
+
+@pytest.fixture
+def source(_source_template: Database) -> Iterator[Database]:
+    """An application's database with outboxd's side installed and no tables yet."""
+    with clone(_source_template) as database:
+        yield database
+
+
+@pytest.fixture
+def target(_target_template: Database) -> Iterator[Database]:
+    """A Supabase project's database with outboxd's side installed and no tables yet."""
+    with clone(_target_template) as database:
+        yield database
+
+
+@pytest.fixture
+def supabase(target: Database, run_folder: Path) -> Iterator[EmbeddedSupabase]:
+    """A running Supabase project over `target`."""
+    try:
+        postgrest_binary()
+    except MissingPostgrest as missing:
+        pytest.skip(str(missing))
+    with EmbeddedSupabase(target.cluster, target.name, run_folder) as project:
+        yield project
