@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
 from daemon.connection import connect
@@ -14,11 +15,12 @@ from daemon.errors import DaemonError, SourceUnavailable, TargetError, advice
 from daemon.source import Identity, Source, query
 from daemon.target import Target
 from daemon.wakeup import Bell
-from outbox.migrations import migrations
+from outbox.migrations import migrations, quote
 
 Level = Literal["OK", "WARN", "FAIL"]
 Row = Mapping[str, Any]
 
+INSUFFICIENT_PRIVILEGE = "42501"
 # Equal values of these may differ in text: two rows of the source could be one on the target.
 _LOOSE_KEYS = {"citext", "character", "interval", "double precision", "real"}
 
@@ -33,31 +35,46 @@ class Item:
     fix: str = ""
 
 
-async def check(source_dsn: str | None, target: Target | None, *, pooled_address: bool = False) -> list[Item]:
-    """Everything that can be seen from here. A store that is away is one FAIL, not an exception."""
+async def check(
+    source_dsn: str | None, target: Target | None, *, pooled_address: bool = False, grants: str = ""
+) -> list[Item]:
+    """Everything that can be seen from here. A store that is away is one FAIL, not an exception.
+
+    `grants` are the statements that open the target's door to the role that knocks there.
+    """
     items: list[Item] = []
     watched: list[Row] = []
     if source_dsn is not None:
         try:
             watched = await _source(source_dsn, items, pooled_address=pooled_address)
         except DaemonError as exc:
-            items.append(
-                Item(
-                    "source",
-                    "FAIL",
-                    str(exc),
-                    "" if not isinstance(exc, SourceUnavailable) else "is the address right, and the server up?",
-                )
-            )
+            fix = "is the address right, and the server up?" if isinstance(exc, SourceUnavailable) else ""
+            items.append(Item("source", "FAIL", str(exc), fix))
     if target is not None:
         try:
             described = (await target.describe()).more
             items.extend(_target(described, watched))
         except TargetError as exc:
-            items.append(Item("target", "FAIL", str(exc), advice(exc.kind, exc.refusal)))
+            denied = exc.refusal.sqlstate == INSUFFICIENT_PRIVILEGE
+            what = f"{exc}: {exc.refusal.message}" if denied and exc.refusal.message else str(exc)
+            items.append(Item("target", "FAIL", what, grants if denied else advice(exc.kind, exc.refusal)))
         except DaemonError as exc:
             items.append(Item("target", "FAIL", str(exc)))
     return items
+
+
+def door_grants(role: str, exposed_schema: str) -> str:
+    """What a role needs on the target, and all that it needs."""
+    door = f"{quote(exposed_schema)}.outboxd(text)"
+    return (
+        f"grant usage on schema outboxd, {quote(exposed_schema)} to {role}; "
+        f"grant execute on function outboxd.door(text), {door} to {role};"
+    )
+
+
+def user_of(dsn: str) -> str:
+    """The role a connection string names, as SQL writes it."""
+    return quote(str(conninfo_to_dict(dsn).get("user") or "postgres"))
 
 
 # -- the source --------------------------------------------------------------------------------------------
@@ -70,7 +87,8 @@ async def _source(dsn: str, items: list[Item], *, pooled_address: bool) -> list[
     finally:
         await source.close()
     items.extend(_server(identity))
-    items.append(await _listener(dsn, pooled_address=pooled_address))
+    if not identity.in_recovery:
+        items.append(await _listener(dsn, pooled_address=pooled_address))
     conn = await connect(dsn, "outboxd check")
     async with conn:
         conn.row_factory = dict_row
@@ -198,7 +216,7 @@ def _mirror(name: str, mirror: Row, sent: list[str] | None, role: str) -> Iterat
     findings: list[tuple[bool, Level, str, str]] = [
         (bool(grants), "FAIL", f"{role} may not {', '.join(grants)}", f"grant {', '.join(grants).lower()} on {target} to {role};"),
         (not mirror["key_is_unique"], "FAIL", f"({', '.join(mirror['key'])}) is no unique, not deferrable key of {target}",
-         f"alter table {target} add primary key ({', '.join(mirror['key'])});"),
+         f"alter table {target} add primary key ({', '.join(map(quote, mirror['key']))});"),
         (bool(missing), "FAIL", f"columns missing: {', '.join(missing)}", f"alter table {target} add column …, with the source's types"),
         (bool(required), "FAIL", f"NOT NULL without a default, and the source has no such column: {', '.join(required)}",
          f"alter table {target} alter column … drop not null, or give it a default"),

@@ -198,7 +198,7 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(seen, indent=2))
     else:
-        _fields(seen)
+        _fields({name: value for name, value in seen.items() if value not in (None, [])})
     sys.exit(AWAY if seen["away"] else FOUND if seen.get("state") == "paused" else 0)
 
 
@@ -238,8 +238,9 @@ def config_show(ctx: click.Context, *, as_json: bool) -> None:
     shown = redacted(_settings(ctx))
     if as_json:
         click.echo(json.dumps(shown, indent=2, default=str))
-    else:
-        _fields(shown)
+        return
+    rows = [(name, "-" if one["value"] is None else str(one["value"]), str(one["from"])) for name, one in shown.items()]
+    _table(("SETTING", "VALUE", "FROM"), rows)
 
 
 @main.command()

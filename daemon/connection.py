@@ -1,8 +1,9 @@
 """Opening a Postgres connection for a process that must notice a dead peer.
 
-Knows connection options. Knows nothing of what is asked over the connection.
+Knows connection options, and how a failure to connect is told. Knows nothing of what is asked over it.
 """
 
+import re
 from typing import Any
 
 import psycopg
@@ -28,3 +29,14 @@ async def connect(dsn: str, application_name: str) -> psycopg.AsyncConnection[An
     return await psycopg.AsyncConnection.connect(
         dsn, autocommit=True, prepare_threshold=None, application_name=application_name, **_OPTIONS
     )
+
+
+def cause(exc: psycopg.Error) -> str:
+    """Why, in a few words: the SQLSTATE, or what was said of the connection, which names no password."""
+    said = re.findall(r"failed: +(?:FATAL: +)?(.+)", str(exc))
+    return exc.sqlstate or (said[-1] if said else type(exc).__name__)
+
+
+def turned_away(exc: psycopg.Error) -> bool:
+    """Did the server refuse who connects (it gives no SQLSTATE for that), so that waiting will not help?"""
+    return bool(re.search("authentication failed|does not exist|not permitted|pg_hba.conf", cause(exc)))

@@ -7,6 +7,8 @@ a row value: names, codes and our own sentences only (promise I10).
 import enum
 from dataclasses import dataclass
 
+STANDBY = "the source is a standby, which cannot say what has committed: give the primary's address"
+
 
 class DaemonError(Exception):
     """Whatever the daemon raises by itself."""
@@ -70,19 +72,18 @@ class TargetError(DaemonError):
 
 
 _BY_CODE: tuple[tuple[tuple[str, ...], Kind], ...] = (
-    (("OB", "42P01", "42703", "42883", "42804", "42P10", "42P13", "428C9", "3F000", "PGRST1", "PGRST2"), Kind.CONTRACT),
-    (("42501", "28", "PGRST3"), Kind.AUTH),
+    (("OB", "3D", "3F", "42P01", "42703", "42883", "42804", "42P10", "42P13", "428C9"), Kind.CONTRACT),
+    (("PGRST1", "PGRST2"), Kind.CONTRACT),
+    (("42501", "0P", "28", "PGRST3"), Kind.AUTH),
     (("57014", "54"), Kind.SIZE),
-    (("PGRST0", "08", "53", "57", "58", "55P03", "40", "XX", "25006"), Kind.TRANSIENT),
-    (("22", "23", "21", "P0", "0A", "42", "44"), Kind.DATA),
+    (("PGRST0", "08", "25", "40", "53", "55P03", "57", "58", "XX"), Kind.TRANSIENT),
+    (("55",), Kind.CONTRACT),  # ON CONFLICT on a deferrable key
 )
 
 _BY_STATUS: dict[int, Kind] = {
     401: Kind.AUTH,
     402: Kind.AUTH,
     403: Kind.AUTH,
-    404: Kind.CONTRACT,
-    406: Kind.CONTRACT,
     408: Kind.AMBIGUOUS,
     413: Kind.SIZE,
     429: Kind.THROTTLE,
@@ -90,13 +91,21 @@ _BY_STATUS: dict[int, Kind] = {
 
 
 def classify(code: str | None, status: int | None = None) -> Kind:
-    """Kind of a refusal: by SQLSTATE or PostgREST code first, by HTTP status second, else transient."""
+    """Kind of a refusal: by SQLSTATE or PostgREST code first, by HTTP status second, else transient.
+
+    Any other SQLSTATE speaks of the rows: a trigger on the target may raise whatever it likes.
+    """
     for prefixes, kind in _BY_CODE:
         if code and code.startswith(prefixes):
             return kind
     if status in _BY_STATUS:
         return _BY_STATUS[status]
-    return Kind.TRANSIENT if status is None or status >= 500 else Kind.CONTRACT
+    if code and len(code) == 5:
+        return Kind.DATA
+    if status is None or status >= 500:
+        return Kind.TRANSIENT
+    # A redirect is not followed, with the key in hand; a captive portal sends one.
+    return Kind.AMBIGUOUS if status < 400 else Kind.CONTRACT
 
 
 _ADVICE: dict[Kind, str] = {
@@ -106,12 +115,14 @@ _ADVICE: dict[Kind, str] = {
     Kind.SIZE: "the batch is too large or too slow for the target: lower OUTBOXD_BATCH_CHANGES",
     Kind.DATA: "mend the row on the source or the constraint on the target; the relay tries again by itself",
     Kind.CONTRACT: "the target's tables do not fit: `outboxd check` names what is missing",
-    Kind.AUTH: "the target does not accept the key: check OUTBOXD_SUPABASE_KEY (the secret key, sb_secret_…)",
+    Kind.AUTH: "the target does not accept the key: check OUTBOXD_SUPABASE_KEY (the secret key, sb_secret_…), or "
+    "OUTBOXD_TARGET_DSN",
 }
 _ADVICE_BY_CODE: dict[str, str] = {
     "PGRST202": "PostgREST does not know function outboxd: run `outboxd setup target`, then in the SQL editor "
     "notify pgrst, 'reload schema'",
-    "42501": "a GRANT is missing on the target: `outboxd check` prints the statement",
+    "42501": "the key's role may not call function outboxd: use the secret key (sb_secret_…), or run "
+    "`outboxd setup target` again",
 }
 
 
@@ -120,9 +131,12 @@ def advice(kind: Kind, refusal: Refusal) -> str:
     code = refusal.sqlstate or ""
     if code.startswith("OB") and refusal.message:
         return refusal.message
+    if code == "42501" and refusal.table:
+        return f"a right is missing on the target: {refusal.message or '`outboxd check` names it'}"
     if kind is Kind.DATA:
         named = refusal.constraint or refusal.column
         where = f"a row of {refusal.table} is refused" if refusal.table else "a row is refused"
         return f"{where}{f' because of {named}' if named else ''} ({code}): {_ADVICE[kind]}"
-    said = f" ({refusal.message})" if code == "42501" and refusal.message else ""
-    return _ADVICE_BY_CODE.get(code, _ADVICE[kind]) + said
+    if kind is Kind.CONTRACT and not code:
+        return "the address answers, but not as Supabase's Data API: check OUTBOXD_SUPABASE_URL"
+    return _ADVICE_BY_CODE.get(code, _ADVICE[kind])

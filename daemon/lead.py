@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
-from daemon.errors import SourceUnavailable
+from daemon.errors import SourceUnavailable, SourceUnfit
 from daemon.relay import Relay
 from daemon.wakeup import Bell
 
@@ -68,13 +68,16 @@ class Keeper:
                 self.leads = True
                 self._relay.lead()
                 log.info("leadership_won", pooled=self._bell.pooled)
+            if not self.leads:
+                self._relay.follow()
             self._failures = 0
             self._observe(self.leads, self._bell.connected)
             return self._ping if self.leads else self._attempt
-        except SourceUnavailable as exc:
+        except (SourceUnavailable, SourceUnfit) as exc:
             self._failures += 1
             delay = min(0.2 * 2.0 ** min(self._failures, 8), 15.0) * (0.8 + 0.4 * random.random())  # noqa: S311  jitter
             self._on_lost()
+            self._relay.follow(str(exc))
             log.warning("listener_lost", error=str(exc), retry_in_s=round(delay, 2))
             self._lost.clear()
             return delay
@@ -83,7 +86,7 @@ class Keeper:
         """The connection is gone and with it every lock: no further turn until they are back."""
         if self.leads:
             self.leads = False
-            self._relay.follow()
+            self._relay.follow("the connection to the source was lost")
             log.warning("leadership_lost")
         self._observe(False, False)
         self._lost.set()

@@ -147,11 +147,13 @@ def _clean(value: Any, depth: int = 0) -> Any:
         return describe(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return f"<{len(value)} bytes>"
-    if depth < _DEEPEST and isinstance(value, Mapping):
+    if isinstance(value, Mapping | list | tuple | set | frozenset) and depth >= _DEEPEST:
+        return "…"
+    if isinstance(value, Mapping):
         return {
             str(key): "***" if _SECRET_KEY.search(str(key)) else _clean(one, depth + 1) for key, one in value.items()
         }
-    if depth < _DEEPEST and isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple | set | frozenset):
         return [_clean(one, depth + 1) for one in value]
     try:
         return redact(str(value))

@@ -123,8 +123,13 @@ class Daemon:
         await self.bell.connect()
         if not await self.bell.try_lead():
             raise SourceUnavailable("another outboxd leads this relay: it does the work already")
+        self.keeper.leads = True
         self.relay.lead()
-        return await self.relay.drain()
+        pings = asyncio.create_task(self.keeper.run())
+        try:
+            return await self.relay.drain()
+        finally:
+            pings.cancel()
 
     async def close(self) -> None:
         """Let go of every connection."""
@@ -148,7 +153,9 @@ class Daemon:
                     self.metrics.lag.observe(age, backlog)
                 else:
                     self.metrics.lag.forget()
+                started = time.monotonic()
                 oldest, rows, size, newest = await self.gauges.health()
+                self.metrics.source_query("status", time.monotonic() - started)
                 self.metrics.source_health(oldest_transaction=oldest, rows=rows, size=size, newest_id=newest)
             except DaemonError as exc:
                 log.debug("gauges_failed", error=str(exc))

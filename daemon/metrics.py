@@ -9,8 +9,7 @@ import math
 import platform
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import accumulate, product
 from typing import Any, TypeVar
 
@@ -30,7 +29,7 @@ RETRIES = ("transient", "ambiguous", "throttle", "size", "data", "contract", "au
 WAKEUPS = ("notify", "poll", "backlog", "retry")
 MODES = ("claim", "apply", "cursor", "describe")
 OUTCOMES = ("ok", "retryable", "refused")
-QUERIES = ("snapshot", "read", "status")
+QUERIES = ("read", "status")
 BREAKERS = ("target", "source")
 BREAKER_STATES = ("closed", "open", "half_open")
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -227,11 +226,8 @@ class Metrics:
         self._listener_up, self._listened = listening, self._listened or listening
         self._listener.set(listening)
 
-    @contextmanager
-    def stage(self, stage: str) -> Iterator[None]:
-        """Time one stage of a turn, whether it succeeds or not."""
-        with self._stage.labels(stage).time():
-            yield
+    def stage_took(self, stage: str, seconds: float) -> None:
+        self._stage.labels(stage).observe(seconds)
 
     def woken(self, reason: str) -> None:
         self._wakeups.labels(reason).inc()

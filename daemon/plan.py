@@ -7,7 +7,7 @@ decodes a row: Postgres made the JSON, this splices it, Postgres reads it. Pure;
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,7 +17,10 @@ SEPARATOR = "\x1e"  # cannot occur inside JSON text (RFC 7464 uses it the same w
 
 
 class Change(NamedTuple):
-    """One row of outbox.change. `key` and `row` are JSON text, `size` is the row's in bytes, `created_us` Unix time in microseconds."""
+    """One row of outbox.change.
+
+    `key` and `row` are JSON text, `size` is the row's in bytes, `created_us` Unix time in microseconds.
+    """
 
     xid: int
     id: int
@@ -33,16 +36,20 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows of one table for one statement: rows to upsert, keys to delete, or keys a truncate must keep."""
+    """Rows of one table for one statement: rows to upsert, keys to delete, or keys a truncate must keep.
+
+    `rank` is the table's: parents have a lower one than their children.
+    """
 
     table: str
     op: str
+    rank: int
     columns: tuple[str, ...]
     rows: tuple[str, ...]
 
     def records(self) -> tuple[str, str]:
         """The group's two records of the document."""
-        head = {"table": self.table, "op": self.op, "columns": self.columns}
+        head = {"table": self.table, "op": self.op, "rank": self.rank, "columns": self.columns}
         return json.dumps(head, ensure_ascii=False, separators=(",", ":")), "[" + ",".join(self.rows) + "]"
 
 
@@ -62,70 +69,93 @@ class Plan:
         return sum(self.counts.values())
 
 
+class _Last(NamedTuple):
+    """What a batch leaves of one key: `text` is the row of an upsert, the key of a delete."""
+
+    op: str
+    columns: tuple[str, ...]
+    text: str
+
+
 def table_order(tables: Iterable[str], references: Iterable[tuple[str, str]]) -> dict[str, int]:
-    """Rank of each table so that every parent stands before its children; tables of a cycle share a rank.
+    """Rank of each table so that every parent stands before its children; tables of one cycle share a rank.
 
     `references` are (child, parent) pairs, the foreign keys of the target.
     """
-    parents: dict[str, set[str]] = {table: set() for table in tables}
+    above: dict[str, set[str]] = {table: set() for table in tables}
     for child, parent in references:
-        if child != parent and child in parents and parent in parents:
-            parents[child].add(parent)
+        if child in above and parent in above:
+            above[child].add(parent)
+    for middle, further in above.items():  # parents of parents: Warshall's closure
+        for parents in above.values():
+            if middle in parents:
+                parents.update(further)
     rank: dict[str, int] = {}
-    while len(rank) < len(parents):
-        waiting = [table for table in parents if table not in rank]
-        ready = [table for table in waiting if parents[table] <= rank.keys()]
+    while len(rank) < len(above):
         level = max(rank.values(), default=-1) + 1
-        rank.update(dict.fromkeys(ready or waiting, level))
+        waiting = [table for table in above if table not in rank]
+        ready = [t for t in waiting if all(parent in rank or t in above[parent] for parent in above[t])]
+        rank.update(dict.fromkeys(ready, level))
     return rank
 
 
 def plan(changes: Sequence[Change], order: Mapping[str, int], shapes: Mapping[int, tuple[str, ...]]) -> Plan:
-    """The last change of every key, upserts parents first, then truncates and deletes children first.
+    """What is left of every key: upserts parents first, then truncates and deletes children first.
 
     `changes` are in id order. Raises CaptureLost. Promise I4: per key, id order is commit order, so the last
-    change is the row's newest state; a delete never touches a key upserted in the same plan, because each key
-    has one last change.
+    change is the row's newest state; a delete never touches a key upserted in the same plan, because of each key
+    only one thing is left.
     """
-    last: dict[str, dict[str, Change]] = {}
+    left: dict[str, dict[str, _Last]] = {}
     truncated: set[str] = set()
     for change in changes:
         if change.op == "truncate":
-            last[change.table] = {}
+            left[change.table] = {}
             truncated.add(change.table)
         elif change.op == "resync":
             raise CaptureLost(change.table)
+        elif change.op == "delete":
+            left.setdefault(change.table, {})[change.key] = _Last("delete", (), change.key)
         else:
-            last.setdefault(change.table, {})[change.key] = change
+            by_key = left.setdefault(change.table, {})
+            by_key[change.key] = _upsert(change, by_key.get(change.key), shapes)
 
-    ranked = sorted(last, key=lambda table: (order.get(table, len(order)), table))
-    groups: list[Group] = []
-    for table in ranked:
-        groups.extend(_upserts(table, last[table], shapes))
-    for table in reversed(ranked):
-        if table in truncated:
-            keep = tuple(change.key for change in last[table].values() if change.op == "upsert")
-            groups.append(Group(table, "truncate", (), keep))
-            continue
-        keys = tuple(change.key for change in last[table].values() if change.op == "delete")
-        if keys:
-            groups.append(Group(table, "delete", (), keys))
-
-    kept = sum(len(by_key) for by_key in last.values()) + len(truncated)
+    groups = tuple(_groups(left, truncated, order))
     body = SEPARATOR.join(record for group in groups for record in group.records())
     return Plan(
-        tuple(groups),
+        groups,
         Counter((change.table, change.op) for change in changes),
-        len(changes) - kept,
+        len(changes) - sum(map(len, left.values())) - len(truncated),
         body,
         hashlib.blake2b(body.encode(), digest_size=16).hexdigest(),
     )
 
 
-def _upserts(table: str, by_key: Mapping[str, Change], shapes: Mapping[int, tuple[str, ...]]) -> list[Group]:
-    """One group a set of columns: after an ALTER TABLE a batch may hold rows of both."""
-    rows: dict[int, list[str]] = {}
-    for change in by_key.values():
-        if change.op == "upsert" and change.shape is not None and change.row is not None:
-            rows.setdefault(change.shape, []).append(change.row)
-    return [Group(table, "upsert", shapes[shape], tuple(given)) for shape, given in rows.items()]
+def _upsert(change: Change, before: _Last | None, shapes: Mapping[int, tuple[str, ...]]) -> _Last:
+    """The row as it now is; columns that only an earlier row of the batch had keep that row's values."""
+    assert change.shape is not None
+    assert change.row is not None
+    columns = shapes[change.shape]
+    if before is None or before.columns == columns or not (more := [c for c in before.columns if c not in columns]):
+        return _Last("upsert", columns, change.row)
+    # Spliced, not decoded: of a name that occurs twice json_to_recordset takes the second.
+    return _Last("upsert", (*columns, *more), before.text.rstrip()[:-1] + "," + change.row.lstrip()[1:])
+
+
+def _groups(
+    left: Mapping[str, Mapping[str, _Last]], truncated: Collection[str], order: Mapping[str, int]
+) -> Iterator[Group]:
+    ranked = sorted((order.get(table, len(order)), table) for table in left)
+    for rank, table in ranked:
+        rows: dict[tuple[str, ...], list[str]] = {}  # after an ALTER TABLE a batch may hold rows of both kinds
+        for last in left[table].values():
+            if last.op == "upsert":
+                rows.setdefault(last.columns, []).append(last.text)
+        for columns, texts in rows.items():
+            yield Group(table, "upsert", rank, columns, tuple(texts))
+    for rank, table in reversed(ranked):
+        if table in truncated:
+            keep = tuple(key for key, last in left[table].items() if last.op == "upsert")
+            yield Group(table, "truncate", rank, (), keep)
+        elif keys := tuple(key for key, last in left[table].items() if last.op == "delete"):
+            yield Group(table, "delete", rank, (), keys)

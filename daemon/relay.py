@@ -4,8 +4,9 @@ Knows the order of things and what each failure means for the next turn. Knows n
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -27,6 +28,9 @@ class Observer(Protocol):
 
     def batch_read(self, batch: Batch, seconds: float) -> None: ...
     def batch_applied(self, batch: Batch, plan: Plan, answer: Answer, seconds: float) -> None: ...
+    def stage(self, name: str, seconds: float) -> None: ...
+    def tables_known(self, tables: Iterable[str]) -> None: ...
+    def rejected(self, breaker: str) -> None: ...
     def turn_failed(self, reason: str) -> None: ...
     def woken(self, reason: str) -> None: ...
     def state_changed(self, state: str) -> None: ...
@@ -34,7 +38,8 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Waits, in seconds. `recheck`: how often a relay that needs a person looks whether it still does.
+    """Waits, in seconds. `recheck`: how often a relay that needs a person looks whether it still does. `wind_up`:
+    how long, once told to stop, it goes on with what is there.
 
     `wake`: may writers be made to NOTIFY? `auto` does not where transactions may be PREPAREd, because one that
     has notified cannot be.
@@ -44,6 +49,7 @@ class Timing:
     recheck: float = 15.0
     retry_first: float = 0.2
     retry_cap: float = 30.0
+    wind_up: float = 5.0
     wake: Literal["auto", "notify", "poll"] = "auto"
 
 
@@ -76,6 +82,7 @@ class Relay:
         self._timing = timing or Timing()
         self._pace = Pace()
         self._leads = asyncio.Event()
+        self._unled: str | None = None
         self._stopping = False
         self._cursor: Cursor | None = None
         self._claimed = False
@@ -109,7 +116,7 @@ class Relay:
         if self._ahead is not None:
             batch, self._ahead = self._ahead, None
             return batch
-        cursor = self._cursor or await self._resume()
+        cursor = self._cursor if self._cursor and self._claimed else await self._resume()
         started = time.monotonic()
         batch = await self._source.read(cursor)
         if not batch.changes:
@@ -128,10 +135,15 @@ class Relay:
         else:
             answer = await self._target.claim()
             self._claimed = True
-            tables = [table["table"] for table in answer.more["tables"]]
-            self._order = table_order(tables, [(r["child"], r["parent"]) for r in answer.more["references"]])
+            self._learn(answer)
             log.info("target_claimed", epoch=answer.standing.epoch, batch_no=answer.standing.batch_no)
         return self._go_on_from(answer, Cursor.beginning(identity.system))
+
+    def _learn(self, answer: Answer) -> None:
+        """The order of the target's tables, parents first, from its own foreign keys."""
+        references = [(reference["child"], reference["parent"]) for reference in answer.more["references"]]
+        self._order = table_order([table["table"] for table in answer.more["tables"]], references)
+        self._observer.tables_known(self._order)
 
     def _go_on_from(self, answer: Answer, beginning: Cursor) -> Cursor:
         self._cursor = answer.standing.cursor or beginning
@@ -142,11 +154,15 @@ class Relay:
         return self._cursor
 
     async def _apply(self, batch: Batch) -> None:
+        if not self._order.keys() >= {change.table for change in batch.changes}:
+            self._learn(await self._target.describe())  # mapped since the claim, or not at all
         started = time.monotonic()
         planned = plan(batch.changes, self._order, batch.shapes)
+        self._observer.stage("plan", time.monotonic() - started)
         answer = await self._target.apply(planned, batch.cursor, self.status.epoch, self.status.batch_no + 1)
-        # Promise I5: the cursor comes from the target's own transaction, never from what was meant to happen.
-        self._go_on_from(answer, batch.cursor)
+        # Promise I5: the cursor comes from the target's own transaction, never from what was meant to happen. One
+        # that has none (its cursor was emptied by hand) is answered `mismatch` and starts over.
+        self._go_on_from(answer, Cursor.beginning(batch.cursor.system))
         if answer.what == "mismatch":
             log.warning("batch_mismatched", batch_no=answer.standing.batch_no)
             return
@@ -175,17 +191,32 @@ class Relay:
         while not self._stopping:
             self.beat = time.monotonic()
             if not self._leads.is_set():
-                self._set("standby")
+                if self._unled is None:
+                    self._set("standby")
+                else:
+                    self._set("paused", self._unled, "source")
                 await self._bell.wait(self._timing.poll)
                 continue
             try:
-                if not await self.step():
+                if await self.step():
+                    self._observer.woken("backlog")
+                else:
                     self._quiet()
                     await self._rest()
             except BreakerOpen as exc:
+                self._observer.rejected(exc.breaker)
                 await self._wait(min(max(exc.retry_in, 0.01), self._timing.retry_cap))
             except (TargetError, SourceUnavailable, SourceUnfit, CaptureLost) as exc:
                 await self._wait(self._stumble(exc))
+        await self._wind_up()
+
+    async def _wind_up(self) -> None:
+        """What was committed before `stop` still goes, unless it takes long or does not go at once."""
+        deadline = time.monotonic() + self._timing.wind_up
+        with contextlib.suppress(BreakerOpen, TargetError, SourceUnavailable, SourceUnfit, CaptureLost):
+            while self._leads.is_set() and not self._failures and time.monotonic() < deadline:
+                if not await self.step():
+                    break
 
     async def drain(self) -> int:
         """Turn until the source has no more; returns how many changes were applied. Raises what `step` raises."""
@@ -201,13 +232,14 @@ class Relay:
         self._leads.set()
         self._bell.ring()
 
-    def follow(self) -> None:
-        """Leadership was lost: no further turn."""
+    def follow(self, because: str | None = None) -> None:
+        """No further turn: another one leads, or, with a reason, nobody can."""
+        self._unled = because
         self._leads.clear()
         self._bell.ring()
 
     def stop(self) -> None:
-        """Finish the current turn, then return from `run`."""
+        """Finish what is there, then return from `run`."""
         self._stopping = True
         self._bell.ring()
 
@@ -238,10 +270,11 @@ class Relay:
 
     async def _wait(self, seconds: float) -> None:
         """Wait, but not beyond `stop`. Rings of writers do not cut a back-off short."""
-        deadline = time.monotonic() + seconds
-        while not self._stopping and (left := deadline - time.monotonic()) > 0:
+        began = time.monotonic()
+        while not self._stopping and (left := began + seconds - time.monotonic()) > 0:
             self.beat = time.monotonic()
             await self._bell.wait(min(left, 1.0))
+        self._observer.stage("wait", time.monotonic() - began)
 
     # -- what failed ---------------------------------------------------------------------------------------
 
@@ -267,11 +300,14 @@ class Relay:
             advice=sentence,
             attempt=self._failures,
         )
+        doubled = 2.0 ** min(self._failures - 1, 10)
         if needs_person:
-            return self._timing.recheck
+            return min(doubled, self._timing.recheck)
         if isinstance(exc, TargetError) and exc.retry_after is not None:
             return min(exc.retry_after, 300.0)
-        return min(self._timing.retry_first * 2.0 ** min(self._failures - 1, 10), self._timing.retry_cap)
+        breaker = self._target.breaker if isinstance(exc, TargetError) else self._source.breaker
+        # An open breaker has its own ladder; two of them would keep a store waiting that is back.
+        return breaker.retry_in or min(self._timing.retry_first * doubled, self._timing.retry_cap)
 
     def _quiet(self) -> None:
         self._failures = 0
@@ -289,6 +325,9 @@ class Silent:
 
     def batch_read(self, batch: Batch, seconds: float) -> None: ...
     def batch_applied(self, batch: Batch, plan: Plan, answer: Answer, seconds: float) -> None: ...
+    def stage(self, name: str, seconds: float) -> None: ...
+    def tables_known(self, tables: Iterable[str]) -> None: ...
+    def rejected(self, breaker: str) -> None: ...
     def turn_failed(self, reason: str) -> None: ...
     def woken(self, reason: str) -> None: ...
     def state_changed(self, state: str) -> None: ...

@@ -5,7 +5,7 @@ Knows the relay, the breakers and the bell by their looks. Changes nothing.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,19 @@ class Observed:
             seconds=seconds,
         )
         self._metrics.cursor_moved(batch.changes[-1].id)
+        # What a batch proves is newer than the gauges' last look, which on a busy source always finds something
+        # in flight: left alone, that would seem to grow old until the next look.
+        left = max(1, int(max(0.0, self._metrics.lag.backlog()) - len(batch.changes))) if batch.more else 0
+        self._metrics.lag.observe(until - batch.changes[-1].created_us / 1e6 if batch.more else 0.0, left)
+
+    def stage(self, name: str, seconds: float) -> None:
+        self._metrics.stage_took(name, seconds)
+
+    def tables_known(self, tables: Iterable[str]) -> None:
+        self._metrics.tables_watched(tables)
+
+    def rejected(self, breaker: str) -> None:
+        self._metrics.breaker_rejected(breaker)
 
     def turn_failed(self, reason: str) -> None:
         self._metrics.retried(reason)

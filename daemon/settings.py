@@ -5,17 +5,13 @@ what a setting is used for: values leave as plain arguments, and only the edges 
 message made here repeats a value: somebody may have pasted the key into the wrong variable.
 """
 
-import base64
 import difflib
-import ipaddress
-import json
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic_settings import (
@@ -27,6 +23,7 @@ from pydantic_settings import (
 )
 
 from daemon.breaker import Thresholds
+from daemon.credentials import check_dsn, check_key, check_url, for_libpq, kind_of_key, looks_pooled, masked
 
 # Names other tools already use. The OUTBOXD_ form wins over these, and an earlier one over a later one.
 ALIASES = {
@@ -39,12 +36,6 @@ ALIASES = {
 SECRETS = ("source_dsn", "supabase_key", "target_dsn")
 SECRETS_FOLDER = Path("/run/secrets")
 Need = Literal["source", "target"]
-
-# Prisma's own parameters: libpq refuses a URL that has one, and the DATABASE_URL of a Prisma user often does.
-_PRISMA = frozenset(
-    ["schema", "connection_limit", "pool_timeout", "pgbouncer", "statement_cache_size", "socket_timeout"]
-)
-_KEYWORDS = re.compile(r"(?:\s*\w+\s*=\s*(?:'(?:\\.|[^'\\])*'|(?:\\.|[^\s\\'])+)(?:\s+|$))+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,97 +59,7 @@ class ConfigError(Exception):
         super().__init__("\n".join(lines))
 
 
-def _check_dsn(secret: SecretStr) -> SecretStr:
-    text = secret.get_secret_value()
-    scheme = re.match(r"([A-Za-z][\w+.-]*)://", text)
-    if scheme is None:
-        if not _KEYWORDS.fullmatch(text):
-            raise ValueError("is neither a postgresql:// address nor a list of key=value pairs")
-        if not re.search(r"\b(?:host|hostaddr|dbname|service)\s*=", text):
-            raise ValueError("names neither a host nor a database")
-    elif scheme[1].startswith(("postgres+", "postgresql+")):
-        raise ValueError("is an SQLAlchemy address: write postgresql:// without the driver's name")
-    elif scheme[1] not in {"postgres", "postgresql"}:
-        raise ValueError("must begin with postgresql://")
-    else:
-        parts = _split(text)
-        if not parts.netloc.rpartition("@")[2] and not parts.path.strip("/") and "host=" not in parts.query:
-            raise ValueError("names neither a host nor a database")
-    return secret
-
-
-def _split(text: str) -> SplitResult:
-    try:
-        return urlsplit(text)
-    except ValueError:  # its message may quote the password
-        raise ValueError("cannot be read as an address") from None
-
-
-def looks_pooled(dsn: str) -> bool:
-    """Whether an address looks like a transaction pooler's: Supabase's port, Neon's host, Prisma's flag."""
-    rest = dsn.rpartition("@")[2]
-    return bool(re.search(r":6543\b|\bport\s*=\s*'?6543\b|-pooler\.|\bpgbouncer=true\b", rest))
-
-
-def _check_url(text: str) -> str:
-    parts = _split(text)
-    host = parts.hostname or ""
-    if host in {"supabase.com", "app.supabase.com"}:
-        project = re.search(r"/project/([a-z0-9]+)", parts.path)
-        api = f"https://{project[1] if project else '<project-ref>'}.supabase.co"
-        raise ValueError(f"is the dashboard's address; the API's is {api}")
-    if "@" in parts.netloc:
-        raise ValueError("must not carry a user or a password")
-    if parts.scheme not in {"http", "https"} or not host:
-        raise ValueError("must begin with https://")
-    if _reach(host) == "link-local":
-        raise ValueError("is a link-local address")
-    if parts.scheme == "http" and _reach(host) != "loopback":
-        raise ValueError("must begin with https:// (http:// only to this machine): requests carry the key")
-    if parts.path.strip("/") or parts.query or parts.fragment:
-        raise ValueError("must be the bare address: what comes after the host is added by outboxd")
-    try:
-        port = parts.port
-    except ValueError:
-        raise ValueError("has a port that is no number") from None
-    host = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{host}" + (f":{port}" if port else "")
-
-
-def _reach(host: str) -> Literal["loopback", "link-local", "any"]:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return "loopback" if host == "localhost" or host.endswith(".localhost") else "any"
-    return "loopback" if address.is_loopback else "link-local" if address.is_link_local else "any"
-
-
-def _kind_of_key(key: str) -> Literal["secret", "jwt"]:
-    if re.fullmatch(r"sb_secret_[\x21-\x7e]+", key):
-        return "secret"
-    claims: object = None
-    if re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", key, re.ASCII):
-        payload = key.split(".")[1]
-        try:
-            claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        except ValueError:
-            claims = None
-    role = claims.get("role") if isinstance(claims, dict) else None
-    if role == "service_role":
-        return "jwt"
-    if role == "anon" or key.startswith("sb_publishable_"):
-        raise ValueError("is the publishable (anon) key; outboxd needs the secret key")
-    if role is not None:
-        raise ValueError("is a token for another role; outboxd needs the secret key or that of service_role")
-    raise ValueError("is neither a secret key (sb_secret_…) nor a service_role token")
-
-
-def _check_key(secret: SecretStr) -> SecretStr:
-    _kind_of_key(secret.get_secret_value())
-    return secret
-
-
-_Dsn = Annotated[SecretStr, AfterValidator(_check_dsn)]
+_Dsn = Annotated[SecretStr, AfterValidator(check_dsn)]
 _default = Thresholds()
 _NOT_SETTINGS = {"outboxd_config", *(f"outboxd_{secret}_file" for secret in SECRETS)}
 
@@ -186,12 +87,10 @@ class Settings(BaseSettings):
 
     # The application's Postgres, and the Supabase project: its API, its secret key, its Postgres.
     source_dsn: _Dsn | None = Field(default=None, examples=["postgresql://outboxd:…@db.example/app"])
-    supabase_url: Annotated[str, AfterValidator(_check_url)] | None = Field(
+    supabase_url: Annotated[str, AfterValidator(check_url)] | None = Field(
         default=None, examples=["https://<project-ref>.supabase.co"]
     )
-    supabase_key: Annotated[SecretStr, AfterValidator(_check_key)] | None = Field(
-        default=None, examples=["sb_secret_…"]
-    )
+    supabase_key: Annotated[SecretStr, AfterValidator(check_key)] | None = Field(default=None, examples=["sb_secret_…"])
     target_dsn: _Dsn | None = Field(
         default=None, examples=["postgresql://postgres:…@db.<project-ref>.supabase.co:5432/postgres"]
     )
@@ -202,8 +101,9 @@ class Settings(BaseSettings):
     batch_bytes: int = Field(default=4 * 1024**2, ge=64 * 1024, le=64 * 1024**2)
     wake: Literal["auto", "notify", "poll"] = "auto"
     poll_interval: float = Field(default=1.0, gt=0, le=60)  # the seat belt while asleep
-    # Above the 25 s that the target's function gives itself, below the 60 s of the gateway in front of it.
-    request_timeout: float = Field(default=30.0, ge=27, lt=60)
+    # Above PostgREST's wait for a connection (10 s) and the 25 s that the target's function gives itself, below
+    # the 60 s of the gateway in front.
+    request_timeout: float = Field(default=40.0, ge=36, lt=60)
     breaker: BreakerSettings = BreakerSettings()
     admin: bool = True
     admin_host: str = Field(default="127.0.0.1", min_length=1)
@@ -226,30 +126,20 @@ class Settings(BaseSettings):
 
     @property
     def key_kind(self) -> Literal["secret", "jwt"] | None:
-        return _kind_of_key(self.supabase_key.get_secret_value()) if self.supabase_key else None
+        return kind_of_key(self.supabase_key.get_secret_value()) if self.supabase_key else None
 
     @property
     def source_conninfo(self) -> str:
         """The source's address in a form that libpq takes."""
-        return _for_libpq(self.source_dsn)
+        return for_libpq(self.source_dsn)
 
     @property
     def target_conninfo(self) -> str:
-        return _for_libpq(self.target_dsn)
+        return for_libpq(self.target_dsn)
 
     @property
     def looks_pooled(self) -> bool:
         return self.source_dsn is not None and looks_pooled(self.source_dsn.get_secret_value())
-
-
-def _for_libpq(dsn: SecretStr | None) -> str:
-    if dsn is None:
-        raise LookupError("this command was loaded without needing that address")
-    address, mark, query = dsn.get_secret_value().partition("?")
-    if not mark or "://" not in address:
-        return dsn.get_secret_value()
-    kept = "&".join(each for each in query.split("&") if each.partition("=")[0] not in _PRISMA)
-    return f"{address}?{kept}" if kept else address
 
 
 _Name = tuple[str, ...]  # ("relay",) or ("breaker", "window")
@@ -428,26 +318,15 @@ def _example(name: _Name) -> str:
     return str(field.examples[0] if field.examples else field.default) if field else ""
 
 
-def redacted(settings: Settings) -> dict[str, object]:
-    """Each setting's value and where it is from, fit to be shown."""
-    shown: dict[str, object] = {}
+def redacted(settings: Settings) -> dict[str, dict[str, object]]:
+    """Each setting's value and where it is from, fit to be masked."""
+    shown: dict[str, dict[str, object]] = {}
     for name in _NAMES:
         value: Any = settings
         for part in name:
             value = getattr(value, part)
         if isinstance(value, SecretStr):
-            value = _shown(name[0], value.get_secret_value())
+            value = masked(name[0], value.get_secret_value())
         origin = settings._origins.get(name, "default")  # noqa: SLF001
         shown[".".join(name)] = {"value": value, "from": origin}
     return shown
-
-
-def _shown(setting: str, secret: str) -> str:
-    if setting != "supabase_key":
-        value = "[^&]*" if "://" in secret else r"(?:'(?:\\.|[^'\\])*'|(?:\\.|[^\s\\])+)"
-        secret = re.sub(rf"(password\s*=\s*){value}", r"\1***", secret, flags=re.IGNORECASE)
-        return re.sub(r"(://[^:@/]*:).*(?=@)", r"\1***", secret)
-    if _kind_of_key(secret) == "jwt":
-        return "set (jwt)"
-    # Six characters tell two keys apart, and say nothing about the rest when the rest is long enough.
-    return f"set (secret, {secret[:16]}…)" if len(secret) >= 30 else "set (secret)"

@@ -1,4 +1,4 @@
-"""The small arithmetic of snapshots: read, print, see, cut.
+"""The small arithmetic of snapshots: read, print, see, cut, and which transactions lie between two.
 
 Knows how Postgres writes a snapshot and what it means. Knows nothing of connections, changes or cursors' other
 parts. Pure; standard library only.
@@ -8,6 +8,8 @@ A snapshot names the transactions that had committed at an instant: those below 
 
 from collections.abc import Collection
 from dataclasses import dataclass
+
+Run = tuple[int, int]  # first and last of consecutive transaction ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +58,20 @@ def cut(reached: Snapshot, goal: Snapshot, taken: Collection[int], untaken: Coll
     """
     xmax = max(reached.xmax, 1 + max(taken, default=0))
     return Snapshot.of(xmax, (goal.running | frozenset(untaken)) - frozenset(taken))
+
+
+def between(reached: Snapshot, goal: Snapshot, without: Collection[int] = (), below: int | None = None) -> list[Run]:
+    """The transactions of the window (reached, goal], but those in `without`, as runs of consecutive numbers.
+
+    With `below`, of those that began after `reached` only the ones below it.
+    """
+    out = goal.running.union(without)
+    runs = [(xid, xid) for xid in sorted(reached.running - out) if goal.sees(xid)]
+    first, end = reached.xmax, goal.xmax if below is None else min(goal.xmax, below)
+    for xid in sorted(xid for xid in out if first <= xid < end):
+        if first < xid:
+            runs.append((first, xid - 1))
+        first = xid + 1
+    if first < end:
+        runs.append((first, end - 1))
+    return runs

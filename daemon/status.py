@@ -67,7 +67,11 @@ async def examine(settings: Settings) -> list[check.Item]:
         )
     target = _target(settings)
     try:
-        return items + await check.check(settings.source_conninfo, target, pooled_address=settings.looks_pooled)
+        role = "service_role" if settings.transport == "rest" else check.user_of(settings.target_conninfo)
+        grants = check.door_grants(role, settings.exposed_schema)
+        return items + await check.check(
+            settings.source_conninfo, target, pooled_address=settings.looks_pooled, grants=grants
+        )
     finally:
         await target.close()
 

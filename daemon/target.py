@@ -1,3 +1,6 @@
+# NOTE(integrator -> owner): to save time, tests/integration/test_gears.py, tests/contract/test_door.py (another helper) and
+# tests/integration/test_wakeup.py, test_relay.py (yet another) are being written by others now. You keep test_windows.py,
+# test_transfers.py, unit tests, and all of daemon/*.py here. Please be done with everything by 05:35 UTC. Remove this note.
 """The Supabase project: one door, two ways to reach it.
 
 Knows the door's documents and answers, and how each transport fails. Knows nothing of the source or of windows.
@@ -10,19 +13,21 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 import httpx
 import psycopg
 from psycopg import sql
-from supabase import AsyncClient, AsyncClientOptions, acreate_client
 
 from daemon.breaker import Breaker
-from daemon.connection import connect
+from daemon.connection import cause, connect, turned_away
 from daemon.errors import Fenced, Kind, Refusal, TargetError, classify
 from daemon.plan import SEPARATOR, Plan
 from outbox import Cursor
+
+if TYPE_CHECKING:
+    import supabase
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +120,14 @@ def _answer(text: str) -> Answer:
     """Read the door's answer. Anything that is not one is ambiguous: a captive portal, a cut body."""
     try:
         given = json.loads(text)
-        what = str(given["answer"])
-        cursor = given.get("cursor")
+        what, cursor, more = str(given["answer"]), given.get("cursor"), dict(given.get("more") or {})
         standing = Standing(
             int(given.get("epoch", 0)),
             int(given.get("batch_no", 0)),
             Cursor.from_json(json.dumps(cursor)) if cursor else None,
         )
-        more = given.get("more") or {}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise TargetError(Kind.AMBIGUOUS, "the target's answer is not one of outboxd's") from None
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
+        what, standing, more = "", Standing(0, 0, None), {}
     if what == "fenced":
         raise Fenced("another process has claimed this relay on the target since")
     if what == "refused":
@@ -137,7 +140,8 @@ def _answer(text: str) -> Answer:
             more.get("message"),
         )
         raise TargetError(classify(names.sqlstate), f"the target refused the batch ({names.sqlstate})", names)
-    if what not in {"claimed", "cursor", "described", "applied", "duplicate", "mismatch"}:
+    moved = what in {"applied", "duplicate"} and standing.cursor is not None
+    if not moved and what not in {"claimed", "cursor", "described", "mismatch"}:
         raise TargetError(Kind.AMBIGUOUS, "the target's answer is not one of outboxd's")
     return Answer(what, standing, more)
 
@@ -156,7 +160,10 @@ class RestDoor:
         self._schema = exposed_schema
         self._deadline = deadline
         self._agent = user_agent
-        self._client: AsyncClient | None = None
+        import supabase  # here, because it costs most of a second and 70 MB, and the other door does without
+
+        self._supabase = supabase
+        self._client: supabase.AsyncClient | None = None
         self._http: httpx.AsyncClient | None = None
 
     async def send(self, document: str) -> str:
@@ -194,7 +201,7 @@ class RestDoor:
             await self._http.aclose()
         self._client = self._http = None
 
-    async def _opened(self) -> AsyncClient:
+    async def _opened(self) -> "supabase.AsyncClient":
         if self._client is None:
 
             async def keep_one_key(request: httpx.Request) -> None:
@@ -207,8 +214,10 @@ class RestDoor:
                 http2=False, follow_redirects=False, trust_env=False, timeout=httpx.Timeout(self._deadline, connect=5.0),
                 limits=httpx.Limits(max_connections=4, keepalive_expiry=30.0), event_hooks={"request": [keep_one_key]},
             )  # fmt: skip
-            options = AsyncClientOptions(httpx_client=self._http, auto_refresh_token=False, persist_session=False)
-            self._client = await acreate_client(self._url, self._key, options=options)
+            options = self._supabase.AsyncClientOptions(
+                httpx_client=self._http, auto_refresh_token=False, persist_session=False
+            )
+            self._client = await self._supabase.acreate_client(self._url, self._key, options=options)
         return self._client
 
 
@@ -218,7 +227,7 @@ def _rest_error(response: httpx.Response) -> TargetError:
         body = response.json()
         code = str(body["code"]) if isinstance(body, dict) and body.get("code") else None
         said = str(body.get("message", "")) if isinstance(body, dict) else ""
-    except (ValueError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         code, said = None, ""
     kind = classify(code, response.status_code)
     names = Refusal(
@@ -226,7 +235,7 @@ def _rest_error(response: httpx.Response) -> TargetError:
     )
     retry_after = response.headers.get("retry-after", "")
     what = f"the target answered {response.status_code}" + (f" {code}" if code else "")
-    return TargetError(kind, what, names, float(retry_after) if retry_after.isdigit() else None)
+    return TargetError(kind, what, names, float(retry_after) if retry_after.isdecimal() else None)
 
 
 class PostgresDoor:
@@ -277,17 +286,18 @@ class PostgresDoor:
         if self._conn is None:
             self._conn = await connect(self._dsn, self._name)
             # The function's own SET does this for PostgREST alone.
-            await self._conn.execute("set statement_timeout = '25s'")
+            await self._conn.execute(
+                "set statement_timeout = '25s'; set default_transaction_isolation = 'read committed'"
+            )
         return self._conn
 
 
 def _postgres_error(exc: psycopg.Error, *, sent: bool, broken: bool) -> TargetError:
     if broken and sent:
-        return TargetError(
-            Kind.AMBIGUOUS, f"the connection failed before the answer ({exc.sqlstate or type(exc).__name__})"
-        )
+        return TargetError(Kind.AMBIGUOUS, f"the connection failed before the answer ({cause(exc)})")
     code = exc.sqlstate
     if code is None:
-        return TargetError(Kind.TRANSIENT, f"no connection to the target's database ({type(exc).__name__})")
+        kind = Kind.AUTH if turned_away(exc) else Kind.TRANSIENT
+        return TargetError(kind, f"no connection to the target's database ({cause(exc)})")
     said = exc.diag.message_primary if code in {"42501", "42883", "3F000"} else None
     return TargetError(classify(code), f"the target answered {code}", Refusal(code, message=said))

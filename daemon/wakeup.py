@@ -17,14 +17,15 @@ from typing import Any
 
 import psycopg
 
-from daemon.connection import connect
-from daemon.errors import SourceUnavailable
+from daemon.connection import cause, connect
+from daemon.errors import STANDBY, SourceUnavailable, SourceUnfit
 
 _LOCK_CLASS = 1869968482
 _BELL, _LEADER = 1, 2
 _SQL = {
     # A frozen process pings no more: the server then drops this connection and with it both locks.
     "guard": "set idle_session_timeout = '10s'",
+    "standby": "select pg_is_in_recovery()",
     "listen": "listen outbox",
     "pid": "select pg_backend_pid()",
     "arm": "select pg_try_advisory_lock(%s, %s)",
@@ -83,24 +84,37 @@ class Bell:
         self._rung.set()
 
     async def connect(self) -> None:
-        """Open, probe and LISTEN. Raises SourceUnavailable.
+        """Open, probe and LISTEN. Raises SourceUnavailable, or SourceUnfit on a standby.
 
         Behind a pooler in transaction mode locks and LISTEN belong to whichever transaction comes next: `pooled`
         is set, nothing is locked, and the relay polls.
         """
+        await self.close()
         try:
             async with asyncio.timeout(self._deadline):
-                self._conn = conn = await connect(self._dsn, f"{self._name} bell")
-                self.pooled = await self._is_pooled(conn)
-                if not self.pooled:
-                    conn.add_notify_handler(self._notified)
-                    await conn.execute(_SQL["guard"])
-                    await conn.execute(_SQL["listen"])
-                    self._watch()
-        except (TimeoutError, psycopg.Error) as exc:
-            await self.close()
-            raise SourceUnavailable(f"no connection to the source ({type(exc).__name__})") from None
+                conn = await connect(self._dsn, f"{self._name} bell")
+                try:
+                    await self._settle(conn)
+                except BaseException:
+                    await conn.close()
+                    raise
+        except TimeoutError:
+            raise SourceUnavailable(f"the source did not answer within {self._deadline:g} s") from None
+        except psycopg.Error as exc:
+            raise SourceUnavailable(f"no connection to the source ({cause(exc)})") from None
+        self._conn = conn  # only now: who arms before LISTEN is up would miss the ring
+        self._watch()
         self.ring()
+
+    async def _settle(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        standby = await (await conn.execute(_SQL["standby"])).fetchone()
+        if standby and standby[0]:
+            raise SourceUnfit(STANDBY)
+        self.pooled = await self._is_pooled(conn)
+        if not self.pooled:
+            conn.add_notify_handler(self._notified)
+            await conn.execute(_SQL["guard"])
+            await conn.execute(_SQL["listen"])
 
     async def _is_pooled(self, conn: psycopg.AsyncConnection[Any]) -> bool:
         """Two clients, one backend? A pooler gives the server connection just used to whoever asks next."""

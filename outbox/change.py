@@ -5,6 +5,7 @@ Knows what a valid change is. Knows nothing of connections: `emit` sends it.
 
 import enum
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time
@@ -13,6 +14,8 @@ from typing import Any
 from uuid import UUID
 
 from outbox.errors import InvalidChange
+
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it; an escaped backslash before "u0000" is none
 
 
 class Op(enum.StrEnum):
@@ -58,8 +61,11 @@ class Change:
         )
 
     def headers_json(self) -> str | None:
-        """`headers` as JSON, None when there are none."""
-        return None if self.headers is None else json.dumps(dict(self.headers))
+        """`headers` as JSON, None when there are none. Raises InvalidChange."""
+        try:
+            return None if self.headers is None else json.dumps(dict(self.headers), allow_nan=False)
+        except (TypeError, ValueError):
+            raise InvalidChange(f"the headers of a change of {self.table} must map names to texts") from None
 
 
 def _value(table: str, name: str, value: Any) -> str:
@@ -73,7 +79,7 @@ def _value(table: str, name: str, value: Any) -> str:
     except (TypeError, ValueError, RecursionError):
         kind = type(value).__name__
         raise InvalidChange(f"column {name} of {table}: a {kind} that cannot be written as JSON") from None
-    if "\\u0000" in text:
+    if _NUL.search(text):
         raise InvalidChange(f"column {name} of {table}: U+0000, which Postgres cannot store")
     return text
 

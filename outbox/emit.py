@@ -11,7 +11,7 @@ from psycopg import errors
 from psycopg.pq import TransactionStatus
 
 from outbox.change import Change
-from outbox.errors import InvalidChange, NotInTransaction, SchemaMissing, UnknownTable
+from outbox.errors import InvalidChange, NotInTransaction, OutboxError, SchemaMissing, UnknownTable
 from outbox.migrations import FILES
 
 _EMIT = (FILES / "queries" / "emit.sql").read_bytes()
@@ -34,7 +34,9 @@ def emit_many(conn: psycopg.Connection[Any], changes: Iterable[Change]) -> list[
     try:
         return [row[0] for row in conn.execute(_EMIT, parameters).fetchall()]
     except psycopg.Error as exc:
-        raise _translated(exc) from exc
+        if ours := _translated(exc):
+            raise ours from exc
+        raise
 
 
 async def aemit(conn: psycopg.AsyncConnection[Any], *changes: Change) -> list[int]:
@@ -45,7 +47,9 @@ async def aemit(conn: psycopg.AsyncConnection[Any], *changes: Change) -> list[in
         cursor = await conn.execute(_EMIT, parameters)
         return [row[0] for row in await cursor.fetchall()]
     except psycopg.Error as exc:
-        raise _translated(exc) from exc
+        if ours := _translated(exc):
+            raise ours from exc
+        raise
 
 
 def _require_transaction(status: TransactionStatus) -> None:
@@ -64,7 +68,7 @@ def _parameters(changes: Sequence[Change]) -> tuple[list[str], list[str], list[s
     )
 
 
-def _translated(exc: psycopg.Error) -> Exception:
+def _translated(exc: psycopg.Error) -> OutboxError | None:
     """Ours where the cause is ours to explain; a lost connection stays the driver's error."""
     message = exc.diag.message_primary or type(exc).__name__
     match exc:
@@ -78,6 +82,6 @@ def _translated(exc: psycopg.Error) -> Exception:
             )
         case errors.InvalidParameterValue() | errors.UndefinedColumn():
             return InvalidChange(message)
-        case errors.DataError():
+        case errors.DataError() | errors.IntegrityError():
             return InvalidChange(f"a value does not fit its column ({exc.sqlstate})")
-    return exc
+    return None

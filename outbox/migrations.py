@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import psycopg
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
 from outbox.errors import MigrationChanged, SchemaMissing, SchemaTooNew
 
@@ -74,7 +75,11 @@ def migrate(conn: psycopg.Connection[Any], side: Side, *, exposed_schema: str = 
     applied one had another text.
     """
     known = migrations(side)
+    outermost = conn.info.transaction_status == TransactionStatus.IDLE
     with conn.transaction():
+        if outermost:
+            # A snapshot taken before the lock would hide what the installer before us did.
+            conn.execute("set transaction isolation level read committed")
         conn.execute("select pg_advisory_xact_lock(%s, %s)", _LOCK)
         recorded = dict(_recorded(conn, side))
         if recorded and max(recorded) > known[-1].version:
@@ -87,10 +92,10 @@ def migrate(conn: psycopg.Connection[Any], side: Side, *, exposed_schema: str = 
                 )
         pending = [m for m in known if m.version not in recorded]
         for migration in pending:
-            conn.execute(migration.sql.encode())
+            conn.execute(migration.sql.encode(), prepare=False)
             conn.execute(_record(side, migration))
         if side == "target":
-            conn.execute(step(side, "exposed", public=quote(exposed_schema)).encode())
+            conn.execute(step(side, "exposed", public=quote(exposed_schema)).encode(), prepare=False)
     return pending
 
 

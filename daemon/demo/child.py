@@ -24,7 +24,12 @@ class Outboxd:
     """`outboxd run` with settings of its own, in a folder where no .env and no outboxd.toml lies."""
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, str], *, name: str = "outboxd", environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        settings: Mapping[str, str],
+        *,
+        name: str = "outboxd",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """`settings` are named as in the documentation, without OUTBOXD_ and in any case."""
         self.port = free_port()

@@ -15,7 +15,7 @@ _SPELLING = "set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set intervalstyle
 _COLUMNS = (
     "select attname from pg_attribute where attrelid = %s::regclass and attnum > 0 and not attisdropped order by attnum"
 )
-_ROWS = 'select row({key})::text, md5(row({columns})::text) from {table} order by 1 collate "C"'
+_ROWS = "select row({key})::text, md5(row({columns})::text) from {table}"
 
 
 @dataclass(frozen=True)

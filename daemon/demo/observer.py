@@ -60,7 +60,7 @@ class Observer:
             if line["event"] == "batch_applied":
                 self.applied += line["changes"]
                 arrived.append(line["lag_s"])
-            elif state := _STATES.get(line["event"]):
+            elif (state := _STATES.get(line["event"])) and line["breaker"] == "target":
                 self.breaker.append(state)
                 news.append(_sentence(state, line))
         return news, arrived

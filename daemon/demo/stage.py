@@ -84,7 +84,7 @@ class Stage:
         if self.supabase:
             self.supabase.stop_postgrest()
         else:
-            self.target.stop("immediate")
+            self.target.stop()
 
     def bring_supabase_back(self) -> None:
         if self.supabase:

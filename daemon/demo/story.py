@@ -1,157 +1,201 @@
 """`outboxd demo`: the main job on real parts, told in plain lines. Supabase goes away and comes back.
 
-Knows the story and how to tell it. What stands on the stage, who writes and who compares is known elsewhere.
+Knows the story: its acts and their order. What stands on the stage, who writes and how it is told is known elsewhere.
 """
 
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from statistics import median
-from types import FrameType
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 
-import click
-
+from daemon.demo import narrator
 from daemon.demo.binaries import MissingPostgres, MissingPostgrest
-from daemon.demo.compare import Comparison, compare
+from daemon.demo.compare import compare
+from daemon.demo.curtain import Curtain, Stopped, curtain
+from daemon.demo.narrator import fact, say, title
 from daemon.demo.observer import Observer, Sight
 from daemon.demo.stage import TABLES, Stage, connect
 from daemon.demo.writer import Writer
 
 _PER_SECOND, _PER_SECOND_KEPT = 40.0, 1.0
-_PATIENCE = 90.0  # seconds, for what needs no more than a few: then something is wrong
-
-_WORDS = """
-  written   transactions that the application has committed
-  applied   changed rows that have arrived in Supabase
-  waiting   changed rows that are committed and have not arrived
-  lag       age of the oldest change: of those waiting, else when it arrived
-  breaker   closed: outboxd sends; open: Supabase is away and left in peace; half_open: one request tries"""
-
-
-class Stopped(Exception):
-    """Somebody pressed Ctrl-C, or the like."""
+_PATIENCE = 90.0  # seconds, for what takes a few: beyond it something is wrong
 
 
 class Failed(Exception):
     """The story cannot go on; says why."""
 
 
-class Stop:
-    """Set by a signal. Nothing is interrupted in the middle: the story asks between its steps."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._event = threading.Event()
-
-    def caught(self, number: int, _: FrameType | None) -> None:
-        self.signal = self.signal or number
-        self._event.set()
-
-    def check(self, seconds: float = 0.0) -> None:
-        """Wait. Raises Stopped as soon as a signal was caught."""
-        if self._event.wait(seconds):
-            raise Stopped
-
-
 def play(*, keep: bool, transport: str, seconds: float) -> int:
     """Set everything up, play three acts of `seconds`, compare, clear up. 0 only when every row is equal."""
-    with _signals() as stop:
+    with curtain() as falling:
         try:
-            with closing(Stage(transport)) as stage:
-                return Story(stage, stop, seconds).tell(keep=keep)
-        except Stopped:
-            _say("\nStopped; everything that the demo started is gone.")
-            return 128 + stop.signal
-        except MissingPostgres as missing:
-            _say(str(missing))
+            try:
+                with closing(Stage(transport)) as stage, ExitStack() as stack:
+                    return Story(stage, stack, falling, seconds).tell(keep=keep)
+            finally:
+                falling.wait()  # Ctrl-C reaches npm, too: what failed because of it is no failure
+        except Stopped as stopped:
+            say(f"\nStopped by {stopped}. Everything that the demo started is gone.")
+            return stopped.exit_code
         except MissingPostgrest as missing:
-            stop.signal or _say(f'{missing}\nOr do without: make demo ARGS="--transport postgres"')
-            return 128 + stop.signal if stop.signal else 1
-        except (Failed, RuntimeError) as failed:
-            _say(f"The demo cannot go on: {failed}")
+            say(f'{missing}\nOr go without it: make demo ARGS="--transport postgres"')
+        except (MissingPostgres, Failed, RuntimeError) as error:
+            say(f"The demo cannot go on: {error}")
         return 1
 
 
-@contextmanager
-def _signals() -> Iterator[Stop]:
-    """Until the end, clearing up included, signals are only noted: the second Ctrl-C must not leave half of it."""
-    stop = Stop()
-    before = {each: signal.signal(each, stop.caught) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield stop
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
 class Story:
-    def __init__(self, stage: Stage, stop: Stop, seconds: float) -> None:
+    def __init__(self, stage: Stage, stack: ExitStack, falling: Curtain, seconds: float) -> None:
         self._stage = stage
-        self._stop = stop
+        self._stack = stack
+        self._curtain = falling
         self._seconds = seconds
         self._began = time.monotonic()
         self._writer: Writer
         self._observer: Observer
-        self._lags: dict[str, Sequence[float]] = {}
+        self._lags: dict[str, list[float]] = {}
 
     def tell(self, *, keep: bool) -> int:
         self._set_up()
-        try:
-            self._act("before", "all is well.", "")
-            self._stop.check()
-            away = "PostgREST is stopped" if self._stage.supabase else "its Postgres is stopped"
-            self._act("during", f"Supabase goes away ({away}). The application writes on.", "away")
-            self._act("after", "Supabase is back.", "back")
-            self._writer.stop()
-            _say("\nThe application stops writing; the last changes travel.")
-            self._narrate(0, lambda sight: sight.waiting == 0)
-            equal = self._compare()
-            self._sum_up(equal=equal)
-            return self._keep(equal=equal) if keep else self._bow(equal=equal)
-        finally:
-            self._writer.stop()
-            self._observer.source.close()
+        self._all_is_well()
+        self._supabase_goes()
+        self._supabase_returns()
+        self._writer.stop()
+        say("\nThe application stops; what it wrote last still travels.")
+        self._watch(0, lambda sight: sight.waiting == 0)
+        equal = self._compare()
+        self._sum_up()
+        if keep:
+            self._stay()
+        code = self._stage.outboxd.stop()
+        say(f"\noutboxd was told to stop (SIGTERM) and did, with exit code {code}. The demo clears up.")
+        return 0 if equal and code == 0 else 1
+
+    # -- before --------------------------------------------------------------------------------------------
+
+    def _set_up(self) -> None:
+        stage = self._stage
+        title("outboxd demo: an application writes to its Postgres, outboxd carries every change to Supabase.")
+        say("Everything is real, runs on this machine alone, and is gone afterwards.\n")
+        self._curtain.wait()
+        stage.raise_source()
+        fact(
+            "source",
+            f"the application's PostgreSQL {stage.source.version} (port {stage.source.port}), its tables as Prisma makes them",
+        )
+        self._curtain.wait()
+        stage.raise_target()
+        how = (
+            f"PostgREST behind a gateway, {stage.supabase.url}"
+            if stage.supabase
+            else "reached directly, without the Data API"
+        )
+        fact("target", f"a Supabase project: PostgreSQL {stage.target.version} (port {stage.target.port}), {how}")
+        stage.watch()
+        fact("watched", ", ".join(TABLES))
+        self._curtain.wait()
+        outboxd = stage.start_outboxd()
+        self._observer = Observer(outboxd, self._stack.enter_context(connect(stage.source_dsn)))
+        fact("outboxd", f"process {outboxd.pid}, started by `outboxd run`")
+        fact(
+            "writer",
+            f"about {_PER_SECOND:g} transactions a second: inserts, updates, cascading deletes, changed keys, rollbacks",
+        )
+        self._write(_PER_SECOND)
+        narrator.explain()
+
+    def _write(self, per_second: float) -> None:
+        self._writer = Writer(self._stage.source_dsn, per_second)
+        self._stack.callback(self._writer.stop)
+        self._writer.start()
 
     # -- the acts ------------------------------------------------------------------------------------------
 
-    def _set_up(self) -> None:
-        _title("outboxd demo: an application writes to its Postgres, outboxd carries every committed change to Supabase")
-        _say("Everything below is real, runs on this machine only, and is gone afterwards.\n")
-        stage = self._stage
-        self._stop.check()
-        stage.raise_source()
-        self._stop.check()
-        _fact("source", f"the application's PostgreSQL {stage.source.version}, port {stage.source.port}: 4 tables as Prisma creates them")
-        stage.raise_target()
-        self._stop.check()
-        _fact("target", f"Supabase: PostgreSQL {stage.target.version}, port {stage.target.port}" + (
-            f", and PostgREST behind a gateway, {stage.supabase.url}" if stage.supabase else ", reached directly"
-        ))  # fmt: skip
-        stage.watch()
-        _fact("watched", ", ".join(TABLES))
-        self._writer = Writer(stage.source_dsn, _PER_SECOND)
-        self._writer.start()
-        _fact("writer", f"about {_PER_SECOND:g} transactions a second: inserts, updates, deletes with cascades, changed keys")
-        outboxd = stage.start_outboxd()
-        self._observer = Observer(outboxd, connect(stage.source_dsn))
-        _fact("outboxd", f"process {outboxd.pid}, as started by `outboxd run`; {outboxd.url}/api/status")
-        _fact("ready", f"after {time.monotonic() - self._began:.1f} s")
-        _say(_WORDS)
-
-    def _act(self, name: str, title: str, change: str) -> None:
-        number = len(self._lags) + 1
+    def _all_is_well(self) -> None:
+        title("\nAct 1 of 3: all is well.")
+        self._watch(1, _caught_up)  # outboxd has just started
         self._observer.take_lags()
-        if change == "away":
-            self._stage.take_supabase_away()
-        if change == "back":
-            self._stage.bring_supabase_back()
-        _title(f"\nAct {number} of 3: {title}")
-        self._narrate(0 if change == "back" else self._seconds, lambda _: change == "away" or self._caught_up)
-        if change == "back":
-            self._lags["during"] = [*self._lags["during"], *self._observer.take_lags()]
-            _say("  → caught up; the application never noticed.")
-            self._narrate(self._seconds, lambda _: True)
-        self._lags[name] = self._observer.take_lags()
+        self._watch(self._seconds)
+        self._lags["before"] = self._observer.take_lags()
+
+    def _supabase_goes(self) -> None:
+        what = "PostgREST" if self._stage.supabase else "Supabase's Postgres"
+        title(f"\nAct 2 of 3: Supabase goes away ({what} is stopped). The application writes on.")
+        self._stage.take_supabase_away()
+        self._watch(self._seconds)
+
+    def _supabase_returns(self) -> None:
+        title("\nAct 3 of 3: Supabase comes back.")
+        self._stage.bring_supabase_back()
+        self._watch(1, _caught_up)
+        self._lags["during"] = self._observer.take_lags()
+        say("  → outboxd has caught up.")
+        self._watch(self._seconds)
+        self._lags["after"] = self._observer.take_lags()
+
+    def _watch(self, seconds: float, until: Callable[[Sight], bool] = lambda _: True) -> None:
+        """A line a second: for `seconds`, and on until the condition holds."""
+        began = at = time.monotonic()
+        applied = self._observer.applied
+        while True:
+            left = seconds - (at - began)
+            self._curtain.wait(min(1.0, left) if left > 0.05 else 0.2 if seconds == 0 else 1.0)
+            sight, now = self._observer.look(), time.monotonic()
+            narrator.second(sight, self._writer.committed, (sight.applied - applied) / (now - at))
+            applied, at = sight.applied, now
+            self._check()
+            if at - began >= seconds - 0.05 and until(sight):
+                return
+            if at - began > seconds + _PATIENCE:
+                raise Failed(
+                    f"{sight.waiting} changes still wait, the breaker is {sight.breaker}: {self._stage.outboxd.last_words()}"
+                )
+
+    def _check(self) -> None:
+        if self._stage.outboxd.returncode is not None:
+            raise Failed(f"outboxd ended by itself: {self._stage.outboxd.last_words()}")
+        if self._writer.failure is not None:
+            raise Failed(f"the application failed: {self._writer.failure}")
+
+    # -- after ---------------------------------------------------------------------------------------------
+
+    def _compare(self) -> bool:
+        title("\nBoth stores, row by row, every column:")
+        with connect(self._stage.source_dsn) as source, connect(self._stage.target_dsn) as target:
+            tables = [compare(source, target, table) for table in TABLES]
+        return narrator.comparison(tables)
+
+    def _sum_up(self) -> None:
+        title("\nIn short:")
+        writer, observer = self._writer, self._observer
+        narrator.summary(writer.committed, writer.rolled_back, observer.applied, self._lags, observer.breaker)
+        fact("time", f"{time.monotonic() - self._began:.0f} s")
+
+    def _stay(self) -> None:
+        """Leave everything up until a signal comes."""
+        stage = self._stage
+        self._write(_PER_SECOND_KEPT)
+        psql = "psql" if shutil.which("psql") else stage.source.installed / "psql"
+        title("\nEverything stays up, and the application goes on with one transaction a second. Ctrl-C ends it.")
+        if stage.supabase:
+            fact("Supabase", stage.supabase.url)
+            fact(
+                "",
+                f"curl -s '{stage.supabase.url}/rest/v1/Story?select=id,title&limit=3' -H 'apikey: {stage.supabase.publishable_key}'",
+            )
+        fact("source", f"{psql} {stage.source_dsn}")
+        fact("target", f"{psql} {stage.target_dsn}")
+        fact("status", f"curl -s {stage.outboxd.url}/api/status")
+        fact("metrics", f"curl -s {stage.outboxd.url}/metrics")
+        fact("log", f"tail -f {stage.outboxd.log}")
+        fact(
+            "try",
+            f"""{psql} {stage.source_dsn} -c 'update "Story" set "title" = upper("title")', and look at the target""",
+        )
+        while True:
+            self._curtain.wait(1.0)
+            self._check()
+
+
+def _caught_up(sight: Sight) -> bool:
+    return sight.breaker == "closed" and sight.lag < 1.0

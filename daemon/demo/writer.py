@@ -6,7 +6,7 @@ Knows the four tables. Must not know the outbox: what travels, travels without t
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import psycopg
 from psycopg.types.json import Jsonb
 
-_STORY = 'insert into "Story" ("id", "title", "authorEmail", "tags", "settings", "updatedAt") values (%s, %s, %s, %s, %s, now())'
+_STORY = 'insert into "Story" ("id", "title", "authorEmail", "isPublic", "tags", "settings", "updatedAt") values (%s, %s, %s, %s, %s, %s, now())'
 _SCENARIO = (
     'insert into "Scenario" ("id", "storyId", "position", "summary", "updatedAt") values (%s, %s, %s, %s, now())'
 )
@@ -32,11 +32,18 @@ _CUT_STORY = 'delete from "Story" where "id" = %s'
 
 # Values that a careless copy changes: quotes, other scripts, JSON null, array bounds, what no float holds.
 _TITLES = ("The Lighthouse", 'She said "no"', "Тихий океан", "雨の後に", "Ça va? 🦊", "back\\slash", "tab\there")
-_TAGS = (["drama"], ["a,b", '"quoted"', ""], [], None, "[0:1]={zero,one}", "{{a,b},{c,d}}")
+_TAGS: Sequence[Sequence[str] | None] = (
+    ["drama"],
+    ["a,b", '"quoted"', ""],
+    [],
+    None,
+    "[0:1]={zero,one}",
+    "{{a,b},{c,d}}",
+)
 _SETTINGS = ({"voice": "alto"}, {"seed": 12345678901234567890}, {"style": None}, {"cuts": [1, 2.50, {"at": "0:07"}]})
-_PARAMETERS = ({"temperature": 0.7}, [], None, "null", {"stop": ["\n", "—"]})
+_PARAMETERS: Sequence[object] = ({"temperature": 0.7}, [], None, "null", {"stop": ["\n", "—"]})
 _SECONDS = (7.5, 0.1, 1e-9, 12345678.901, float("nan"), float("inf"))
-_MANY = 300  # stories; from there on, they go as fast as they come
+_FEW, _MANY = 10, 300  # stories: from many on, they go faster than they come
 
 
 @dataclass
@@ -46,11 +53,11 @@ class _Story:
 
 
 class Writer:
-    """One connection in a thread of its own. `committed` counts transactions; `failure` is why it ended early."""
+    """One connection in a thread of its own. `failure` is why it ended by itself, if it did."""
 
     def __init__(self, dsn: str, per_second: float, *, seed: int | None = None) -> None:
         self.per_second = per_second
-        self.committed = 0
+        self.committed = self.rolled_back = 0
         self.failure: Exception | None = None
         self._dsn = dsn
         self._random = random.Random(seed)
@@ -79,22 +86,27 @@ class Writer:
 
     def step(self, conn: psycopg.Connection[Any]) -> None:
         """One transaction, or one that changes its mind and rolls back."""
-        if len(self._stories) < 10:
-            act = self._write
-        else:
-            ending = 30 if len(self._stories) > _MANY else 12
-            acts: list[tuple[Callable[[psycopg.Connection[Any]], None], int]] = [
-                (self._write, 15), (self._edit, 25), (self._render, 25), (self._price, 15), (self._rename, 4),
-                (self._rewrite, 4), (self._think_again, 4), (self._end, ending),
-            ]  # fmt: skip
-            (act,) = self._random.choices([act for act, _ in acts], [weight for _, weight in acts])
+        act = self._choose()
         with conn.transaction():
             act(conn)
-        self.committed += act != self._think_again
+        if act == self._think_again:
+            self.rolled_back += 1
+        else:
+            self.committed += 1
+
+    def _choose(self) -> Callable[[psycopg.Connection[Any]], None]:
+        if len(self._stories) < _FEW:
+            return self._write
+        acts = {
+            self._write: 15, self._edit: 25, self._render: 25, self._price: 15, self._rename: 4, self._rewrite: 4,
+            self._think_again: 4, self._end: 30 if len(self._stories) > _MANY else 12,
+        }  # fmt: skip
+        return self._random.choices(list(acts), list(acts.values()))[0]
 
     def _write(self, conn: psycopg.Connection[Any]) -> None:
         one, pick = _Story(uuid4()), self._random.choice
-        conn.execute(_STORY, (one.id, pick(_TITLES), "writer@example.com", pick(_TAGS), Jsonb(pick(_SETTINGS))))
+        values = (one.id, pick(_TITLES), "writer@example.com", pick((True, False)), pick(_TAGS), Jsonb(pick(_SETTINGS)))
+        conn.execute(_STORY, values)
         for position in range(self._random.randint(1, 4)):
             scenario = f"scn_{uuid4().hex[:12]}"
             one.scenarios.append(scenario)

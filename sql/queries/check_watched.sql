@@ -7,9 +7,9 @@ select w.table_name,
                               w.include, w.exclude, p.proowner::regrole::name) end as unfit,
        coalesce(position(outbox.signature(to_regclass(w.table_name)) in p.prosrc) > 0, true) as as_watched,
        array(select r.relid::regclass::text
-               from pg_partition_tree(to_regclass(w.table_name)) r
-              where w.capture and (select count(*) from pg_trigger t where t.tgrelid = r.relid and t.tgfoid = p.oid)
-                                  < case when (select relkind from pg_class where oid = r.relid) = 'p' then 3 else 4 end) as bare,
+               from (select to_regclass(w.table_name) as relid union select relid from pg_partition_tree(to_regclass(w.table_name))) r
+              where w.capture and r.relid is not null and (select count(*) from pg_trigger t where t.tgrelid = r.relid and t.tgfoid = p.oid)
+                                  < case when (select relkind from pg_class where oid = r.relid) = 'p' then 5 else 4 end) as bare,
        array(select t.tgrelid::regclass::text || '.' || t.tgname from pg_trigger t where t.tgfoid = p.oid and t.tgenabled <> 'A') as asleep,
        array(select t.tgrelid::regclass::text from pg_trigger t
               where t.tgfoid = p.oid and t.tgname = 'outbox_insert' and t.tgrelid <> to_regclass(w.table_name)

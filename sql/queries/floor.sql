@@ -4,6 +4,6 @@
 -- This spends a transaction id, because nothing that is free will do: a snapshot's xmax is one above the
 -- latest *ended* transaction, so transactions at or above it may be running, with ids long drawn.
 begin isolation level read committed;
-select coalesce(pg_sequence_last_value(pg_get_serial_sequence('outbox.change', 'id')::regclass), 0);
+select case when is_called then last_value else 0 end from outbox.change_id_seq;
 select pg_current_xact_id()::text::bigint;
 commit

@@ -1,5 +1,5 @@
--- Changes of transactions that began on earlier pages and are complete now.
+-- What transactions that began on earlier pages left there, without what of them was sent before.
 select xid, id, table_name, op, shape, key, row, coalesce(octet_length(row), 0), unflushed, created_at
-  from outbox.change
- where xid = any (%(xids)s::xid8[]) and id <= %(upto)s
+  from unnest(%(xids)s::xid8[], %(above)s::int8[]) begun(of_xid, above)
+  join outbox.change on xid = of_xid and id > above and id <= %(upto)s
  order by id

@@ -4,123 +4,212 @@
 -- upsert, not there = delete. Copying the transition rows ends with stale rows whenever statements nest on
 -- one table (a user's trigger that updates the same row), because the outer statement is recorded last.
 
--- The type below any domains.
+-- The type below any domains. (plpgsql keeps its plans for the session: where capture has to compose its SQL,
+-- that is ten times quicker than functions in SQL.)
 create or replace function outbox.base_type(of_type oid) returns oid
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  with recursive down as (
-    select t.oid, t.typtype, t.typbasetype from pg_type t where t.oid = of_type
-    union all
-    select t.oid, t.typtype, t.typbasetype from down d join pg_type t on t.oid = d.typbasetype where d.typtype = 'd'
-  )
-  select d.oid from down d where d.typtype <> 'd'
+declare
+  base oid := of_type;
+begin
+  while (select t.typtype = 'd' from pg_type t where t.oid = base) loop
+    base := (select t.typbasetype from pg_type t where t.oid = base);
+  end loop;
+  return base;
+end
 $$;
 
 -- json, jsonb, arrays, composites and whatever casts itself to json lose something on the way through
 -- row_to_json (JSON null, lower bounds, hstore): they travel as their text, which loses nothing.
 create or replace function outbox.travels_as_text(of_type oid) returns boolean
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select t.typtype = 'c' or t.typcategory = 'A' or t.oid in ('json'::regtype, 'jsonb'::regtype, 'record'::regtype)
-      or exists (select from pg_cast c where c.castsource = t.oid and c.casttarget = 'json'::regtype)
-    from pg_type t where t.oid = outbox.base_type(of_type)
+declare
+  base oid := outbox.base_type(of_type);
+begin
+  return (
+    select t.typtype = 'c' or t.typcategory = 'A' or t.oid in ('json'::regtype, 'jsonb'::regtype, 'record'::regtype)
+        or exists (select from pg_cast c where c.castsource = t.oid and c.casttarget = 'json'::regtype)
+      from pg_type t where t.oid = base);
+end
+$$;
+
+-- Names of the columns of `tbl` by their numbers, null for a dropped one. From the catalogue's cache, not by a
+-- query: a transaction in REPEATABLE READ that had to wait for an ALTER TABLE writes the new table, but a query
+-- shows it the old pg_attribute.
+create or replace function outbox.column_names(tbl regclass) returns text[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  names text[];
+  name  text;
+begin
+  for n in 1 .. 1600 loop
+    name := (pg_identify_object_as_address('pg_class'::regclass, tbl, n)).object_names[3];
+    exit when name is null;
+    names[n] := case when name not like '........pg.dropped.%' then name end;
+  end loop;
+  return names;
+end
 $$;
 
 -- Columns that decide how a table is captured. Declared immutable, which it is between two changes of the
 -- table: capture calls it with a regclass constant, so the planner folds it into the cached plan, and any
 -- ALTER TABLE invalidates that plan. A check on every statement for the price of none.
 create or replace function outbox.signature(tbl regclass) returns text
-language sql immutable
+language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-  select md5(string_agg(format('%s %s %s', a.attname, a.atttypid::regtype, coalesce(i.indkey::text, '')), ',' order by a.attnum))
-    from pg_attribute a
-    left join pg_index i on i.indrelid = a.attrelid and i.indisprimary and a.attnum = any (i.indkey)
-   where a.attrelid = tbl and a.attnum > 0 and not a.attisdropped
+begin
+  return (
+    select md5(string_agg(format('%s %s %s', u.name, a.atttypid::regtype, i.indkey), ',' order by u.n))
+      from unnest(outbox.column_names(tbl)) with ordinality u(name, n)
+      left join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
+      left join pg_index i on i.indrelid = tbl and i.indisprimary and a.attnum = any (i.indkey)
+     where u.name is not null);
+end
 $$;
 
 create or replace function outbox.primary_key(tbl regclass) returns text[]
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select array_agg(a.attname::text order by k.n)
-    from pg_index i
-    cross join lateral unnest(i.indkey::int2[]) with ordinality k(attnum, n)
-    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
-   where i.indrelid = tbl and i.indisprimary
+declare
+  names text[] := outbox.column_names(tbl);
+begin
+  return (
+    select array_agg(names[k.attnum] order by k.n)
+      from pg_index i
+      cross join lateral unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) with ordinality k(attnum, n)
+     where i.indrelid = tbl and i.indisprimary);
+end
+$$;
+
+-- Do these columns name one row, at every moment? Not so for a DEFERRABLE key.
+create or replace function outbox.is_key(tbl regclass, columns text[]) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  names text[] := outbox.column_names(tbl);
+begin
+  return exists (
+       select from pg_index i
+        cross join lateral (select array_agg(names[n]) from unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) n) k(of_index)
+        where i.indrelid = tbl and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null and i.indexprs is null
+          and k.of_index <@ columns and columns <@ k.of_index)
+     and not exists (select from pg_attribute a where a.attrelid = tbl and names[a.attnum] = any (columns) and not a.attnotnull);
+end
+$$;
+
+-- Can whoever asks still name and read the rows? Declared immutable for the same reason as the signature: a
+-- key dropped, an owner changed or a policy forced while the table is watched must not fail the application.
+create or replace function outbox.capturable(tbl regclass, keys text[]) returns boolean
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return keys <@ outbox.row_columns(tbl, null, null) and has_table_privilege(tbl, 'select')
+     and not row_security_active(tbl) and outbox.is_key(tbl, keys);
+end
 $$;
 
 -- Columns of `tbl` that travel, in their order.
 create or replace function outbox.row_columns(tbl regclass, include text[], exclude text[]) returns text[]
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select array_agg(a.attname::text order by a.attnum)
-    from pg_attribute a
-   where a.attrelid = tbl and a.attnum > 0 and not a.attisdropped
-     and (include is null or a.attname = any (include))
-     and (exclude is null or a.attname <> all (exclude))
+begin
+  return (
+    select array_agg(u.name order by u.n)
+      from unnest(outbox.column_names(tbl)) with ordinality u(name, n)
+     where u.name is not null
+       and (include is null or u.name = any (include))
+       and (exclude is null or u.name <> all (exclude)));
+end
 $$;
 
--- SQL that makes the JSON of these columns from alias `t`.
+-- SQL that makes the JSON of these columns from alias `t`. Text is what the type itself writes (concat does that):
+-- a cast to text may be a function of the table's owner. A column too new to be seen here travels as text, which
+-- any type reads.
 create or replace function outbox.row_sql(tbl regclass, columns text[]) returns text
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select format('(select row_to_json(x.*)::text from (select %s) x)', string_agg(
-           case when outbox.travels_as_text(a.atttypid) then format('t.%1$I::text as %1$I', a.attname)
-                else format('t.%I', a.attname) end, ', ' order by a.attnum))
-    from pg_attribute a
-   where a.attrelid = tbl and a.attnum > 0 and not a.attisdropped and a.attname = any (columns)
+begin
+  return (
+    select format('(select row_to_json(x.*)::text from (select %s) x)', string_agg(
+             case when a.attnum is null or outbox.travels_as_text(a.atttypid)
+                  then format('case when t.%1$I is distinct from null then concat(t.%1$I) end as %1$I', u.name)
+                  else format('t.%I', u.name) end, ', ' order by u.n))
+      from unnest(outbox.column_names(tbl)) with ordinality u(name, n)
+      left join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
+     where u.name = any (columns));
+end
 $$;
 
 -- SQL that makes the JSON of the key from an alias. Two spellings of one key must give one text:
 -- numeric loses its trailing zeros here, types that cannot be spelled in one way are refused by watch.
 create or replace function outbox.key_sql(tbl regclass, columns text[], alias text) returns text
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select format('(select row_to_json(x.*)::text from (select %s) x)', string_agg(
-           case when outbox.base_type(a.atttypid) = 'numeric'::regtype
-                then format('trim_scale(%1$I.%2$I) as %2$I', alias, a.attname)
-                else format('%I.%I', alias, a.attname) end, ', ' order by k.n))
-    from unnest(columns) with ordinality k(name, n)
-    join pg_attribute a on a.attrelid = tbl and a.attname = k.name and not a.attisdropped
+declare
+  names text[] := outbox.column_names(tbl);
+begin
+  return (
+    select format('(select row_to_json(x.*)::text from (select %s) x)', string_agg(
+             case when outbox.base_type(a.atttypid) = 'numeric'::regtype
+                  then format('trim_scale(%1$I.%2$I) as %2$I', alias, k.name)
+                  else format('%I.%I', alias, k.name) end, ', ' order by k.n))
+      from unnest(columns) with ordinality k(name, n)
+      left join pg_attribute a on a.attrelid = tbl and names[a.attnum] = k.name);
+end
 $$;
 
 -- The statement that records what one statement on `rel` did. `rel` is the watched table or one of its
 -- partitions; rows are always re-read from the root, where a row that changed partitions still is.
-create or replace function outbox.capture_sql(watched_id int, rel regclass, tg_op text) returns text
+-- What outbox.watched knows is handed in: an old snapshot may not show that row.
+create or replace function outbox.capture_sql(
+  of_table text, key_columns text[], include text[], exclude text[], rel regclass, tg_op text) returns text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  w       outbox.watched;
-  root    regclass := coalesce(pg_partition_root(rel), rel);
-  keys    text[];
-  cols    text[];
-  names   text;
-  touched text;
+  root     regclass := coalesce(pg_partition_root(rel), rel);
+  namesake regclass := to_regclass(of_table);
+  keys     text[] := coalesce(key_columns, outbox.primary_key(root));
+  cols     text[];
+  names    text;
+  touched  text;
+  resync   text := format('insert into outbox.change (table_name, op, key) values (%L, ''resync'', ''{}'')', of_table);
 begin
-  select * into strict w from outbox.watched where id = watched_id;
-  keys := coalesce(w.key_columns, outbox.primary_key(root));
-  if keys is null or not keys <@ outbox.row_columns(root, null, null) then
-    -- The key is gone (renamed, dropped): this statement's rows cannot be named. The application's
-    -- statement must not fail for that, and nothing may be skipped silently: the relay stops at this mark.
-    return format('insert into outbox.change (table_name, op, key) values (%L, ''resync'', ''{}'')', w.table_name);
+  if namesake <> root then
+    if exists (select from pg_trigger a join pg_trigger b on b.tgfoid = a.tgfoid and b.tgname = a.tgname
+                where a.tgrelid = namesake and b.tgrelid = rel and a.tgname = 'outbox_insert') then
+      return 'select where false';  -- a partition that was detached: no row of the watched table any more
+    end if;
+    return resync;  -- the table was renamed and another has its name: nobody can say whose row this is
+  elsif not coalesce(outbox.capturable(root, keys), false) then
+    -- The key is gone (renamed, dropped), or the right to read: this statement's rows cannot be named. The
+    -- application's statement must not fail for that, and nothing may be skipped silently: the relay stops at this mark.
+    return resync;
   end if;
 
   if tg_op = 'TRUNCATE' then
     if rel = root then
-      return format('insert into outbox.change (table_name, op, key) values (%L, ''truncate'', ''{}'')', w.table_name);
+      return format('insert into outbox.change (table_name, op, key) values (%L, ''truncate'', ''{}'')', of_table);
+    elsif current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+      return resync;  -- TRUNCATE removes rows that came after this snapshot, too
     end if;
     return format('insert into outbox.change (table_name, op, key) select %L, ''delete'', %s from %s k',
-                  w.table_name, outbox.key_sql(root, keys, 'k'), rel);
+                  of_table, outbox.key_sql(root, keys, 'k'), rel);
   end if;
 
-  cols := outbox.row_columns(root, w.include, w.exclude);
+  cols := outbox.row_columns(root, include, exclude);
   select string_agg(format('k.%I', c), ', ' order by n) into names from unnest(keys) with ordinality u(c, n);
   touched := case tg_op
     when 'INSERT' then format('select %s from new_rows k', names)
@@ -128,15 +217,36 @@ begin
     else format('select %1$s from old_rows k union select %1$s from new_rows k', names) end;
   -- lateral + limit: always one index probe a key. A hash join, cached after one bulk statement, would
   -- scan the whole table for every single-row statement that follows in the session.
+  -- age(xmin) <= 0: written by this transaction. A touched key has no other row; but a snapshot of REPEATABLE
+  -- READ still shows the row that another transaction deleted before this one wrote the key again.
   return format(
     'insert into outbox.change (table_name, op, shape, key, row, headers)'
     ' select %1$L, case when %8$s then ''upsert'' else ''delete'' end, case when %8$s then %2$s end, %3$s,'
     ' case when %8$s then %4$s end, nullif(current_setting(''outbox.headers'', true), '''')'
-    ' from (%5$s) k left join lateral (select r.* from %6$s r where %7$s limit 1) t on true',
-    w.table_name, outbox.shape_of(w.table_name, cols), outbox.key_sql(root, keys, 'k'),
+    ' from (%5$s) k left join lateral (select r.* from %6$s r where %7$s and age(r.xmin) <= 0 limit 1) t on true',
+    of_table, outbox.shape_of(of_table, cols), outbox.key_sql(root, keys, 'k'),
     outbox.row_sql(root, cols), touched, root,
     (select string_agg(format('r.%1$I = k.%1$I', c), ' and ') from unnest(keys) c),
     format('t.%I is not null', keys[1]));
+end
+$$;
+
+-- Does this TRUNCATE trigger have to record anything? TRUNCATE of a partitioned table fires the triggers of its
+-- partitions as well, as far as they have any: the one above them has recorded it and says so until the end.
+create or replace function outbox.truncates(rel regclass, tg_when text) returns boolean
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if tg_when = 'AFTER' then
+    perform set_config('outbox.truncating', '', true);
+    return false;
+  elsif exists (select from pg_partition_ancestors(rel) a where a.relid::oid::text = current_setting('outbox.truncating', true)) then
+    return false;
+  elsif (select c.relkind = 'p' from pg_class c where c.oid = rel) then
+    perform set_config('outbox.truncating', rel::oid::text, true);
+  end if;
+  return true;
 end
 $$;
 
@@ -174,9 +284,22 @@ begin
         and (c.relforcerowsecurity or not pg_has_role(as_role, c.relowner, 'usage')) then
     return format('%s has row level security, which would hide rows from the capture functions of %I: run watch as the table''s owner (without FORCE), or alter role %I bypassrls', tbl, as_role, as_role);
   elsif not has_table_privilege(as_role, tbl, 'trigger') then
-    return format('%I may not create triggers on %s: run watch as the table''s owner, or grant trigger on %s to %I', as_role, tbl, tbl, as_role);
+    return format('%I may not create triggers on %s: grant trigger on %s to %I, and run watch as the table''s owner', as_role, tbl, tbl, as_role);
+  elsif not pg_has_role(as_role, c.relowner, 'usage') then
+    return format('only the owner of %s may let triggers fire always, and %I is not: run watch as %s, or grant %s to %I', tbl, as_role, c.relowner::regrole, c.relowner::regrole, as_role);
   elsif keys is null then
     return format('%s has no primary key: add one, or name a unique NOT NULL key: outbox.watch(%L, key_columns => array[…])', tbl, tbl);
+  end if;
+
+  select format(case when p.relkind = 'f' then '%s, a partition of %s, is a foreign table, whose rows change without a trigger here: detach it'
+                     when p.relpersistence <> 'p' then '%s, a partition of %s, is unlogged: a crash empties it without a trigger. Make it an ordinary table: alter table %1$s set logged'
+                     else '%s, a partition of %s, has another owner, and only an owner may let triggers fire always: alter table %1$s owner to %3$I' end,
+                p.oid::regclass, tbl, as_role) into bad
+    from pg_partition_tree(tbl) t join pg_class p on p.oid = t.relid
+   where p.relkind = 'f' or p.relpersistence <> 'p' or not pg_has_role(as_role, p.relowner, 'usage')
+   order by p.oid limit 1;
+  if bad is not null then
+    return bad;
   end if;
 
   select string_agg(quote_ident(k), ', ') into bad
@@ -208,17 +331,10 @@ begin
     return format('key column %s is compared by a nondeterministic collation, where different texts are one key: choose another unique key', bad);
   end if;
 
-  if not exists (
-       select from pg_index i
-        where i.indrelid = tbl and i.indisunique and i.indisvalid and i.indpred is null and i.indexprs is null
-          and (select array_agg(a.attname::text order by a.attname) from pg_attribute a
-                where a.attrelid = tbl and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
-              = (select array_agg(k order by k) from unnest(keys) k)
-          and i.indimmediate
-          and not exists (select from pg_attribute a where a.attrelid = tbl and a.attname = any (keys) and not a.attnotnull)) then
+  if not outbox.is_key(tbl, keys) then
     if exists (select from pg_index i where i.indrelid = tbl and i.indisunique and not i.indimmediate
-                  and (select array_agg(a.attname::text order by a.attname) from pg_attribute a where a.attrelid = tbl and a.attnum = any (i.indkey::int2[]))
-                      = (select array_agg(k order by k) from unnest(keys) k)) then
+                  and (select array_agg(a.attname::text) from pg_attribute a
+                        where a.attrelid = tbl and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])) @> keys) then
       return format('the key (%s) of %s is DEFERRABLE: an insert does not wait for a concurrent delete of the same key, and the row would be lost. Recreate the constraint without DEFERRABLE, or choose another unique key', array_to_string(keys, ', '), tbl);
     end if;
     return format('(%s) is no key of %s: it needs a unique index on exactly these columns, all NOT NULL, not partial', array_to_string(keys, ', '), tbl);
@@ -240,13 +356,30 @@ begin
       ('outbox_insert', 'after insert', 'referencing new table as new_rows'),
       ('outbox_update', 'after update', 'referencing old table as old_rows new table as new_rows'),
       ('outbox_delete', 'after delete', 'referencing old table as old_rows'),
-      ('outbox_truncate', 'before truncate', '')) v(name, event, tables)
+      ('outbox_truncate', 'before truncate', ''),
+      ('outbox_truncated', 'after truncate', '')) v(name, event, tables)
   loop
-    -- TRUNCATE of a partitioned root fires the triggers of its partitions as well: those record it.
-    continue when t.name = 'outbox_truncate' and (select relkind = 'p' from pg_class where oid = rel);
+    continue when t.name = 'outbox_truncated' and (select relkind <> 'p' from pg_class where oid = rel);
     execute format('create or replace trigger %I %s on %s %s for each statement execute function outbox.%I(%L)',
                    t.name, t.event, rel, t.tables, 'capture_' || watched_id, watched_id);
     execute format('alter table %s enable always trigger %I', rel, t.name);
+  end loop;
+end
+$$;
+
+-- Take them off every relation but those to `keep`: a table that has changed its name, a detached partition.
+create or replace function outbox.remove_triggers(watched_id int, keep regclass[]) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  t record;
+begin
+  for t in
+    select g.tgname, g.tgrelid::regclass as rel from pg_trigger g
+     where g.tgfoid = to_regproc('outbox.capture_' || watched_id) and not g.tgisinternal and g.tgrelid <> all (keep)
+  loop
+    execute format('drop trigger %I on %s', t.tgname, t.rel);
   end loop;
 end
 $$;
@@ -258,12 +391,13 @@ create or replace function outbox.watch(
   tbl regclass, key_columns text[] default null, include text[] default null, exclude text[] default null,
   capture boolean default true) returns text
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
+set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
 as $$
 declare
   reason text := outbox.unfit(tbl, coalesce(key_columns, outbox.primary_key(tbl)), include, exclude);
   name   text;
   w_id   int;
+  tree   regclass[] := array(select tbl union select relid from pg_partition_tree(tbl));
   part   regclass;
 begin
   if reason is not null then
@@ -277,11 +411,12 @@ begin
      set key_columns = excluded.key_columns, include = excluded.include, exclude = excluded.exclude,
          capture = excluded.capture, watched_at = now()
   returning id into w_id;
+  perform outbox.remove_triggers(w_id, case when capture then tree else '{}' end);
   if not capture then
     return name;
   end if;
   perform outbox.compose_capture(w_id, tbl);
-  for part in select tbl union select relid from pg_partition_tree(tbl) loop
+  foreach part in array tree loop
     perform outbox.install_triggers(w_id, part);
   end loop;
   return name;
@@ -295,30 +430,38 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  schema name;
-  title  name;
-  body   text;
+  w       outbox.watched;
+  schema  name;
+  title   name;
+  compose text;
+  body    text;
 begin
+  select * into strict w from outbox.watched where id = watched_id;
   select n.nspname, c.relname into schema, title
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
+  compose := format('outbox.capture_sql(%L, %L, %L, %L', w.table_name, w.key_columns, w.include, w.exclude);
   body := format($body$
 declare
   captured bigint := 0;
   as_known boolean := false;
 begin
-  if tg_table_name = %1$L and tg_table_schema = %2$L and tg_op <> 'TRUNCATE' then
-    as_known := outbox.signature(%3$L::regclass) = %4$L;
+  if tg_op = 'TRUNCATE' then
+    if not outbox.truncates(tg_relid, tg_when) then
+      return null;
+    end if;
+  elsif tg_table_name = %1$L and tg_table_schema = %2$L or pg_partition_root(tg_relid) = to_regclass(%3$L) then
+    as_known := outbox.signature(%3$L::regclass) = %4$L and outbox.capturable(%3$L::regclass, %5$L::text[]);
   end if;
   if as_known then
     if tg_op = 'INSERT' then
-      %5$s;
-    elsif tg_op = 'UPDATE' then
       %6$s;
-    else
+    elsif tg_op = 'UPDATE' then
       %7$s;
+    else
+      %8$s;
     end if;
   else
-    execute outbox.capture_sql(%8$s, tg_relid, tg_op);
+    execute %9$s, tg_relid, tg_op);
   end if;
   get diagnostics captured = row_count;
   if captured > 0 and not pg_try_advisory_xact_lock_shared(1869968482, 1) then
@@ -326,9 +469,10 @@ begin
   end if;
   return null;
 end
-$body$, title, schema, tbl::text, outbox.signature(tbl),
-    outbox.capture_sql(watched_id, tbl, 'INSERT'), outbox.capture_sql(watched_id, tbl, 'UPDATE'),
-    outbox.capture_sql(watched_id, tbl, 'DELETE'), watched_id);
+$body$, title, schema, tbl::text, outbox.signature(tbl), coalesce(w.key_columns, outbox.primary_key(tbl)),
+    outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, 'INSERT'),
+    outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, 'UPDATE'),
+    outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, 'DELETE'), compose);
   -- row_security = off: a policy must raise an error here, never hide a row. enable_seqscan = off: a plan
   -- made while the table was small must not scan it when it is large. The rest pins how values are spelled.
   execute format(
@@ -338,33 +482,35 @@ $body$, title, schema, tbl::text, outbox.signature(tbl),
     ' set extra_float_digits = 1 set bytea_output = ''hex'' set lc_monetary = ''C'' as %L',
     'capture_' || watched_id, body);
   execute format('revoke all on function outbox.%I() from public', 'capture_' || watched_id);
+  -- Whoever watches last is who can read the table now.
+  execute format('alter function outbox.%I() owner to %I', 'capture_' || watched_id, current_user);
 end
 $$;
 
--- Stop recording changes of a table. Changes already recorded still travel.
-create or replace function outbox.unwatch(tbl regclass) returns text
+-- Stop recording changes of a table, named as outbox.watched has it; it need not exist any more. A name without
+-- its schema is enough while only one such table is watched. Changes already recorded still travel.
+create or replace function outbox.unwatch(table_name text) returns text
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
+set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
 as $$
 declare
-  name text;
-  w    outbox.watched;
-  trig record;
+  parts text[] := parse_ident(table_name);
+  known text[];
+  w     outbox.watched;
 begin
-  select format('%I.%I', n.nspname, c.relname) into name
-    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
-  select * into w from outbox.watched where table_name = name;
-  if not found then
-    raise exception '% is not watched', name using errcode = 'invalid_parameter_value';
+  select array_agg(k.table_name order by k.table_name) into known
+    from outbox.watched k
+   where parse_ident(k.table_name) = parts
+      or (cardinality(parts) = 1 and (parse_ident(k.table_name))[2] = parts[1]);
+  if known is null then
+    raise exception '% is not watched', table_name using errcode = 'invalid_parameter_value';
+  elsif cardinality(known) > 1 then
+    raise exception '% is watched in several schemas: %', table_name, array_to_string(known, ', ') using errcode = 'invalid_parameter_value';
   end if;
-  for trig in
-    select t.tgname, t.tgrelid::regclass as rel from pg_trigger t join pg_proc p on p.oid = t.tgfoid
-     where p.pronamespace = 'outbox'::regnamespace and p.proname = 'capture_' || w.id and not t.tgisinternal
-  loop
-    execute format('drop trigger %I on %s', trig.tgname, trig.rel);
-  end loop;
+  select * into strict w from outbox.watched k where k.table_name = known[1];
+  perform outbox.remove_triggers(w.id, '{}');
   execute format('drop function if exists outbox.%I()', 'capture_' || w.id);
-  delete from outbox.watched where id = w.id;
-  return name;
+  delete from outbox.watched k where k.id = w.id;
+  return w.table_name;
 end
 $$;

@@ -6,7 +6,7 @@
 -- Allow outbox.emit for a table that exists on the target alone (a projection, a summary).
 create or replace function outbox.map(table_name text, key_columns text[]) returns text
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
+set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
 as $$
 declare
   name text := (select string_agg(quote_ident(p), '.' order by n) from unnest(parse_ident(table_name)) with ordinality u(p, n));
@@ -25,7 +25,7 @@ $$;
 -- The watched row `table_name` means, in any spelling; an error that says what to do when there is none.
 create or replace function outbox.known(table_name text) returns outbox.watched
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
+set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
 as $$
 declare
   parts text[] := parse_ident(table_name);
@@ -67,8 +67,12 @@ begin
   elsif op = 'upsert' and "row" is null then
     raise exception 'an upsert of % needs its row', w.table_name using errcode = 'invalid_parameter_value';
   end if;
-  select array_agg(k order by k) into cols from json_object_keys(given) k;
-  if not keys <@ cols then
+  select array_agg(distinct k order by k) into cols from json_object_keys(given) k;
+  if keys is null then
+    raise exception '% is gone, or its primary key is: nothing says what its key was', w.table_name using errcode = 'undefined_table',
+      hint = format('select outbox.map(%L, array[key columns]) when the table is on the target alone', w.table_name);
+  elsif cols is null or not keys <@ cols
+        or exists (select from json_each_text(given) e where e.key = any (keys) and e.value is null) then
     raise exception 'emit for % needs the key: %', w.table_name, array_to_string(keys, ', ') using errcode = 'invalid_parameter_value';
   end if;
   if tbl is not null then
@@ -84,7 +88,9 @@ begin
   else
     select json_object_agg(e.key, case when json_typeof(e.value) in ('object', 'array') then to_json(e.value::text) else e.value end)::text
       into row_text from json_each(given) e;
-    select jsonb_object_agg(k, given::jsonb -> k)::text into key_text from unnest(keys) k;
+    select jsonb_object_agg(k.name, case when jsonb_typeof(k.value) = 'number' then to_jsonb(trim_scale((k.value #>> '{}')::numeric))
+                                    else k.value end)::text
+      into key_text from (select u.name, given::jsonb -> u.name as value from unnest(keys) u(name)) k;
   end if;
   insert into outbox.change (table_name, op, shape, key, row, headers)
   values (w.table_name, op, case when op = 'upsert' then outbox.shape_of(w.table_name, cols) end, key_text,

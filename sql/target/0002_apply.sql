@@ -4,6 +4,15 @@
 -- upsert), of keys (a delete), or of keys to keep (a truncate). Identifiers come from the catalogue and the
 -- map, never from the document; values reach SQL as one json parameter.
 
+-- The door's answer: where the target stands, and what more there is to say.
+create or replace function outboxd.answer(what text, c outboxd.cursor, more json default null) returns json
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select json_strip_nulls(json_build_object('answer', what, 'epoch', (c).epoch, 'batch_no', (c).batch_no, 'digest', (c).digest,
+                                            'cursor', (c).cursor::json, 'more', more))
+$$;
+
 -- Does a value of this type come as its text (see outbox.travels_as_text on the source)?
 create or replace function outboxd.travels_as_text(of_type oid) returns boolean
 language sql stable
@@ -31,7 +40,8 @@ begin
   if not found then
     raise exception '% is not mapped on the target: select outboxd.map(%)', name, quote_literal(name) using errcode = 'OB002';
   elsif to_regclass(format('%I.%I', m.target_schema, m.target_table)) is null then
-    raise exception 'the target has no table %.%', quote_ident(m.target_schema), quote_ident(m.target_table) using errcode = 'OB003';
+    raise exception 'the target has no table %.%: create it with the columns of the source', quote_ident(m.target_schema), quote_ident(m.target_table)
+      using errcode = 'OB003';
   end if;
   return m;
 end
@@ -85,7 +95,8 @@ as $$
   select string_agg(format('t.%I = %s', c.name, c.value), ' and ') from outboxd.columns_of(m, m.key_columns) c
 $$;
 
-create or replace function outboxd.upsert_sql(m outboxd.mirror, names text[], replace boolean) returns text
+-- Insert the group's rows ($1).
+create or replace function outboxd.insert_sql(m outboxd.mirror, names text[]) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -94,10 +105,35 @@ as $$
                 string_agg(quote_ident(c.name), ', ') filter (where not c.generated),
                 string_agg(c.value, ', ') filter (where not c.generated),
                 string_agg(c.definition, ', '))
-      || case when replace then '' else format(' on conflict (%s) do %s',
-           (select string_agg(quote_ident(k), ', ') from unnest(m.key_columns) k),
+    from outboxd.columns_of(m, names) c
+$$;
+
+-- Columns of a mirror that the document does not have: their values on the target stay as they are.
+create or replace function outboxd.other_columns(m outboxd.mirror, names text[]) returns table (name text, required boolean)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select a.attname::text, a.attnotnull and not a.atthasdef and a.attidentity = ''
+    from pg_attribute a
+   where a.attrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table)) and a.attnum > 0 and not a.attisdropped
+     and a.attgenerated = '' and a.attname <> all (names)
+$$;
+
+-- Gear 1. Postgres checks NOT NULL before it looks for a conflict: where the document lacks a column that a new
+-- row would need, rows that are there are updated first and only the others inserted.
+create or replace function outboxd.upsert_sql(m outboxd.mirror, names text[]) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case when exists (select from outboxd.other_columns(m, names) o where o.required) then
+           coalesce(format('with known as (update %I.%I t set %s from json_to_recordset($1) as x(%s) where %s) ', m.target_schema, m.target_table,
+                           string_agg(format('%I = %s', c.name, c.value), ', ') filter (where not c.generated and not c.fixed),
+                           string_agg(c.definition, ', '), outboxd.same_key_sql(m)), '')
+           || outboxd.insert_sql(m, names) || format(' where not exists (select from %I.%I t where %s)', m.target_schema, m.target_table, outboxd.same_key_sql(m))
+         else outboxd.insert_sql(m, names) end
+      || format(' on conflict (%s) do %s', (select string_agg(quote_ident(k), ', ') from unnest(m.key_columns) k),
            coalesce('update set ' || string_agg(format('%1$I = excluded.%1$I', c.name), ', ')
-                                     filter (where not c.generated and not c.fixed), 'nothing')) end
+                                     filter (where not c.generated and not c.fixed), 'nothing'))
     from outboxd.columns_of(m, names) c
 $$;
 
@@ -106,6 +142,43 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
   select format('delete from %I.%I t using %s where %s', m.target_schema, m.target_table, outboxd.keys_sql(m), outboxd.same_key_sql(m))
+$$;
+
+-- Gear 2: take rows out and hand them back as text, when the document does not have all of their columns.
+create or replace function outboxd.take_sql(m outboxd.mirror) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format('with taken as (%s returning t) select array_agg(taken.t)::text from taken', outboxd.delete_sql(m))
+$$;
+
+create or replace function outboxd.taken_sql(m outboxd.mirror) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format('unnest($2::%I.%I[]) as t', m.target_schema, m.target_table)
+$$;
+
+-- Gear 2: put rows back ($1), with the columns that they do not have as they were in the rows taken out ($2).
+create or replace function outboxd.put_back_sql(m outboxd.mirror, names text[]) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format('insert into %I.%I (%s, %s) overriding system value select %s, %s from json_to_recordset($1) as x(%s) join %s on %s',
+                m.target_schema, m.target_table,
+                string_agg(quote_ident(c.name), ', ') filter (where not c.generated), max(o.names),
+                string_agg(c.value, ', ') filter (where not c.generated), max(o.kept),
+                string_agg(c.definition, ', '), outboxd.taken_sql(m), outboxd.same_key_sql(m))
+    from outboxd.columns_of(m, names) c
+   cross join (select string_agg(quote_ident(name), ', ') as names, string_agg(format('t.%I', name), ', ') as kept
+                 from outboxd.other_columns(m, names)) o
+$$;
+
+create or replace function outboxd.put_new_sql(m outboxd.mirror, names text[]) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select outboxd.insert_sql(m, names) || format(' where not exists (select from %s where %s)', outboxd.taken_sql(m), outboxd.same_key_sql(m))
 $$;
 
 create or replace function outboxd.truncate_sql(m outboxd.mirror) returns text
@@ -135,6 +208,41 @@ begin
 end
 $$;
 
+-- What the role that owns the door lacks to write a mirror: the statement that gives it, or null.
+create or replace function outboxd.missing_right(name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case
+      when not has_schema_privilege(k.relnamespace, 'usage') then format('grant usage on schema %s to %I', k.relnamespace::regnamespace, current_user)
+      when p.missing is not null then format('grant %s on %s to %I', p.missing, k.oid::regclass, current_user)
+      when k.relrowsecurity then format('row level security of %s applies to %I: alter role %I bypassrls', k.oid::regclass, current_user, current_user) end
+    from outboxd.mirror m
+    join pg_class k on k.oid = to_regclass(format('%I.%I', m.target_schema, m.target_table))
+   cross join lateral (select string_agg(p, ', ') as missing from unnest(array['select', 'insert', 'update', 'delete']) p
+                        where not has_table_privilege(k.oid, p)) p
+   where m.table_name = name
+$$;
+
+-- Why a batch was refused. Postgres' own texts, and names that a trigger may have made up, can carry values of
+-- the row (promise I10): only our own sentences travel, and names that the catalogue knows.
+create or replace function outboxd.refused(
+  c outboxd.cursor, gear int, at text, state text, message text, schema_name text, table_name text, column_name text, constraint_name text) returns json
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select outboxd.answer('refused', c, json_build_object(
+      'sqlstate', state, 'gear', gear, 'table', n.name,
+      'message', case when state like 'OB%' then message when state = '42501' then outboxd.missing_right(n.name) end,
+      'constraint', (select k.relname from pg_class k where k.relname = refused.constraint_name and k.relkind in ('i', 'I')
+                      union select k.conname from pg_constraint k where k.conname = refused.constraint_name limit 1),
+      'column', (select a.attname from pg_attribute a join pg_class k on k.oid = a.attrelid
+                  where k.relnamespace::regnamespace::text = quote_ident(refused.schema_name) and k.relname = refused.table_name
+                    and a.attname = refused.column_name)))
+    from (select coalesce((select m.table_name from outboxd.mirror m
+                            where m.target_schema = refused.schema_name and m.target_table = refused.table_name limit 1), at) as name) n
+$$;
+
 -- Lead the target from one cursor to the next, or change nothing and say why.
 -- Promise I3: of two requests with one epoch and batch_no at most one is applied, because both lock the
 -- cursor row first and the second finds batch_no moved on. `duplicate` needs the digest too: a re-planned
@@ -147,15 +255,20 @@ declare
   c       outboxd.cursor;
   m       outboxd.mirror;
   g       json;
+  names   text[];
   at      text;
   gear    int := 1;
+  k       int;
+  old     text;
+  taken   text[];
   written bigint := 0;
   n       bigint;
   state   text;
-  wrong   text;
-  wrong_table text;
-  wrong_column text;
   message text;
+  wrong_schema     text;
+  wrong_table      text;
+  wrong_column     text;
+  wrong_constraint text;
 begin
   select * into c from outboxd.cursor where relay = header ->> 'relay' for update;
   if not found or c.epoch <> (header ->> 'epoch')::bigint then
@@ -174,54 +287,67 @@ begin
       at := g ->> 'table';
       m := outboxd.mirror_of(at);
       execute case g ->> 'op'
-        when 'upsert' then outboxd.upsert_sql(m, array(select json_array_elements_text(g -> 'columns')), false)
+        when 'upsert' then outboxd.upsert_sql(m, array(select json_array_elements_text(g -> 'columns')))
         when 'delete' then outboxd.delete_sql(m)
         else outboxd.truncate_sql(m) end
         using parts[i + 1]::json;
       get diagnostics n = row_count;
       written := written + n;
     end loop;
+    at := null;
     set constraints all immediate;
   exception when integrity_constraint_violation then
     begin
-      -- Gear 2: take every touched row out, put the final rows in, check once at the end. A batch of whole
-      -- transactions then violates nothing that the source's own state does not.
+      -- Gear 2: take every touched row out, children first, put the final rows in, check once at the end. A
+      -- batch of whole transactions then violates nothing that the source's own state does not.
       gear := 2;
       written := 0;
-      perform outboxd.refuse_cascades(array(select parts[i]::json ->> 'table' from generate_series(2, cardinality(parts), 2) i));
+      perform outboxd.refuse_cascades(array(select parts[i]::json ->> 'table' from generate_series(2, cardinality(parts), 2) i
+                                             where parts[i]::json ->> 'op' = 'upsert'));
       set constraints all deferred;
-      for i in reverse cardinality(parts) - 1 .. 2 by 2 loop
-        g := parts[i]::json;
+      for k in select i from generate_series(2, cardinality(parts), 2) i order by (parts[i]::json ->> 'rank')::int desc loop
+        g := parts[k]::json;
         at := g ->> 'table';
         m := outboxd.mirror_of(at);
-        execute case when g ->> 'op' = 'truncate' then outboxd.truncate_sql(m) else outboxd.delete_sql(m) end
-          using parts[i + 1]::json;
+        names := array(select json_array_elements_text(g -> 'columns'));
+        if g ->> 'op' = 'upsert' and exists (select from outboxd.other_columns(m, names)) then
+          execute outboxd.take_sql(m) into strict old using parts[k + 1]::json;
+          taken[k] := old;
+        else
+          execute case when g ->> 'op' = 'truncate' then outboxd.truncate_sql(m) else outboxd.delete_sql(m) end
+            using parts[k + 1]::json;
+        end if;
       end loop;
       for i in 2 .. cardinality(parts) by 2 loop
         g := parts[i]::json;
         continue when g ->> 'op' <> 'upsert';
         at := g ->> 'table';
         m := outboxd.mirror_of(at);
-        execute outboxd.upsert_sql(m, array(select json_array_elements_text(g -> 'columns')), true) using parts[i + 1]::json;
+        names := array(select json_array_elements_text(g -> 'columns'));
+        if taken[i] is not null then
+          execute outboxd.put_back_sql(m, names) using parts[i + 1]::json, taken[i];
+          get diagnostics n = row_count;
+          written := written + n;
+          execute outboxd.put_new_sql(m, names) using parts[i + 1]::json, taken[i];
+        else
+          execute outboxd.insert_sql(m, names) using parts[i + 1]::json;
+        end if;
         get diagnostics n = row_count;
         written := written + n;
       end loop;
+      at := null;
       set constraints all immediate;
     exception when others then
-      get stacked diagnostics state = returned_sqlstate, wrong = constraint_name, wrong_table = table_name,
-        wrong_column = column_name, message = message_text;
+      get stacked diagnostics state = returned_sqlstate, message = message_text, wrong_schema = schema_name,
+        wrong_table = table_name, wrong_column = column_name, wrong_constraint = constraint_name;
     end;
   when others then
-    get stacked diagnostics state = returned_sqlstate, wrong = constraint_name, wrong_table = table_name,
-      wrong_column = column_name, message = message_text;
+    get stacked diagnostics state = returned_sqlstate, message = message_text, wrong_schema = schema_name,
+      wrong_table = table_name, wrong_column = column_name, wrong_constraint = constraint_name;
   end;
 
   if state is not null then
-    -- Postgres' own message may carry values of the row: names travel, that text does not (promise I10),
-    -- except where it speaks of privileges and objects, or is one of ours.
-    return outboxd.answer('refused', c, json_build_object(
-      'sqlstate', state, 'table', at, 'constraint', nullif(wrong, ''), 'column', nullif(wrong_column, ''),
-      'message', case when state like 'OB%' or state like '42%' then message end, 'gear', gear));
+    return outboxd.refused(c, gear, at, state, message, wrong_schema, wrong_table, wrong_column, wrong_constraint);
   end if;
   update outboxd.cursor
      set batch_no = (header ->> 'batch_no')::bigint, digest = header ->> 'digest', cursor = (header -> 'cursor')::text, updated_at = now()
@@ -229,12 +355,4 @@ begin
   returning * into c;
   return outboxd.answer('applied', c, json_build_object('gear', gear, 'written', written));
 end
-$$;
-
-create or replace function outboxd.answer(what text, c outboxd.cursor, more json default null) returns json
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-  select json_strip_nulls(json_build_object('answer', what, 'epoch', (c).epoch, 'batch_no', (c).batch_no, 'digest', (c).digest,
-                                            'cursor', (c).cursor::json, 'more', more))
 $$;

@@ -61,6 +61,11 @@ def fail_probes_until(breaker: Breaker, clock: Clock, wait: float) -> None:
         fail(breaker)
 
 
+def test_the_defaults():
+    """Three failures, five minutes of window, a minute at most: what the settings and the docs name."""
+    assert Thresholds() == Thresholds(3, 0.5, 10, 300.0, 10.0, 0.8, 1.0, 60.0, 0.2, 300.0)
+
+
 def test_closed_lets_many_calls_out_at_once(clock):
     """A closed breaker limits nothing."""
     breaker = make(clock)
@@ -176,6 +181,23 @@ def test_the_window_forgets(clock):
     assert state(breaker) is State.CLOSED
 
 
+def test_the_window_forgets_without_being_looked_at(clock):
+    """Nobody has to read the ratio for old failures and old slow calls to drop out of it."""
+    breaker = make(clock, consecutive_failures=99)
+    for _ in range(9):
+        fail(breaker)
+    clock.pass_(301.0)
+    for _ in range(8):
+        succeed(breaker, clock, takes=11.0)
+    clock.pass_(301.0)
+    for _ in range(9):
+        succeed(breaker)
+    succeed(breaker, clock, takes=11.0)
+    fail(breaker)
+    assert state(breaker) is State.CLOSED
+    assert breaker.failure_ratio == pytest.approx(1 / 11)
+
+
 def test_the_window_is_bounded(clock):
     """However busy the window, only the last thousand calls are kept."""
     breaker = make(clock, consecutive_failures=99, failure_ratio=2.0)
@@ -208,6 +230,8 @@ def test_open_refuses_until_the_time_is_over(clock):
     with pytest.raises(BreakerOpen) as refused, breaker.attempt():
         pytest.fail("an open breaker let a call out")
     assert refused.value.retry_in == pytest.approx(0.25)
+    assert refused.value.breaker == "target"
+    assert str(refused.value) == "the target breaker lets nothing through for another 0.2 s"
     assert state(breaker) is State.OPEN
     clock.pass_(0.25)
     assert breaker.retry_in == 0.0
@@ -336,6 +360,14 @@ def test_retry_after_opens_at_once_and_is_obeyed(clock):
     clock.pass_(0.2)
     succeed(breaker)
     assert state(breaker) is State.CLOSED
+
+
+def test_a_short_retry_after_opens_too(clock):
+    """Half a second is a wish like any other; the first wait of the ladder is longer and holds."""
+    breaker = make(clock)
+    fail(breaker, "503", retry_after=0.5)
+    assert state(breaker) is State.OPEN
+    assert breaker.retry_in == 1.0
 
 
 def test_retry_after_is_capped(clock):

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -273,12 +274,13 @@ def test_an_api_error_with_details_shows_its_code_only():
 
 def test_a_value_is_one_short_line(out):
     """Newlines cannot forge a line, escapes cannot paint a terminal, and length is bounded."""
-    log.info("x", a="one\ntwo\r\x1b[31mthree", b="y" * 10_000, c=b"raw row", d=math.nan)
+    log.info("x", a="one\ntwo\r\x1b[31mthree", b="y" * 10_000, c=b"raw row", d=math.nan, e="z" * 2000)
     (line,) = lines(out)
     assert line["a"] == "one two [31mthree"
-    assert len(line["b"]) == 2001
+    assert line["b"] == "y" * 2000 + "…"
     assert line["c"] == "<7 bytes>"
     assert line["d"] == "nan"
+    assert line["e"] == "z" * 2000
 
 
 def test_odd_values_do_not_stop_the_log(out):
@@ -295,6 +297,36 @@ def test_odd_values_do_not_stop_the_log(out):
     assert line["a"] == [1]
     assert line["c"].endswith("SilentError")
     assert line["e"] == {"k": [1, 2]}
+
+
+@pytest.mark.parametrize("nest", [lambda inner: [inner], lambda inner: {"k": inner}])
+def test_a_nest_is_shown_to_a_depth(out, nest):
+    """Below the fifth level there are dots, so that no value can grow a line without end."""
+    value: Any = b"raw row"
+    for _ in range(5):
+        value = nest(value)
+    log.info("x", shallow=value, deep=nest(value))
+    (line,) = lines(out)
+    shown = nest(nest(nest(nest(nest("<7 bytes>")))))
+    assert line["shallow"] == shown
+    assert line["deep"] == json.loads(json.dumps(shown).replace("<7 bytes>", "…"))
+
+
+def test_a_deep_traceback_is_cut_to_its_inner_end(out):
+    """The twenty innermost places are where to look."""
+
+    def fall(depth: int) -> None:
+        if depth == 0:
+            raise RuntimeError("bottom")
+        fall(depth - 1)
+
+    try:
+        fall(50)
+    except RuntimeError:
+        log.exception("step_failed")
+    frames = lines(out)[0]["exception"][0]["frames"]
+    assert len(frames) == 20
+    assert all(frame.endswith("fall") for frame in frames)
 
 
 def test_an_object_that_cannot_be_shown_is_named(out):
@@ -319,6 +351,16 @@ def test_libraries_speak_through_us_from_warning_up(out):
     ]
 
 
+def test_a_library_that_was_told_to_chatter_is_told_again(out):
+    """Neither the root's level nor a library's own may let its chatter in."""
+    logging.getLogger().setLevel(logging.DEBUG)
+    logging.getLogger("httpx").setLevel(logging.DEBUG)
+    logs.configure("debug", "json", stream=out)
+    logging.getLogger("httpx").info("chatter")
+    logging.getLogger("somebody.else").info("chatter")
+    assert lines(out) == []
+
+
 def test_a_library_exception_comes_along(out):
     """A task that died unseen is reported by asyncio with its traceback."""
     logging.getLogger("asyncio").error(
@@ -333,7 +375,10 @@ def test_a_library_message_that_does_not_format_is_kept(out, monkeypatch):
     monkeypatch.setattr(root, "handlers", [one for one in root.handlers if isinstance(one, logs._Forward)])
     logging.getLogger("httpx").warning("%d", "no number")
     logging.getLogger("httpx").log(35, "odd level")
-    assert [line["message"] for line in lines(out)] == ["%d", "odd level"]
+    logging.getLogger("httpx").log(99, "odder level")
+    assert [(line["level"], line["message"]) for line in lines(out)] == [
+        ("warning", "%d"), ("warning", "odd level"), ("critical", "odder level"),
+    ]  # fmt: skip
 
 
 def test_configuring_twice_does_not_write_twice(out):
@@ -353,6 +398,14 @@ def test_a_readable_traceback_has_no_locals():
         log.exception("step_failed")
     assert "ValueError: first line\n  at " in stream.getvalue()
     assert "hunter2" not in stream.getvalue()
+
+
+def test_json_is_ascii():
+    """Whatever the locale, a line can be written, and read back as it was."""
+    raw = io.BytesIO()
+    logs.configure(fmt="json", stream=io.TextIOWrapper(raw, encoding="ascii"))
+    log.info("table_watched", table="größe")
+    assert json.loads(raw.getvalue())["table"] == "größe"
 
 
 def test_a_narrow_stream_still_gets_the_line():
@@ -402,6 +455,7 @@ sys.stderr.write("still here")
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         text=True,
     ) as process:
         assert process.stdout is not None

@@ -68,7 +68,7 @@ def test_defaults_work(complete):
     assert settings.breaker.thresholds == Thresholds()
     assert (settings.transport, settings.relay, settings.exposed_schema) == ("rest", "main", "public")
     assert (settings.batch_changes, settings.batch_bytes) == (2000, 4_194_304)
-    assert (settings.wake, settings.poll_interval, settings.request_timeout) == ("auto", 1.0, 30.0)
+    assert (settings.wake, settings.poll_interval, settings.request_timeout) == ("auto", 1.0, 40.0)
     assert (settings.admin, settings.admin_host, settings.admin_port) == (True, "127.0.0.1", 9631)
     assert (settings.log_level, settings.log_format) == ("info", "auto")
 
@@ -261,7 +261,7 @@ def test_an_address_that_was_not_needed_is_not_handed_out():
         ("batch_changes", "0", "should be greater than or equal to 1"),
         ("batch_changes", "10001", "should be less than or equal to 10000"),
         ("batch_changes", "many", "should be a valid integer, unable to parse string as an integer"),
-        ("request_timeout", "26.9", "should be greater than or equal to 27"),
+        ("request_timeout", "35.9", "should be greater than or equal to 36"),
         ("request_timeout", "60", "should be less than 60"),
         ("relay", "Main", "should match pattern '^[a-z][a-z0-9_]{0,30}$'"),
         ("relay", "a" * 32, "should match pattern '^[a-z][a-z0-9_]{0,30}$'"),
@@ -270,12 +270,50 @@ def test_an_address_that_was_not_needed_is_not_handed_out():
         ("admin_port", "65536", "should be less than or equal to 65535"),
         ("poll_interval", "nan", "should be less than or equal to 60"),
         ("batch_bytes", 65_535, "should be greater than or equal to 65536"),
+        ("batch_bytes", 2**26 + 1, "should be less than or equal to 67108864"),
+        ("admin_host", "", "should have at least 1 character"),
         ("exposed_schema", "a b", "should match pattern '^[A-Za-z_][A-Za-z0-9_]{0,62}$'"),
     ],
 )
 def test_a_value_out_of_bounds(setting, value, what):
     """The bound is said, the value is not repeated."""
     assert says(setting, value) == what
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("consecutive_failures", 0, 1),
+        ("failure_ratio", 0, 0.01),
+        ("failure_ratio", 1.1, 1),
+        ("minimum_calls", 0, 1),
+        ("minimum_calls", 1001, 1000),
+        ("window", 0, 0.5),
+        ("slow_call", 0, 0.5),
+        ("open_first", 0, 0.5),
+        ("open_cap", 0, 0.5),
+        ("open_cap", float("inf"), 3600),
+    ],
+)
+def test_bounds_of_the_breaker(name, wrong, right):
+    """A breaker that can never open, or never close, is no breaker."""
+    (problem,) = problems(overrides={"breaker": {name: wrong}}, needs=())
+    assert problem.setting == f"breaker.{name}"
+    settings = load(overrides={"breaker": {name: right}}, needs=())
+    assert getattr(settings.breaker.thresholds, name) == right
+
+
+def test_one_problem_reads_well(monkeypatch):
+    """Singular, what, from where, example."""
+    monkeypatch.setenv("OUTBOXD_WAKE", "never")
+    with pytest.raises(ConfigError) as refused:
+        load(needs=())
+    assert str(refused.value) == (
+        "the configuration has 1 problem:\n"
+        "  wake should be 'auto', 'notify' or 'poll'\n"
+        "      from: environment variable OUTBOXD_WAKE\n"
+        "      example: auto"
+    )
 
 
 def test_a_problem_names_source_and_example(monkeypatch):
@@ -535,7 +573,12 @@ def test_a_shown_address_has_no_password(dsn, shown):
 
 
 @pytest.mark.parametrize(
-    ("key", "shown"), [(jwt(role="service_role"), "set (jwt)"), ("sb_secret_short", "set (secret)")]
+    ("key", "shown"),
+    [
+        (jwt(role="service_role"), "set (jwt)"),
+        ("sb_secret_" + "x" * 19, "set (secret)"),
+        ("sb_secret_" + "x" * 20, "set (secret, sb_secret_xxxxxx…)"),
+    ],
 )
 def test_a_shown_key_gives_nothing_away(key, shown):
     """A prefix only where enough stays hidden behind it."""

@@ -1,0 +1,131 @@
+"""The looks of addresses and keys: what can be said of them without asking anybody.
+
+Knows libpq's, Supabase's and Prisma's forms. Must not know where a value is from or what it is used for. No
+message made here repeats a value: somebody may have pasted the key into the wrong variable.
+"""
+
+import base64
+import ipaddress
+import json
+import re
+from typing import Literal
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import SecretStr
+
+# Prisma's own parameters: libpq refuses a URL that has one, and the DATABASE_URL of a Prisma user often does.
+_PRISMA = frozenset(
+    ["schema", "connection_limit", "pool_timeout", "pgbouncer", "statement_cache_size", "socket_timeout"]
+)
+_KEYWORDS = re.compile(r"(?:\s*\w+\s*=\s*(?:'(?:\\.|[^'\\])*'|(?:\\.|[^\s\\'])+)(?:\s+|$))+")
+
+
+def check_dsn(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    scheme = re.match(r"([A-Za-z][\w+.-]*)://", text)
+    if scheme is None:
+        if not _KEYWORDS.fullmatch(text):
+            raise ValueError("is neither a postgresql:// address nor a list of key=value pairs")
+        if not re.search(r"\b(?:host|hostaddr|dbname|service)\s*=", text):
+            raise ValueError("names neither a host nor a database")
+    elif scheme[1].startswith(("postgres+", "postgresql+")):
+        raise ValueError("is an SQLAlchemy address: write postgresql:// without the driver's name")
+    elif scheme[1] not in {"postgres", "postgresql"}:
+        raise ValueError("must begin with postgresql://")
+    else:
+        parts = _split(text)
+        if not parts.netloc.rpartition("@")[2] and not parts.path.strip("/") and "host=" not in parts.query:
+            raise ValueError("names neither a host nor a database")
+    return secret
+
+
+def _split(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError:  # its message may quote the password
+        raise ValueError("cannot be read as an address") from None
+
+
+def looks_pooled(dsn: str) -> bool:
+    """Whether an address looks like a transaction pooler's: Supabase's port, Neon's host, Prisma's flag."""
+    rest = dsn.rpartition("@")[2]
+    return bool(re.search(r":6543\b|\bport\s*=\s*'?6543\b|-pooler\.|\bpgbouncer=true\b", rest))
+
+
+def check_url(text: str) -> str:
+    parts = _split(text)
+    host = parts.hostname or ""
+    if host in {"supabase.com", "app.supabase.com"}:
+        project = re.search(r"/project/([a-z0-9]+)", parts.path)
+        api = f"https://{project[1] if project else '<project-ref>'}.supabase.co"
+        raise ValueError(f"is the dashboard's address; the API's is {api}")
+    if "@" in parts.netloc:
+        raise ValueError("must not carry a user or a password")
+    if parts.scheme not in {"http", "https"} or not host:
+        raise ValueError("must begin with https://")
+    if _reach(host) == "link-local":
+        raise ValueError("is a link-local address")
+    if parts.scheme == "http" and _reach(host) != "loopback":
+        raise ValueError("must begin with https:// (http:// only to this machine): requests carry the key")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("must be the bare address: what comes after the host is added by outboxd")
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError("has a port that is no number") from None
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}" + (f":{port}" if port else "")
+
+
+def _reach(host: str) -> Literal["loopback", "link-local", "any"]:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "loopback" if host == "localhost" or host.endswith(".localhost") else "any"
+    return "loopback" if address.is_loopback else "link-local" if address.is_link_local else "any"
+
+
+def kind_of_key(key: str) -> Literal["secret", "jwt"]:
+    if re.fullmatch(r"sb_secret_[\x21-\x7e]+", key):
+        return "secret"
+    claims: object = None
+    if re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", key, re.ASCII):
+        payload = key.split(".")[1]
+        try:
+            claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        except ValueError:
+            claims = None
+    role = claims.get("role") if isinstance(claims, dict) else None
+    if role == "service_role":
+        return "jwt"
+    if role == "anon" or key.startswith("sb_publishable_"):
+        raise ValueError("is the publishable (anon) key; outboxd needs the secret key")
+    if role is not None:
+        raise ValueError("is a token for another role; outboxd needs the secret key or that of service_role")
+    raise ValueError("is neither a secret key (sb_secret_…) nor a service_role token")
+
+
+def check_key(secret: SecretStr) -> SecretStr:
+    kind_of_key(secret.get_secret_value())
+    return secret
+
+
+def for_libpq(dsn: SecretStr | None) -> str:
+    if dsn is None:
+        raise LookupError("this command was loaded without needing that address")
+    address, mark, query = dsn.get_secret_value().partition("?")
+    if not mark or "://" not in address:
+        return dsn.get_secret_value()
+    kept = "&".join(each for each in query.split("&") if each.partition("=")[0] not in _PRISMA)
+    return f"{address}?{kept}" if kept else address
+
+
+def masked(setting: str, secret: str) -> str:
+    if setting != "supabase_key":
+        value = "[^&]*" if "://" in secret else r"(?:'(?:\\.|[^'\\])*'|(?:\\.|[^\s\\])+)"
+        secret = re.sub(rf"(password\s*=\s*){value}", r"\1***", secret, flags=re.IGNORECASE)
+        return re.sub(r"(://[^:@/]*:).*(?=@)", r"\1***", secret)
+    if kind_of_key(secret) == "jwt":
+        return "set (jwt)"
+    # Six characters tell two keys apart, and say nothing about the rest when the rest is long enough.
+    return f"set (secret, {secret[:16]}…)" if len(secret) >= 30 else "set (secret)"
