@@ -131,6 +131,8 @@ def advice(kind: Kind, refusal: Refusal) -> str:
     code = refusal.sqlstate or ""
     if code.startswith("OB") and refusal.message:
         return refusal.message
+    if code in {"42883", "3F000"} and not refusal.table:
+        return "function outboxd is not on the target: run `outboxd setup target`"
     if code == "42501" and refusal.table:
         return f"a right is missing on the target: {refusal.message or '`outboxd check` names it'}"
     if kind is Kind.DATA:

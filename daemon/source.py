@@ -126,6 +126,7 @@ class Source:
         # how its next page is found.
         self._flushed, self._opened, self._read_us, self._ceiling, self._by_id = False, 0.0, 0, 0, True
         self._ended: _Ended | None = None
+        self._revoked: Cursor | None = None
         self.identity: Identity | None = None
 
     async def read(self, cursor: Cursor) -> Batch:
@@ -133,10 +134,8 @@ class Source:
 
         Raises SourceUnavailable (the connection is dropped; read again) or SourceUnfit.
         """
-        ended = self._ended
-        if self._conn is None and ended and cursor == ended.cursor and not ended.durable:
-            # Whoever dropped the connection, the server may have crashed since: see Window.move.
-            self._ended = None
+        if cursor == self._revoked:
+            self._revoked = None
             raise SourceUnavailable("the connection was lost meanwhile: go on from where the target stands")
         async with self._connected() as conn:
             if self._window is None or self._window.cursor != cursor:
@@ -330,6 +329,10 @@ class Source:
 
     async def _drop(self) -> None:
         conn, self._conn, self._window = self._conn, None, None
+        if self._ended and not self._ended.durable:
+            # The server may have crashed: what an empty window led to is not what it was (see Window.move).
+            self._revoked = self._ended.cursor
+        self._ended = None
         self._floors.clear()
         if conn is not None:
             await conn.close()

@@ -117,15 +117,19 @@ class Bell:
             await conn.execute(_SQL["listen"])
 
     async def _is_pooled(self, conn: psycopg.AsyncConnection[Any]) -> bool:
-        """Two clients, one backend? A pooler gives the server connection just used to whoever asks next."""
+        """Two clients, one backend, or one client, two backends?
+
+        A pooler gives the server connection just used to whoever asks next, or takes its server connections in turn.
+        """
         other = await connect(self._dsn, f"{self._name} probe")
         try:
             mine = await (await conn.execute(_SQL["pid"])).fetchone()
+            again = await (await conn.execute(_SQL["pid"])).fetchone()
             async with other.transaction():
                 theirs = await (await other.execute(_SQL["pid"])).fetchone()
         finally:
             await other.close()
-        return bool(mine == theirs)
+        return mine != again or again == theirs
 
     async def try_lead(self) -> bool:
         """Take the leader's lock if it is free. It is held as long as this connection lives."""

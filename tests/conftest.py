@@ -17,6 +17,7 @@ from daemon.demo.process import signal_all
 from daemon.demo.supabase import EmbeddedSupabase
 from tests.databases import Database, clone, running_cluster, source_template, target_template
 from tests.leftovers import left_behind
+from tests.pairs import Pair
 
 # Whatever the developer's shell is set up for must not reach a test.
 for name in list(os.environ):
@@ -95,6 +96,12 @@ def target(_target_template: Database) -> Iterator[Database]:
     """A Supabase project's database with outboxd's side installed and no tables yet."""
     with clone(_target_template) as database:
         yield database
+
+
+@pytest.fixture
+def pair(source: Database, target: Database) -> Pair:
+    """Both, to be given the same tables."""
+    return Pair(source, target)
 
 
 @pytest.fixture

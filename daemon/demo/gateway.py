@@ -42,6 +42,7 @@ class Gateway(Plot):
         self.keys = keys
         self.port = 0
         self.requests: deque[Request] = deque(maxlen=100_000)
+        self._serving: set[asyncio.Task[None]] = set()
         self._running: tuple[threading.Thread, asyncio.AbstractEventLoop] | None = None
 
     @property
@@ -70,6 +71,10 @@ class Gateway(Plot):
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = _Client(self, reader, writer)
+        # When the client is gone only its own upstream stream knows the task, and Python may collect the two together.
+        if task := asyncio.current_task():
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
         # Closing says it all, in a relay: the peer went away or talked nonsense, a fault, or the end.
         with (
             contextlib.closing(client),

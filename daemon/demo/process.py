@@ -116,10 +116,12 @@ def poll_until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """The pids of a process' children; none where there is no /proc to ask."""
-    with contextlib.suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
+    """The pids of a process' children, whichever of its threads started them; none where there is no /proc."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, thread.read_text().split())
+    return found
 
 
 def signal_all(pids: Sequence[int], what: signal.Signals) -> None:

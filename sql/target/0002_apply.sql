@@ -13,8 +13,8 @@ as $$
                                             'cursor', (c).cursor::json, 'more', more))
 $$;
 
--- Does a value of this type come as its text (see outbox.travels_as_text on the source)?
-create or replace function outboxd.travels_as_text(of_type oid) returns boolean
+-- The type below any domains.
+create or replace function outboxd.base_type(of_type oid) returns oid
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -23,9 +23,17 @@ as $$
     union all
     select t.* from down d join pg_type t on t.oid = d.typbasetype where d.typtype = 'd'
   )
+  select oid from down where typtype <> 'd'
+$$;
+
+-- Does a value of this type come as its text (see outbox.travels_as_text on the source)?
+create or replace function outboxd.travels_as_text(of_type oid) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
   select t.typtype = 'c' or t.typcategory = 'A' or t.oid in ('json'::regtype, 'jsonb'::regtype)
       or exists (select from pg_cast c where c.castsource = t.oid and c.casttarget = 'json'::regtype)
-    from down t where t.typtype <> 'd'
+    from pg_type t where t.oid = outboxd.base_type(of_type)
 $$;
 
 -- The mirror of a table, or an error whose text names the statement that would allow it.
@@ -65,11 +73,12 @@ begin
     raise exception 'the target table %.% has no column %', quote_ident(m.target_schema), quote_ident(m.target_table), missing
       using errcode = 'OB004';
   end if;
-  -- A cast to a type with a length would cut silently; reading and assigning with it raise instead.
+  -- A cast to a type with a length, or to a domain over one, would cut silently; reading and assigning with it
+  -- raise instead.
   return query
     select a.attname::text,
            format('%I %s', a.attname, case when t.as_text then 'text' else format_type(a.atttypid, a.atttypmod) end),
-           case when t.as_text then format('x.%I::%s', a.attname, format_type(a.atttypid, -1)) else format('x.%I', a.attname) end,
+           case when t.as_text then format('x.%I::%s', a.attname, format_type(outboxd.base_type(a.atttypid), -1)) else format('x.%I', a.attname) end,
            a.attidentity = 'a',
            a.attgenerated <> ''
       from unnest(names) with ordinality n(name, at)
@@ -135,6 +144,19 @@ as $$
            coalesce('update set ' || string_agg(format('%1$I = excluded.%1$I', c.name), ', ')
                                      filter (where not c.generated and not c.fixed), 'nothing'))
     from outboxd.columns_of(m, names) c
+$$;
+
+-- Does a row ($1) that is there have another number in an identity column beside the key? UPDATE cannot write
+-- one that is GENERATED ALWAYS. Null: the mirror has no such column.
+create or replace function outboxd.renumbers_sql(m outboxd.mirror, names text[]) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format('select exists (select from %I.%I t join json_to_recordset($1) as x(%s) on %s where %s)', m.target_schema, m.target_table,
+                string_agg(c.definition, ', '), outboxd.same_key_sql(m),
+                string_agg(format('t.%I is distinct from %s', c.name, c.value), ' or ') filter (where c.fixed))
+    from outboxd.columns_of(m, names) c
+  having bool_or(c.fixed and c.name <> all (m.key_columns))
 $$;
 
 create or replace function outboxd.delete_sql(m outboxd.mirror) returns text
@@ -261,6 +283,7 @@ declare
   k       int;
   old     text;
   taken   text[];
+  renumbered boolean;
   written bigint := 0;
   n       bigint;
   state   text;
@@ -286,8 +309,15 @@ begin
       g := parts[i]::json;
       at := g ->> 'table';
       m := outboxd.mirror_of(at);
+      names := array(select json_array_elements_text(g -> 'columns'));
+      if g ->> 'op' = 'upsert' and outboxd.renumbers_sql(m, names) is not null then
+        execute outboxd.renumbers_sql(m, names) into strict renumbered using parts[i + 1]::json;
+        if renumbered then
+          raise unique_violation;  -- gear 2 inserts
+        end if;
+      end if;
       execute case g ->> 'op'
-        when 'upsert' then outboxd.upsert_sql(m, array(select json_array_elements_text(g -> 'columns')))
+        when 'upsert' then outboxd.upsert_sql(m, names)
         when 'delete' then outboxd.delete_sql(m)
         else outboxd.truncate_sql(m) end
         using parts[i + 1]::json;
@@ -296,7 +326,7 @@ begin
     end loop;
     at := null;
     set constraints all immediate;
-  exception when integrity_constraint_violation then
+  exception when foreign_key_violation or unique_violation or exclusion_violation or restrict_violation then
     begin
       -- Gear 2: take every touched row out, children first, put the final rows in, check once at the end. A
       -- batch of whole transactions then violates nothing that the source's own state does not.

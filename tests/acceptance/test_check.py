@@ -1,0 +1,232 @@
+"""`outboxd check`, the doctor: each thing that can be wrong has its own sentence, and the fix it prints works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from daemon.demo.cluster import Cluster
+from daemon.demo.faults import Fault
+from daemon.demo.process import free_port
+from daemon.demo.supabase import EmbeddedSupabase
+from outbox.migrations import migrate, step
+from tests.acceptance.cli import Cli
+from tests.acceptance.conftest import STORIES, Pair, Start, ended, wait_until
+from tests.databases import SETTINGS, Database
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without .env and outboxd.toml."""
+    monkeypatch.chdir(tmp_path)
+
+
+def run(database: Database, statement: str) -> None:
+    """As whoever may do everything would, in the SQL editor."""
+    with psycopg.connect(database.superuser_dsn, autocommit=True) as conn:
+        conn.execute(statement.encode())
+
+
+@pytest.mark.parametrize("way", ["rest", "direct"])
+def test_a_sound_pair_has_nothing_to_object_to(request: pytest.FixtureRequest, way: str) -> None:
+    """One line an item, every one OK, exit code 0; the same items as JSON."""
+    pair: Pair = request.getfixturevalue(way)
+    said = Cli(pair.settings)("check")
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert all(line.startswith("OK    ") for line in lines)
+    for item in ("source", "source schema", "listener", "target schema", 'public."Story"', 'target public."Story"'):
+        assert any(line.startswith(f"OK    {item}  ") for line in lines), item
+    assert [item["level"] for item in Cli(pair.settings)("check", "--json").json()] == ["OK"] * len(lines)
+
+
+# Where something is broken and how; which item objects with what; what mends it: None where the printed fix does.
+_BROKEN = [
+    ("source", "alter table outbox.change alter column id set cache 9", "identity", "CACHE 9", None),
+    ("source", 'alter table "VideoAsset" drop constraint "VideoAsset_pkey"', 'public."VideoAsset"', "no primary key",
+     'alter table "VideoAsset" add primary key ("id")'),
+    ("source", 'alter table "VideoAsset" drop constraint "VideoAsset_pkey", add constraint late primary key ("id") deferrable',
+     'public."VideoAsset"', "DEFERRABLE", 'alter table "VideoAsset" drop constraint late, add primary key ("id")'),
+    ("source", 'alter table "Story" disable trigger outbox_update', 'public."Story"', "disabled or not ALWAYS", None),
+    ("source", 'drop trigger outbox_delete on "Story"', 'public."Story"', "changes made there are not recorded", None),
+    ("source", 'alter table "Story" alter "title" type varchar(99)', 'public."Story"', "columns changed since", None),
+    ("target", 'alter table "Prompt" drop column "costUsd"', 'target public."Prompt"', "columns missing: costUsd",
+     'alter table "Prompt" add column "costUsd" numeric(12, 6)'),
+    ("target", 'alter table "Prompt" add column "mood" text not null', 'target public."Prompt"', "no such column: mood",
+     'alter table "Prompt" alter column "mood" drop not null'),
+    ("target", 'alter table "VideoAsset" rename to "Gone"', 'target public."VideoAsset"', 'has no table public."VideoAsset"',
+     'alter table "Gone" rename to "VideoAsset"'),
+    ("target", "select outboxd.unmap('public.\"Story\"')", 'target public."Story"', "not mapped", None),
+    ("target", 'revoke insert, update on "Story" from supabase_owner, service_role', 'target public."Story"',
+     "supabase_owner may not INSERT, UPDATE", None),
+    ("target", 'alter table "VideoAsset" drop constraint "VideoAsset_pkey"', 'target public."VideoAsset"',
+     "no unique, not deferrable key", None),
+    ("target", 'alter table "Story" disable row level security', 'target public."Story"', "row level security is off", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", _BROKEN, ids=[f"{side}: {break_it}" for side, break_it, *_ in _BROKEN])
+def test_what_is_broken_is_named_and_the_fix_mends_it(
+    direct: Pair, case: tuple[str, str, str, str, str | None]
+) -> None:
+    """One item objects, in words that lead to the cause; after its fix, check is content again."""
+    side, break_it, item, what, mend = case
+    database = {"source": direct.source, "target": direct.target}[side]
+    outboxd = Cli(direct.settings)
+    run(database, break_it)
+    found = outboxd.found()
+    assert what in found[item]["what"]
+    assert all(each == item or what in found[each]["what"] for each in found), found
+    fix = mend or found[item]["fix"]
+    if fix.startswith("outboxd "):
+        assert outboxd(*shlex.split(fix)[1:]).code == 0
+    else:
+        run(database, fix)
+    assert outboxd.found() == {}
+
+
+def test_a_source_without_the_schema_is_told_to_set_up(direct: Pair) -> None:
+    """The database is right, outboxd's schema is not there."""
+    run(direct.source, "drop schema outbox cascade")
+    outboxd = Cli(direct.settings)
+    assert (
+        outboxd.found()["source"]["what"] == "schema outbox is not installed on the source: run `outboxd setup source`"
+    )
+    watching = outboxd("watch", "Story")
+    assert (watching.code, watching.err) == (1, "error: schema outbox is not installed: run `outboxd setup source`\n")
+
+
+@pytest.mark.parametrize("way", ["rest", "direct"])
+def test_a_target_without_the_schema_is_told_to_set_up(request: pytest.FixtureRequest, way: str) -> None:
+    """Through either door, what is missing is the function, and `setup target` is the way on."""
+    pair: Pair = request.getfixturevalue(way)
+    run(pair.target, "drop function public.outboxd(text); drop schema outboxd cascade")
+    outboxd = Cli(pair.settings)
+    wait_until(lambda: "outboxd setup target" in outboxd.found().get("target", {"fix": ""})["fix"])
+    assert Cli({"target_dsn": pair.target.dsn})("setup", "target").code == 0
+    wait_until(lambda: {item["what"] for item in outboxd.found().values()} == {"not mapped on the target"})
+
+
+def test_the_grant_on_the_door_is_printed_whole(rest: Pair) -> None:
+    """A secret key whose role may not call the function: the statement that is printed is all that it needs."""
+    run(rest.target, "revoke execute on function public.outboxd(text) from service_role")
+    outboxd = Cli(rest.settings)
+    target = outboxd.found()["target"]
+    assert "permission denied for function outboxd" in target["what"]
+    assert "grant execute on function" in target["fix"]
+    run(rest.target, target["fix"])
+    assert outboxd.found() == {}
+
+
+def test_a_role_of_ones_own_gets_its_grants_printed(direct: Pair) -> None:
+    """Over a direct connection the door can be opened to any role, by the statement that check prints."""
+    run(direct.target, "create role relay_of_ones_own login")
+    try:
+        settings = {**direct.settings, "target_dsn": direct.target.cluster.dsn(direct.target.name, "relay_of_ones_own")}
+        target = Cli(settings).found()["target"]
+        run(direct.target, target["fix"])
+        assert Cli(settings).found() == {}
+    finally:
+        run(direct.target, "drop owned by relay_of_ones_own; drop role relay_of_ones_own")
+
+
+def test_a_stale_schema_cache_has_its_own_sentence(rest: Pair, supabase: EmbeddedSupabase, start: Start) -> None:
+    """The function is there, PostgREST does not know it yet: the daemon waits, and the statement printed wakes it up."""
+    run(rest.target, "drop function public.outboxd(text)")
+    run(rest.target, "alter event trigger pgrst_ddl_watch disable; alter event trigger pgrst_drop_watch disable")
+    supabase.stop_postgrest()
+    supabase.start_postgrest()
+    with rest.target.connect() as conn:
+        conn.execute(step("target", "exposed").replace("notify pgrst", "-- notify pgrst").encode())
+    daemon = start(rest.settings)
+    rest.write(STORIES, 1)
+    wait_until(lambda: (daemon.status() or {}).get("state") == "paused")
+    assert "notify pgrst, 'reload schema'" in (daemon.status() or {})["problem"]
+    target = Cli(rest.settings).found()["target"]
+    assert "PGRST202" in target["what"]
+    assert "notify pgrst, 'reload schema'" in target["fix"]
+    run(rest.target, "notify pgrst, 'reload schema'")
+    rest.arrives()
+    assert Cli(rest.settings).found() == {}
+
+
+def test_keys_and_addresses_of_the_wrong_kind(rest: Pair, supabase: EmbeddedSupabase) -> None:
+    """What can be seen without asking is bad configuration (78); what the gateway says is a finding (3)."""
+    outboxd = Cli(rest.settings)
+    for setting, value, sentence in (
+        ("supabase_key", supabase.publishable_key, "is the publishable (anon) key; outboxd needs the secret key"),
+        ("supabase_key", supabase.anon_jwt, "is the publishable (anon) key; outboxd needs the secret key"),
+        ("supabase_url", "https://supabase.com/dashboard/project/abcdefghijkl", "the API's is https://abcdefghijkl.supabase.co"),
+        ("supabase_url", f"{supabase.url}/rest/v1", "must be the bare address"),
+    ):  # fmt: skip
+        said = outboxd("check", **{setting: value})
+        assert (said.code, sentence in said.err) == (78, True), said.err
+        assert value not in said.err
+    wrong = Cli({**rest.settings, "supabase_key": "sb_secret_of_another_project_entirely"})
+    assert wrong.found()["target"]["what"] == "the target answered 401"
+    assert "does not accept the key" in wrong.found()["target"]["fix"]
+    legacy = Cli({**rest.settings, "supabase_key": supabase.service_jwt})
+    assert legacy.found()["key"]["level"] == "WARN"
+    nobody = Cli({**rest.settings, "supabase_url": f"http://127.0.0.1:{free_port()}"})
+    assert "no connection" in nobody.found()["target"]["what"]
+    supabase.gateway.fault = Fault.status(200, b"<html>welcome</html>")
+    assert outboxd.found()["target"]["what"] == "the target's answer is not one of outboxd's"
+
+
+def test_a_source_that_is_away_is_one_finding(direct: Pair) -> None:
+    """The other store is examined all the same."""
+    settings = {**direct.settings, "source_dsn": f"postgresql://postgres@127.0.0.1:{free_port()}/app"}
+    found = Cli(settings).found()
+    assert list(found) == ["source"]
+    assert found["source"]["fix"] == "is the address right, and the server up?"
+
+
+def test_a_standby_is_refused(direct: Pair, run_folder: Path, start: Start) -> None:
+    """A server in recovery cannot say what has committed: check says so, and the daemon pauses and waits."""
+    cluster = Cluster.create(run_folder / "standby", settings=SETTINGS)
+    with cluster:
+        cluster.create_database("app")
+        with psycopg.connect(cluster.dsn("app")) as conn:
+            migrate(conn, "source")
+        cluster.stop()
+        (cluster.data / "standby.signal").touch()
+        cluster.start()
+        settings = {**direct.settings, "source_dsn": cluster.dsn("app")}
+        found = Cli(settings).found()["source"]
+        assert "standby" in found["what"]
+        assert found["fix"] == "give the primary's address"
+        daemon = start(settings)
+        wait_until(lambda: "standby" in ((daemon.status() or {}).get("problem") or ""))
+        assert (daemon.status() or {})["state"] == "paused"
+        assert daemon.get("/readyz")[0] == 503
+        assert ended(start(settings, "run", "--until-idle")) == 1
+
+
+def test_a_capture_owner_who_cannot_bypass_row_security(source_cluster: Cluster, direct: Pair) -> None:
+    """Policies would hide rows from the capture functions: watch refuses, check objects, and the fix mends it."""
+    source_cluster.execute("create role plain_owner login")
+    source_cluster.create_database("guarded", owner="plain_owner")
+    database = Database(source_cluster, "guarded", "plain_owner")
+    outboxd = Cli({**direct.settings, "source_dsn": database.dsn})
+    try:
+        assert outboxd("setup", "source").code == 0
+        with database.connect() as conn:
+            conn.execute("create table note (id int primary key)")
+            assert outboxd("watch", "note", target_dsn="").code == 0
+            conn.execute("alter table note enable row level security, force row level security")
+        run(direct.target, "create table note (id int primary key); alter table note enable row level security;"
+            " alter table note owner to supabase_owner; select outboxd.map('note')")  # fmt: skip
+        found = outboxd.found()
+        assert (
+            "row level security, which would hide rows from the capture functions of plain_owner"
+            in found["public.note"]["what"]
+        )
+        assert outboxd("watch", "note", target_dsn="").code == 1
+        (statement,) = re.findall(r"alter role \w+ bypassrls", found["public.note"]["what"])
+        run(database, statement)
+        assert "public.note" not in outboxd.found()
+    finally:
+        source_cluster.drop_database("guarded")
+        source_cluster.execute("drop role plain_owner")

@@ -1,0 +1,223 @@
+"""From the same changes to the same state: what gear 1 writes, and what takes gear 2."""
+
+import pytest
+
+from daemon.relay import Silent
+from tests.pairs import Pair
+
+
+class Gears(Silent):
+    """Remembers which gear each batch took."""
+
+    def __init__(self) -> None:
+        self.used: list[int] = []
+
+    def batch_applied(self, batch, plan, answer, seconds) -> None:
+        self.used.append(int(answer.more["gear"]))
+
+
+async def gears(pair: Pair) -> list[int]:
+    """Bring everything over; returns the gears it took."""
+    observer = Gears()
+    await pair.drain(observer=observer)
+    return observer.used
+
+
+FAMILY = """
+create table parent (id int primary key, name text);
+create table child (id int primary key, parent_id int references parent on update cascade on delete cascade)
+"""
+MIRRORED_FAMILY = """
+create table parent (id int primary key, name text);
+create table child (id int primary key, parent_id int references parent {})
+"""
+
+
+@pytest.fixture(params=["", "deferrable"])
+def family(pair: Pair, request: pytest.FixtureRequest) -> Pair:
+    """Parent and children; on the target the foreign key has no action."""
+    pair.create(FAMILY, "parent", "child", on_target=MIRRORED_FAMILY.format(request.param))
+    pair.write("insert into parent values (1, 'a'), (2, 'b')", "insert into child values (10, 1), (11, 1), (20, 2)")
+    return pair
+
+
+async def test_a_parent_whose_key_moves_takes_its_children_along(family):
+    """The old key's delete comes after the children's new references, the new key's upsert before them."""
+    await family.drain()
+    family.write("update parent set id = 7 where id = 1")
+    assert await gears(family) == [1]
+    family.assert_equal("parent", "child")
+
+
+async def test_a_cascade_on_the_source_deletes_children_first(family):
+    """Children are deleted before their parents, whatever the order of ids."""
+    await family.drain()
+    family.write("delete from parent where id = 1")
+    assert await gears(family) == [1]
+    family.assert_equal("parent", "child")
+
+
+async def test_a_family_that_comes_and_goes_in_one_batch(family):
+    """Inserts, moves and deletes over several transactions end where the source ended."""
+    family.write("insert into parent values (3, 'c')", "insert into child values (30, 3)")
+    family.write("update child set parent_id = 3 where id = 10", "delete from parent where id = 1")
+    family.write(
+        "delete from child where id = 20", "insert into child values (20, 3)", "delete from parent where id = 2"
+    )
+    assert await gears(family) == [1]
+    family.assert_equal("parent", "child")
+
+
+async def test_truncate_then_refill_with_children(family):
+    """TRUNCATE … CASCADE empties both; what is written afterwards stays."""
+    await family.drain()
+    family.write(
+        "truncate parent cascade", "insert into parent values (2, 'new')", "insert into child values (20, 2), (21, 2)"
+    )
+    await gears(family)
+    family.assert_equal("parent", "child")
+
+
+POSITIONS = """
+create table item (id int primary key, position int not null, note text, unique (position) {});
+create table part (id int primary key, item_id int references item {})
+"""
+
+
+@pytest.mark.parametrize(("on_target", "gear"), [("deferrable", 1), ("", 2)])
+async def test_unique_positions_that_rotate(pair, on_target, gear):
+    """Each row takes its neighbour's place in one statement: with an immediate constraint only gear 2 can."""
+    source = POSITIONS.format("deferrable", "")
+    pair.create(source, "item", "part", on_target=POSITIONS.format(on_target, "deferrable"))
+    pair.write(
+        "insert into item select n, n from generate_series(1, 5) n",
+        "insert into part select n, n from generate_series(1, 5) n",
+    )
+    await pair.drain()
+    pair.write("update item set position = position % 5 + 1")
+    assert await gears(pair) == [gear]
+    pair.assert_equal("item", "part")
+
+
+async def test_gear_two_removes_children_before_their_parents(pair):
+    """Also where the target's foreign key is checked at once: ranks of upserts and deletes are of one order."""
+    pair.create(POSITIONS.format("deferrable", ""), "item", "part", on_target=POSITIONS.format("", ""))
+    pair.write(
+        "insert into item select n, n from generate_series(1, 4) n",
+        "insert into part select n, n from generate_series(1, 4) n",
+    )
+    await pair.drain()
+    pair.write(
+        "delete from part where id in (1, 2)", "update part set item_id = 4 where id = 3", "delete from item where id = 1",
+        "delete from part where id = 4", "insert into part values (5, 2)", "delete from part where id in (3, 5)",
+        "update item set position = position % 3 + 2",
+    )  # fmt: skip
+    assert await gears(pair) == [2]
+    pair.assert_equal("item", "part")
+
+
+async def test_gear_two_keeps_columns_that_only_the_target_has(pair):
+    """Rows taken out and put back have what the document does not speak of; new ones get the defaults."""
+    pair.create(
+        POSITIONS.format("deferrable", ""), "item", "part",
+        on_target=POSITIONS.format("", "deferrable") + "; alter table item add likes int not null default 7, add tags text[]",
+    )  # fmt: skip
+    pair.write("insert into item select n, n from generate_series(1, 3) n")
+    await pair.drain()
+    with pair.target.connect() as target:
+        target.execute("update item set likes = 100 + id, tags = array['x', null, id::text] where id < 3")
+    pair.write("update item set position = position % 3 + 1", "insert into item values (4, 4)")
+    assert await gears(pair) == [2]
+    with pair.target.connect() as target:
+        found = target.execute("select id, position, likes, tags from item order by id").fetchall()
+    assert found == [(1, 2, 101, ["x", None, "1"]), (2, 3, 102, ["x", None, "2"]), (3, 1, 7, None), (4, 4, 7, None)]
+
+
+async def test_rows_that_refer_to_their_own_table(pair):
+    """A tree written leaves first, turned upside down and cut, in one batch each."""
+    ddl = "create table node (id int primary key, up int references node {})"
+    pair.create(ddl.format("deferrable initially deferred"), "node", on_target=ddl.format(""))
+    pair.write("insert into node values (3, 2), (2, 1), (1, null)")
+    await pair.drain()
+    pair.assert_equal("node")
+    pair.write("update node set up = null", "update node set up = id + 1 where id < 3")
+    pair.write("delete from node where id = 1", "insert into node values (4, 3)", "update node set up = 4 where id = 2")
+    await pair.drain()
+    pair.assert_equal("node")
+
+
+async def test_tables_that_refer_to_each_other(pair):
+    """A cycle of foreign keys, and a third table that hangs below it, all written in one transaction."""
+    ddl = """
+    create table egg (id int primary key, hen int);
+    create table hen (id int primary key, egg int references egg deferrable initially deferred);
+    alter table egg add foreign key (hen) references hen deferrable initially deferred;
+    create table chick (id int primary key, egg int references egg)
+    """
+    pair.create(ddl, "egg", "hen", "chick")
+    pair.write("insert into hen values (1, 1)", "insert into egg values (1, 1)", "insert into chick values (1, 1)")
+    assert await gears(pair) == [1]
+    pair.write("delete from chick", "delete from egg", "update hen set egg = null")
+    assert await gears(pair) == [1]
+    pair.assert_equal("egg", "hen", "chick")
+
+
+async def test_two_spellings_of_one_numeric_key(pair):
+    """1.0, 1.00 and 1 are one row: in one batch, over two batches, and when it is deleted."""
+    pair.create("create table n (k numeric primary key, v text)", "n")
+    pair.write("insert into n values (1.0, 'a'), (2, 'b')")
+    pair.write("update n set k = 1.00, v = 'c' where k = 1")
+    await pair.drain()
+    pair.assert_equal("n")
+    pair.write("delete from n where k = 1", "insert into n values (1.000, 'd')", "delete from n where k = 2.0")
+    await pair.drain()
+    pair.assert_equal("n")
+
+
+async def test_a_key_deleted_and_inserted_again(pair):
+    """The last state counts, whichever it is."""
+    pair.create("create table t (id int primary key, v text)", "t")
+    pair.write("insert into t values (1, 'a'), (2, 'a')")
+    await pair.drain()
+    pair.write("delete from t where id = 1", "insert into t values (1, 'b')")
+    pair.write("delete from t where id = 2", "insert into t values (2, 'b')", "delete from t where id = 2")
+    await pair.drain()
+    pair.assert_equal("t")
+
+
+async def test_a_row_emitted_in_parts(pair):
+    """Columns an emit leaves out keep their value on the target: from before, and from the same batch."""
+    pair.create("create table s (id int primary key, title text not null, a int, b int)", on_target="select 1")
+    with pair.target.connect() as target:
+        target.execute("create table s (id int primary key, title text not null, a int default 5, b int)")
+        target.execute("select outboxd.map('s')")
+    pair.write(
+        "select outbox.map('public.s', array['id'])",
+        """select outbox.emit('s', 'upsert', '{"id": 1, "title": "first", "a": 1}')""",
+        """select outbox.emit('s', 'upsert', '{"id": 1, "b": 2}')""",
+        """select outbox.emit('s', 'upsert', '{"id": 2, "title": "second"}')""",
+    )
+    await pair.drain()
+    pair.write(
+        """select outbox.emit('s', 'upsert', '{"id": 1, "b": 3}')""",
+        """select outbox.emit('s', 'upsert', '{"id": 2, "b": 9}')""",
+    )
+    await pair.drain()
+    with pair.target.connect() as target:
+        assert target.execute("select * from s order by id").fetchall() == [(1, "first", 1, 3), (2, "second", 5, 9)]
+
+
+async def test_generated_and_identity_columns(pair):
+    """Values of an identity are taken as they come, generated ones are left to the target; also in gear 2."""
+    ddl = """
+    create table g (id int generated always as identity primary key, at int not null, twice int generated always as (2 * at) stored,
+                    n int generated by default as identity, unique (at) {})
+    """
+    pair.create(ddl.format("deferrable"), "g", on_target=ddl.format(""))
+    pair.write("insert into g (at) values (1), (2), (3)")
+    assert await gears(pair) == [1]
+    pair.write(
+        "update g set at = at % 3 + 1", "insert into g (at, n) values (10, 77)", "update g set at = 11 where at = 10"
+    )
+    assert await gears(pair) == [2]
+    pair.assert_equal("g")

@@ -1,0 +1,297 @@
+"""Installing both sides: once, again, at once, by an ordinary role, by a script, beside a newer version."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from daemon.demo.cluster import Cluster
+from daemon.errors import SourceUnfit
+from daemon.source import Limits, Source, query
+from outbox import Change, Cursor, MigrationChanged, SchemaMissing, SchemaTooNew, emit, migrations
+from outbox.migrations import Side, installed, migrate, require, script, step
+from tests.captured import Connection, ops, rows, value, watch
+from tests.databases import Database
+
+SIDES: list[Side] = ["source", "target"]
+SCHEMA = {"source": "outbox", "target": "outboxd"}
+
+
+@pytest.fixture
+def owner(source_cluster: Cluster) -> Iterator[Database]:
+    """An empty database whose owner may do nothing else."""
+    name = "owned"
+    source_cluster.execute("create role owner_of_one login nosuperuser nocreatedb nocreaterole")
+    source_cluster.create_database(name, owner="owner_of_one")
+    yield Database(source_cluster, name, "owner_of_one")
+    source_cluster.drop_database(name)
+    source_cluster.execute("drop role owner_of_one")
+
+
+def everything(conn: Connection, schema: str) -> list[tuple[object, ...]]:
+    """What a schema consists of, in a form that can be compared."""
+    return rows(
+        conn,
+        """
+        select 'relation', relname::text, relkind::text, relacl::text from pg_class where relnamespace = %(schema)s::regnamespace
+        union all
+        select 'function', oid::regprocedure::text, md5(pg_get_functiondef(oid)), proacl::text from pg_proc
+         where pronamespace = %(schema)s::regnamespace
+        union all
+        select 'column', attrelid::regclass || '.' || attname, format_type(atttypid, atttypmod), attnotnull::text from pg_attribute
+         where attrelid in (select oid from pg_class where relnamespace = %(schema)s::regnamespace) and attnum > 0
+        order by 1, 2
+        """.replace("%(schema)s", f"'{schema}'"),
+    )
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_applied_once_and_again(owner: Database, side: Side) -> None:
+    """By a role that owns the database and nothing more; the second time there is nothing to do."""
+    newest = migrations.migrations(side)[-1].version
+    with owner.connect() as conn:
+        assert installed(conn, side) == 0
+        with pytest.raises(SchemaMissing, match=f"not installed: run `outboxd setup {side}`"):
+            require(conn, side)
+        assert [m.version for m in migrate(conn, side)] == list(range(1, newest + 1))
+        before = everything(conn, SCHEMA[side])
+        for _ in range(7):  # the driver prepares what it sees often
+            assert migrate(conn, side) == []
+        require(conn, side)
+        assert installed(conn, side) == newest
+        assert everything(conn, SCHEMA[side]) == before
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_failure_leaves_nothing_behind(owner: Database, side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it is one transaction."""
+    good = migrations.migrations(side)
+    broken = migrations.Migration(good[-1].version + 1, "broken", "create table public.left_behind (); select 1 / 0")
+    monkeypatch.setattr(migrations, "migrations", lambda _: (*good, broken))
+    with owner.connect() as conn:
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            migrate(conn, side)
+        assert installed(conn, side) == 0
+        assert value(conn, "select to_regnamespace(%s)", SCHEMA[side]) is None
+        assert value(conn, "select to_regclass('public.left_behind')") is None
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_the_script_is_the_same(owner: Database, source_cluster: Cluster, side: Side) -> None:
+    """As psql, a migration tool or an SQL editor runs it: it makes what migrate makes, and may run again."""
+    source_cluster.create_database("by_script", owner="owner_of_one")
+    try:
+        with (
+            owner.connect() as migrated,
+            psycopg.connect(source_cluster.dsn("by_script", "owner_of_one"), autocommit=True) as conn,
+        ):
+            migrate(migrated, side)
+            for _ in range(2):
+                conn.execute(script(side))
+                assert everything(conn, SCHEMA[side]) == everything(migrated, SCHEMA[side])
+            assert migrate(conn, side) == []
+            migrated.execute(script(side))
+            assert migrate(migrated, side) == []
+    finally:
+        source_cluster.drop_database("by_script")
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "serializable"])
+def test_eight_installers_at_once_take_turns(owner: Database, isolation: str) -> None:
+    """Each migration is applied once, nobody fails, whatever isolation the database defaults to."""
+    with owner.connect() as conn:
+        conn.execute(f"alter database {owner.name} set default_transaction_isolation = '{isolation}'")
+
+    def install(side: Side) -> int:
+        with owner.connect() as conn:
+            return len(migrate(conn, side))
+
+    with ThreadPoolExecutor(8) as pool:
+        applied = list(pool.map(install, SIDES * 4))
+    for position, side in enumerate(SIDES):
+        assert sorted(applied[position::2]) == [0, 0, 0, len(migrations.migrations(side))]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_newer_schema_is_refused(owner: Database, side: Side) -> None:
+    """An old installer must not write over what a newer one made."""
+    with owner.connect() as conn:
+        migrate(conn, side)
+        conn.execute(f"insert into {SCHEMA[side]}.migration (version, name, checksum) values (9999, 'future', '')")
+        for attempt in (require, migrate):
+            with pytest.raises(SchemaTooNew, match=r"is at migration 9999.*install the newer outboxd"):
+                attempt(conn, side)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_an_edited_migration_is_refused(owner: Database, side: Side) -> None:
+    """What was applied is not what the file says now: nobody knows what the database has."""
+    with owner.connect() as conn:
+        migrate(conn, side)
+        conn.execute(f"update {SCHEMA[side]}.migration set checksum = 'another' where version = 2")
+        with pytest.raises(MigrationChanged, match=f"migration 0002_[a-z]+ of the {side} is not the one"):
+            migrate(conn, side)
+
+
+def test_an_older_schema_is_brought_forward(owner: Database) -> None:
+    """What is there is not run again; what is pending is; and until then `require` says how far it is."""
+    known = migrations.migrations("source")
+    with owner.connect() as conn:
+        for migration in known[:-1]:
+            conn.execute(migration.sql)
+            conn.execute("insert into outbox.migration (version, name, checksum) values (%s, %s, %s)", (
+                migration.version, migration.name, migration.checksum))  # fmt: skip
+        with pytest.raises(SchemaMissing, match=f"at migration {known[-2].version} of {known[-1].version}: run"):
+            require(conn, "source")
+        assert [m.version for m in migrate(conn, "source")] == [known[-1].version]
+
+
+def test_within_the_callers_transaction(owner: Database) -> None:
+    """Migrating joins a transaction that is open, and is taken back with it."""
+    with owner.connect(autocommit=False) as conn:
+        conn.execute("create table t (id int primary key)")
+        migrate(conn, "source")
+        watch(conn, "t")
+        conn.rollback()
+        assert installed(conn, "source") == 0
+
+
+def test_a_shadow_database_in_one_transaction(owner: Database) -> None:
+    """A migration tool runs the script and `watch` among its own statements, then once more elsewhere, and compares."""
+    ours = f"begin; create table story (id int primary key); {script('source')}; select outbox.watch('story'); commit"
+    with owner.connect() as conn:
+        conn.execute(ours)
+        conn.execute("insert into story values (1)")
+        assert ops(conn) == ["upsert"]
+        conn.execute("drop schema outbox cascade; drop table story")
+        conn.execute(ours)
+        assert rows(conn, "select table_name from outbox.watched") == [("public.story",)]
+
+
+def test_checksums_are_of_the_text() -> None:
+    """One character more is another migration; versions count up without a gap."""
+    one = migrations.Migration(1, "x", "select 1")
+    assert one.checksum != migrations.Migration(1, "x", "select 1 ").checksum
+    assert one.checksum == migrations.Migration(2, "y", "select 1").checksum
+    for side in SIDES:
+        found = migrations.migrations(side)
+        assert [m.version for m in found] == list(range(1, len(found) + 1))
+        assert all(m.sql == Path(migrations.FILES / side / f"{m.version:04}_{m.name}.sql").read_text() for m in found)
+
+
+def test_another_exposed_schema(owner: Database) -> None:
+    """The wrapper goes where PostgREST looks, whatever that schema is called."""
+    with owner.connect() as conn:
+        conn.execute('create schema "Api ""x"""')
+        migrate(conn, "target", exposed_schema='Api "x"')
+        assert value(conn, "select count(*) from pg_proc where pronamespace = %s::regnamespace", '"Api ""x"""') == 1
+        assert value(conn, "select to_regprocedure('public.outboxd(text)')") is None
+        conn.execute(script("target", exposed_schema='Api "x"'))
+
+
+def test_the_wrapper_returns_when_it_was_dropped(owner: Database) -> None:
+    """It is no migration: every run puts it in place."""
+    with owner.connect() as conn:
+        migrate(conn, "target")
+        conn.execute("drop function public.outboxd(text)")
+        assert migrate(conn, "target") == []
+        assert value(conn, "select to_regprocedure('public.outboxd(text)') is not null")
+
+
+@pytest.fixture
+def least(source: Database) -> Iterator[str]:
+    """The role of sql/source/role.sql, in a database with a watched table; its address."""
+    with source.connect() as conn:
+        conn.execute("create table story (id int primary key, title text); create table secret (id int primary key)")
+        watch(conn, "story")
+        for _ in range(2):
+            conn.execute(step("source", "role"))
+        conn.execute(
+            "insert into story values (1, 'a'); set synchronous_commit = off; insert into story values (2, 'b')"
+        )
+        yield source.cluster.dsn(source.name, "outboxd")
+        conn.execute("drop owned by outboxd")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_role_left(source_cluster: Cluster) -> Iterator[None]:
+    yield
+    source_cluster.execute("drop role if exists outboxd")
+
+
+async def test_the_role_can_do_the_daemons_work(source: Database, least: str) -> None:
+    """Every question that Source asks, and the doctor's; the bell and the leader's lock need no grant."""
+    reader = Source(least, Limits(changes=1))
+    try:
+        batch = await reader.read(Cursor.beginning((await reader.identify()).system))
+        assert [change.key for change in batch.changes] == ['{"id":1}']
+        second = await reader.read(batch.cursor)
+        assert [change.key for change in second.changes] == ['{"id":2}']
+        assert (await reader.backlog(second.cursor))[0] <= 2
+        await reader.health()
+        assert set(second.shapes.values()) == {("id", "title")}
+    finally:
+        await reader.close()
+    with psycopg.connect(least, autocommit=True) as conn:
+        for name in ("check_watched", "watched", "flush"):
+            conn.execute(query(name))
+        conn.execute("listen outbox")
+        assert value(conn, "select pg_try_advisory_lock(1869968482, 1)")
+
+
+def test_the_role_can_do_nothing_else(least: str) -> None:
+    """It reads no table of the application, writes none of the outbox, and watches nothing."""
+    with psycopg.connect(least, autocommit=True) as conn:
+        for statement in (
+            "select * from story",
+            "select * from secret",
+            "delete from outbox.change",
+            "truncate outbox.change",
+            "update outbox.change set row = null",
+            "insert into outbox.change (table_name, op, key) values ('public.story', 'delete', '{}')",
+            "update outbox.watched set capture = false",
+            "select outbox.emit('story', 'delete', '{\"id\": 1}')",
+            "select outbox.map('public.x', array['id'])",
+            "select outbox.watch('story')",
+            "select outbox.unwatch('story')",
+            "select outbox.shape_of('x', array['y'])",
+            "select nextval(pg_get_serial_sequence('outbox.change', 'id'))",
+            "create table outbox.mine (id int)",
+            "create role another",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                conn.execute(statement)
+
+
+async def test_a_role_without_rights_is_told_which(source: Database) -> None:
+    """Reading as a role that has none pauses the daemon with a sentence, not with silence."""
+    with source.connect() as conn:
+        conn.execute("create role rightless login")
+    reader = Source(source.cluster.dsn(source.name, "rightless"))
+    try:
+        with pytest.raises(
+            SourceUnfit, match=r"lacks a right: permission denied for schema outbox; see sql/source/role\.sql"
+        ):
+            await reader.identify()
+    finally:
+        await reader.close()
+        source.cluster.execute("drop role rightless")
+
+
+def test_rights_to_emit_are_granted_one_by_one(source: Database) -> None:
+    """An application's role needs the schema and the one function."""
+    role = f"emitting_{source.name}"
+    with source.connect() as conn:
+        conn.execute("select outbox.map('public.totals', array['id'])")
+        conn.execute(f"create role {role} login; grant usage on schema outbox to {role}")
+        conn.execute(f"grant execute on function outbox.emit to {role}")
+        with psycopg.connect(source.cluster.dsn(source.name, role)) as app:
+            app.execute("select 1")
+            emit(app, Change.upsert("totals", {"id": 1}))
+            app.commit()
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                app.execute("select * from outbox.change")
+        assert ops(conn) == ["upsert"]
+        conn.execute(f"drop owned by {role}; drop role {role}")

@@ -1,0 +1,129 @@
+"""A watched partitioned table: written through its root, through its partitions, moved, truncated, rebuilt."""
+
+import pytest
+from psycopg import IsolationLevel
+
+from tests.captured import Connection, assert_replays, changes, ops, rows, watch
+from tests.databases import Database
+
+TREE = """
+    create table p (region text, id int, note text, primary key (region, id)) partition by list (region);
+    create table p_eu partition of p for values in ('eu');
+    create table p_us partition of p for values in ('us') partition by range (id);
+    create table p_us_low partition of p_us for values from (0) to (100);
+    create table p_us_high partition of p_us for values from (100) to (200);
+"""
+ROWS = "insert into p values ('eu', 1, 'a'), ('eu', 2, 'b'), ('us', 1, 'c'), ('us', 150, 'd')"
+
+
+@pytest.fixture
+def tree(scratch: Connection) -> Connection:
+    """A tree of two levels with a row in each leaf, recorded so far."""
+    scratch.execute(TREE)
+    watch(scratch, "p")
+    scratch.execute(ROWS)
+    return scratch
+
+
+WRITES = {
+    "through the root": "update p set note = 'x'; delete from p where id = 2; insert into p values ('us', 2, 'n')",
+    "into a leaf": "insert into p_eu values ('eu', 3, 'n'); update p_eu set note = 'x' where id = 1; delete from p_eu where id = 2",
+    "into a branch": "insert into p_us values ('us', 3, 'n'); update p_us set note = 'x'; delete from p_us where id = 150",
+    "a row that moves to another branch": "update p set region = 'us' where region = 'eu' and id = 2",
+    "a row that moves within a branch": "update p_us set id = id + 100 where id < 100",
+    "rows that trade places": "update p set id = 199 where region = 'eu' and id = 1;"
+    " update p set region = 'eu' where region = 'us' and id = 1; update p set region = 'us', id = 1 where id = 199",
+    "upserts": "insert into p values ('eu', 1, 'x'), ('us', 5, 'y') on conflict (region, id) do update set note = 'merged'",
+    "merge": "merge into p using (values ('eu', 1), ('us', 9)) s (region, id) on p.region = s.region and p.id = s.id"
+    " when matched then delete when not matched then insert values (s.region, s.id, 'm')",
+    "truncate of the root": "truncate p",
+    "truncate of a branch": "truncate p_us",
+    "truncate of a leaf": "truncate p_us_low",
+    "truncate of leaves at once": "truncate p_eu, p_us_high",
+    "truncate, and rows again": "truncate p; insert into p values ('eu', 1, 'again'); truncate p_us; insert into p values ('us', 7, 'x')",
+    "truncate of a leaf after the root": "truncate p; insert into p values ('eu', 1, 'again'), ('us', 7, 'x'); truncate p_eu",
+    "truncate taken back": "savepoint s; truncate p; rollback to s; truncate p_eu",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRITES)
+def test_every_way_into_the_tree_is_captured(tree: Connection, case: str) -> None:
+    """Whatever relation a statement names, the outbox names the root and the row's own key."""
+    tree.execute(WRITES[case])
+    assert {change.table for change in changes(tree)} == {"public.p"}
+    assert_replays(tree)
+
+
+def test_truncating_the_root_is_one_change(tree: Connection) -> None:
+    """Not one a row: the partitions keep silent while the root speaks."""
+    before = len(changes(tree))
+    tree.execute("truncate p")
+    assert ops(tree)[before:] == ["truncate"]
+    tree.execute(ROWS)
+    tree.execute("truncate p_us_low")
+    assert ops(tree)[-1] == "delete"
+
+
+def test_a_partition_added_later(tree: Connection) -> None:
+    """Through the root it is captured at once, TRUNCATE included; by itself once the root is watched again."""
+    tree.execute("create table p_as partition of p for values in ('as')")
+    tree.execute("insert into p values ('as', 1, 'a')")
+    assert_replays(tree)
+    tree.execute("truncate p")
+    assert_replays(tree)
+    tree.execute("insert into p_as values ('as', 2, 'unseen')")
+    assert ops(tree)[-1] == "truncate"
+    watch(tree, "p")
+    tree.execute("update p_as set note = 'seen'; insert into p_as values ('as', 3, 'seen')")
+    assert_replays(tree)
+    tree.execute("truncate p_as")
+    assert_replays(tree)
+
+
+def test_a_partition_attached_with_its_rows(tree: Connection) -> None:
+    """ATTACH fires no trigger: its rows travel when somebody touches them, or with a resync."""
+    tree.execute("create table p_as (like p including all); insert into p_as values ('as', 1, 'a'), ('as', 2, 'b')")
+    before = len(changes(tree))
+    tree.execute("alter table p attach partition p_as for values in ('as')")
+    assert len(changes(tree)) == before
+    watch(tree, "p")
+    tree.execute("update p set note = 'touched' where region = 'as'")
+    assert_replays(tree)
+
+
+def test_a_detached_partition_is_no_longer_the_table(tree: Connection) -> None:
+    """Its triggers stay until the root is watched again, but write nothing under the root's name."""
+    before = len(changes(tree))
+    tree.execute("alter table p detach partition p_eu")
+    tree.execute(
+        "insert into p_eu values ('eu', 9, 'elsewhere'); update p_eu set note = 'x'; delete from p_eu; truncate p_eu"
+    )
+    assert len(changes(tree)) == before
+    watch(tree, "p")
+    on_detached = "select tgname from pg_trigger where tgrelid = 'p_eu'::regclass and not tgisinternal"
+    assert rows(tree, on_detached) == []
+    tree.execute("alter table p attach partition p_eu default")
+    watch(tree, "p")
+    tree.execute("insert into p values ('af', 1, 'x')")
+    assert ops(tree)[before:] == ["upsert"]
+
+
+def test_unwatching_takes_all_triggers_of_the_tree(tree: Connection) -> None:
+    """Root, branches and leaves."""
+    tree.execute("select outbox.unwatch('p')")
+    assert rows(tree, "select tgrelid::regclass from pg_trigger where tgname like 'outbox%'") == []
+
+
+def test_truncating_a_leaf_under_an_old_snapshot_is_marked(source: Database, app: Connection) -> None:
+    """TRUNCATE removes rows that the snapshot cannot name: the outbox says so. For the root it need not name any."""
+    app.execute(TREE)
+    watch(app, "p")
+    app.execute(ROWS)
+    with source.connect(autocommit=False) as early:
+        early.isolation_level = IsolationLevel.REPEATABLE_READ
+        for target, op in (("p_eu", "resync"), ("p", "truncate")):
+            early.execute("select 1")
+            app.execute("insert into p values ('eu', 99, 'late') on conflict do nothing")
+            early.execute(f"truncate {target}")
+            early.commit()
+            assert ops(app)[-1] == op
