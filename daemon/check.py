@@ -196,20 +196,24 @@ def _target(described: Row, watched: list[Row]) -> Iterator[Item]:
                 "not mapped on the target",
                 f"select outboxd.map('{row['table_name']}');",
             )
-    columns = {row["table_name"]: row["columns"] or [] for row in watched}
+    # A table that the application only emits may be on the target alone: its columns are not known here.
+    columns = {
+        row["table_name"]: {name: row["types"][name] for name in row["columns"]} for row in watched if row["columns"]
+    }
     for name, mirror in mirrors.items():
         yield from _mirror(name, mirror, columns.get(name), str(described["role"]))
     for reference in described["references"]:
         yield from _reference(reference)
 
 
-def _mirror(name: str, mirror: Row, sent: list[str] | None, role: str) -> Iterator[Item]:
+def _mirror(name: str, mirror: Row, sent: Mapping[str, str] | None, role: str) -> Iterator[Item]:
     target, title = mirror["target"], f"target {name}"
     if not mirror["exists"]:
         yield Item(title, "FAIL", f"the target has no table {target}", f"create it, or select outboxd.unmap('{name}');")
         return
     has = {column["name"] for column in mirror["columns"]}
-    missing = [column for column in sent or [] if column not in has]
+    missing = [column for column in sent or {} if column not in has]
+    added = ", ".join(f"add column {quote(column)} {sent[column]}" for column in missing) if sent else ""
     required = [c["name"] for c in mirror["columns"] if c["required"] and sent is not None and c["name"] not in sent]
     grants = mirror["missing_grants"]
     loose = [kind for kind in mirror["key_types"] or [] if kind in _LOOSE_KEYS]
@@ -217,7 +221,7 @@ def _mirror(name: str, mirror: Row, sent: list[str] | None, role: str) -> Iterat
         (bool(grants), "FAIL", f"{role} may not {', '.join(grants)}", f"grant {', '.join(grants).lower()} on {target} to {role};"),
         (not mirror["key_is_unique"], "FAIL", f"({', '.join(mirror['key'])}) is no unique, not deferrable key of {target}",
          f"alter table {target} add primary key ({', '.join(map(quote, mirror['key']))});"),
-        (bool(missing), "FAIL", f"columns missing: {', '.join(missing)}", f"alter table {target} add column …, with the source's types"),
+        (bool(missing), "FAIL", f"columns missing: {', '.join(missing)}", f"alter table {target} {added};"),
         (bool(required), "FAIL", f"NOT NULL without a default, and the source has no such column: {', '.join(required)}",
          f"alter table {target} alter column … drop not null, or give it a default"),
         (bool(loose), "WARN", f"the key's type ({', '.join(loose)}) may take two rows of the source for one", "use the source's type"),

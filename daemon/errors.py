@@ -129,7 +129,7 @@ _ADVICE_BY_CODE: dict[str, str] = {
 def advice(kind: Kind, refusal: Refusal) -> str:
     """One sentence for the operator: what to do about it."""
     code = refusal.sqlstate or ""
-    if code.startswith("OB") and refusal.message:
+    if refusal.message and (code.startswith("OB") or (kind is Kind.CONTRACT and refusal.table)):  # the door's words
         return refusal.message
     if code in {"42883", "3F000"} and not refusal.table:
         return "function outboxd is not on the target: run `outboxd setup target`"

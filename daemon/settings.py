@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     batch_changes: int = Field(default=2000, ge=1, le=10_000)
     batch_bytes: int = Field(default=4 * 1024**2, ge=64 * 1024, le=64 * 1024**2)
     wake: Literal["auto", "notify", "poll"] = "auto"
-    poll_interval: float = Field(default=1.0, gt=0, le=60)  # the seat belt while asleep
+    poll_interval: float = Field(default=1.0, gt=0, le=30)  # the seat belt while asleep
     # Above PostgREST's wait for a connection (10 s) and the 25 s that the target's function gives itself, below
     # the 60 s of the gateway in front.
     request_timeout: float = Field(default=40.0, ge=36, lt=60)

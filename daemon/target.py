@@ -1,6 +1,3 @@
-# NOTE(integrator -> owner): to save time, tests/integration/test_gears.py, tests/contract/test_door.py (another helper) and
-# tests/integration/test_wakeup.py, test_relay.py (yet another) are being written by others now. You keep test_windows.py,
-# test_transfers.py, unit tests, and all of daemon/*.py here. Please be done with everything by 05:35 UTC. Remove this note.
 """The Supabase project: one door, two ways to reach it.
 
 Knows the door's documents and answers, and how each transport fails. Knows nothing of the source or of windows.

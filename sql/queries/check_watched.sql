@@ -16,6 +16,8 @@ select w.table_name,
                 and t.tgrelid not in (select relid from pg_partition_tree(to_regclass(w.table_name)))) as detached,
        exists (select from pg_subscription_rel s where s.srrelid = to_regclass(w.table_name)) as subscribed,
        (select outbox.row_columns(to_regclass(w.table_name), w.include, w.exclude)) as columns,
+       (select json_object_agg(a.attname, format_type(a.atttypid, a.atttypmod)) from pg_attribute a
+         where a.attrelid = to_regclass(w.table_name) and a.attnum > 0 and not a.attisdropped) as types,
        greatest((select c.reltuples from pg_class c where c.oid = to_regclass(w.table_name)), 0)::bigint as rows_estimate
   from outbox.watched w
   left join pg_proc p on p.pronamespace = 'outbox'::regnamespace and p.proname = 'capture_' || w.id

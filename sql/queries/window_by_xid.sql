@@ -5,7 +5,7 @@ select xid, id, table_name, op, shape, key, row, coalesce(octet_length(row), 0),
           from (select c.*
                   from unnest(%(first)s::xid8[], %(last)s::xid8[]) run(first, last)
                   join outbox.change c on c.xid >= run.first and c.xid <= run.last
-                 where c.id > %(after)s and c.id <= %(ceiling)s
+                 where c.id > %(after)s and c.id <= %(upto)s
                  order by c.id
                  limit %(limit)s) c) c
  where coalesce(c.before, 0) < %(bytes)s

@@ -373,8 +373,16 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  t record;
+  root regclass;
+  t    record;
 begin
+  -- From the root down, as whoever writes through it: otherwise each might hold what the other waits for.
+  for root in
+    select distinct coalesce(pg_partition_root(g.tgrelid), g.tgrelid) from pg_trigger g
+     where g.tgfoid = to_regproc('outbox.capture_' || watched_id) and g.tgrelid <> all (keep)
+  loop
+    execute format('lock table %s in access exclusive mode', root);
+  end loop;
   for t in
     select g.tgname, g.tgrelid::regclass as rel from pg_trigger g
      where g.tgfoid = to_regproc('outbox.capture_' || watched_id) and not g.tgisinternal and g.tgrelid <> all (keep)
@@ -397,11 +405,15 @@ declare
   reason text := outbox.unfit(tbl, coalesce(key_columns, outbox.primary_key(tbl)), include, exclude);
   name   text;
   w_id   int;
-  tree   regclass[] := array(select tbl union select relid from pg_partition_tree(tbl));
+  tree   regclass[];
   part   regclass;
 begin
   if reason is not null then
     raise exception 'cannot watch %: %', tbl, reason using errcode = 'invalid_parameter_value';
+  end if;
+  perform pg_advisory_xact_lock(1869968482, 3);  -- who watches and who unwatches take turns
+  if capture then
+    execute format('lock table %s in share row exclusive mode', tbl);
   end if;
   select format('%I.%I', n.nspname, c.relname) into name
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
@@ -411,10 +423,12 @@ begin
      set key_columns = excluded.key_columns, include = excluded.include, exclude = excluded.exclude,
          capture = excluded.capture, watched_at = now()
   returning id into w_id;
-  perform outbox.remove_triggers(w_id, case when capture then tree else '{}' end);
   if not capture then
+    perform outbox.remove_triggers(w_id, '{}');
     return name;
   end if;
+  tree := array(select tbl union select relid from pg_partition_tree(tbl));
+  perform outbox.remove_triggers(w_id, tree);
   perform outbox.compose_capture(w_id, tbl);
   foreach part in array tree loop
     perform outbox.install_triggers(w_id, part);
@@ -498,19 +512,20 @@ declare
   known text[];
   w     outbox.watched;
 begin
+  perform pg_advisory_xact_lock(1869968482, 3);
   select array_agg(k.table_name order by k.table_name) into known
     from outbox.watched k
    where parse_ident(k.table_name) = parts
       or (cardinality(parts) = 1 and (parse_ident(k.table_name))[2] = parts[1]);
-  if known is null then
-    raise exception '% is not watched', table_name using errcode = 'invalid_parameter_value';
-  elsif cardinality(known) > 1 then
+  if cardinality(known) > 1 then
     raise exception '% is watched in several schemas: %', table_name, array_to_string(known, ', ') using errcode = 'invalid_parameter_value';
   end if;
-  select * into strict w from outbox.watched k where k.table_name = known[1];
+  delete from outbox.watched k where k.table_name = known[1] returning * into w;
+  if not found then
+    raise exception '% is not watched', table_name using errcode = 'invalid_parameter_value';
+  end if;
   perform outbox.remove_triggers(w.id, '{}');
   execute format('drop function if exists outbox.%I()', 'capture_' || w.id);
-  delete from outbox.watched k where k.id = w.id;
-  return w.table_name;
+  return known[1];
 end
 $$;

@@ -13,27 +13,35 @@ as $$
                                             'cursor', (c).cursor::json, 'more', more))
 $$;
 
--- The type below any domains.
+-- The type below any domains. (Here and below plpgsql: it keeps its plans, where an sql function that cannot be
+-- inlined is planned anew with every call, several times for each group of each batch.)
 create or replace function outboxd.base_type(of_type oid) returns oid
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  with recursive down as (
-    select t.* from pg_type t where t.oid = of_type
-    union all
-    select t.* from down d join pg_type t on t.oid = d.typbasetype where d.typtype = 'd'
-  )
-  select oid from down where typtype <> 'd'
+declare
+  t record;
+begin
+  loop
+    select typtype, typbasetype into t from pg_type where oid = of_type;
+    exit when t.typtype is distinct from 'd';
+    of_type := t.typbasetype;
+  end loop;
+  return of_type;
+end
 $$;
 
 -- Does a value of this type come as its text (see outbox.travels_as_text on the source)?
 create or replace function outboxd.travels_as_text(of_type oid) returns boolean
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select t.typtype = 'c' or t.typcategory = 'A' or t.oid in ('json'::regtype, 'jsonb'::regtype)
-      or exists (select from pg_cast c where c.castsource = t.oid and c.casttarget = 'json'::regtype)
-    from pg_type t where t.oid = outboxd.base_type(of_type)
+begin
+  return (
+    select t.typtype = 'c' or t.typcategory = 'A' or t.oid in ('json'::regtype, 'jsonb'::regtype)
+        or exists (select from pg_cast c where c.castsource = t.oid and c.casttarget = 'json'::regtype)
+      from pg_type t where t.oid = outboxd.base_type(of_type));
+end
 $$;
 
 -- The mirror of a table, or an error whose text names the statement that would allow it.
@@ -149,14 +157,22 @@ $$;
 -- Does a row ($1) that is there have another number in an identity column beside the key? UPDATE cannot write
 -- one that is GENERATED ALWAYS. Null: the mirror has no such column.
 create or replace function outboxd.renumbers_sql(m outboxd.mirror, names text[]) returns text
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select format('select exists (select from %I.%I t join json_to_recordset($1) as x(%s) on %s where %s)', m.target_schema, m.target_table,
-                string_agg(c.definition, ', '), outboxd.same_key_sql(m),
-                string_agg(format('t.%I is distinct from %s', c.name, c.value), ' or ') filter (where c.fixed))
-    from outboxd.columns_of(m, names) c
-  having bool_or(c.fixed and c.name <> all (m.key_columns))
+begin
+  if not exists (
+       select from pg_attribute a
+        where a.attrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table))
+          and a.attidentity = 'a' and a.attname = any (names) and a.attname <> all (m.key_columns)) then
+    return null;
+  end if;
+  return (
+    select format('select exists (select from %I.%I t join json_to_recordset($1) as x(%s) on %s where %s)', m.target_schema, m.target_table,
+                  string_agg(c.definition, ', '), outboxd.same_key_sql(m),
+                  string_agg(format('t.%I is distinct from %s', c.name, c.value), ' or ') filter (where c.fixed))
+      from outboxd.columns_of(m, names) c);
+end
 $$;
 
 create or replace function outboxd.delete_sql(m outboxd.mirror) returns text
@@ -246,6 +262,21 @@ as $$
    where m.table_name = name
 $$;
 
+-- The statement without which triggers of a mirror do not find what they name without its schema: they run with
+-- the door's own, pinned search_path. Null: no such trigger.
+create or replace function outboxd.blind_triggers(name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select 'a trigger names something without its schema, which the door does not look into: '
+         || string_agg(distinct format('alter function %s set search_path = %I, pg_temp', t.tgfoid::regprocedure, m.target_schema), '; ')
+    from outboxd.mirror m
+    join pg_trigger t on t.tgrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table)) and not t.tgisinternal and t.tgenabled in ('O', 'A')
+    join pg_proc p on p.oid = t.tgfoid
+    join pg_language l on l.oid = p.prolang and l.lanname <> 'c'
+   where m.table_name = name and not exists (select from unnest(p.proconfig) s where s like 'search_path=%')
+$$;
+
 -- Why a batch was refused. Postgres' own texts, and names that a trigger may have made up, can carry values of
 -- the row (promise I10): only our own sentences travel, and names that the catalogue knows.
 create or replace function outboxd.refused(
@@ -255,7 +286,8 @@ set search_path = pg_catalog, pg_temp
 as $$
   select outboxd.answer('refused', c, json_build_object(
       'sqlstate', state, 'gear', gear, 'table', n.name,
-      'message', case when state like 'OB%' then message when state = '42501' then outboxd.missing_right(n.name) end,
+      'message', case when state like 'OB%' then message when state = '42501' then outboxd.missing_right(n.name)
+                      when state in ('42P01', '42703', '42704', '42883') then outboxd.blind_triggers(n.name) end,
       'constraint', (select k.relname from pg_class k where k.relname = refused.constraint_name and k.relkind in ('i', 'I')
                       union select k.conname from pg_constraint k where k.conname = refused.constraint_name limit 1),
       'column', (select a.attname from pg_attribute a join pg_class k on k.oid = a.attrelid
@@ -283,6 +315,7 @@ declare
   k       int;
   old     text;
   taken   text[];
+  renumbers text;
   renumbered boolean;
   written bigint := 0;
   n       bigint;
@@ -310,8 +343,9 @@ begin
       at := g ->> 'table';
       m := outboxd.mirror_of(at);
       names := array(select json_array_elements_text(g -> 'columns'));
-      if g ->> 'op' = 'upsert' and outboxd.renumbers_sql(m, names) is not null then
-        execute outboxd.renumbers_sql(m, names) into strict renumbered using parts[i + 1]::json;
+      renumbers := case when g ->> 'op' = 'upsert' then outboxd.renumbers_sql(m, names) end;
+      if renumbers is not null then
+        execute renumbers into strict renumbered using parts[i + 1]::json;
         if renumbered then
           raise unique_violation;  -- gear 2 inserts
         end if;

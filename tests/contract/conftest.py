@@ -1,6 +1,7 @@
 """One project for a whole file, and every way to its door."""
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from daemon.demo.faults import Fault
 from daemon.demo.keys import ApiKeys
 from daemon.demo.process import free_port
 from daemon.demo.supabase import EmbeddedSupabase
+from daemon.errors import TargetError
 from daemon.plan import Change, Plan, plan
 from daemon.target import Door, PostgresDoor, RestDoor, Target
 from outbox import Cursor
@@ -88,6 +90,12 @@ class Stand:
     def target(self, door: Door | None = None) -> Target:
         """The relay of this test, by this kind of door."""
         return patient(door or self.door(), self.name)
+
+    async def claimed(self) -> Target:
+        """The same, claimed for the first time."""
+        target = self.target()
+        assert (await target.claim()).standing.epoch == 1
+        return target
 
     def wrong_key(self) -> str:
         """One that looks right."""
@@ -222,3 +230,12 @@ def parts(*pairs: Sequence[int]) -> Plan:
 def at(xid: int) -> Cursor:
     """A cursor."""
     return Cursor(f"{xid}:{xid}:", xid, (), "a system")
+
+
+async def failure(target: Target, *, key: str = "") -> TargetError:
+    """How a batch fails; the key is in nothing that is said of it."""
+    with pytest.raises(TargetError) as caught:
+        await target.apply(upserts((1, "a")), at(10), 1, 1)
+    error = caught.value
+    assert not key or key not in "".join(traceback.format_exception(error)) + repr(error.refusal)
+    return error

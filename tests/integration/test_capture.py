@@ -212,3 +212,25 @@ def test_the_time_the_writer_and_its_headers_travel(scratch: Connection) -> None
     scratch.execute("set local outbox.headers = ''; set local synchronous_commit = off; insert into t values (2)")
     told = "select headers, unflushed, xid = pg_current_xact_id(), created_at between now() and clock_timestamp() from outbox.change order by id"
     assert rows(scratch, told) == [('{"trace": "1"}', False, True, True), (None, True, True, True)]
+
+
+def test_a_large_table_is_never_scanned(app: Connection) -> None:
+    """Each touched key is one index probe, also when the plan was made while the table was small or after a bulk statement."""
+    app.execute("create table t (id int primary key, n int); alter table t set (autovacuum_enabled = off)")
+    watch(app, "t")
+    counters = "select seq_scan, idx_scan from pg_stat_xact_user_tables where relname = 't'"
+    with app.transaction():
+        ((scans, probes),) = rows(app, counters)
+        app.execute("insert into t select i, 0 from generate_series(1, 3) i")
+        app.execute("insert into t select i, 0 from generate_series(4, 3000) i")
+        for i in range(1, 8):
+            app.execute("update t set n = %s where id = %s", (i, i))
+        app.execute("delete from t where id between 10 and 19")
+        ((scans_now, probes_now),) = rows(app, counters)
+        assert scans_now == scans
+        assert probes_now - probes >= 3000 + 7 + 10
+    with app.transaction():
+        app.execute("alter table t add late int")
+        ((scans, _),) = rows(app, counters)
+        app.execute("update t set late = 1 where id = 5")  # composed afresh
+        assert rows(app, counters)[0][0] == scans

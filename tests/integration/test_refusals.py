@@ -51,11 +51,10 @@ NOTES = "create table note (id int primary key, place int unique {}, body text, 
         ("alter table note alter body type int using null", "22P02", None),
         ("alter table note alter body type regclass using null", "42P01", None),
         ("alter table note alter body type bit(3) using null", "22026", None),
-        ("alter table note alter body type xml using null", "2200N", None),
     ],
     ids=[
         "check", "not null", "unique", "varchar", "char", "domain of varchar", "domain check", "varchar[]", "char[]",
-        "domain of varchar[]", "domain[]", "int", "regclass", "bit", "xml",
+        "domain of varchar[]", "domain[]", "int", "regclass", "bit",
     ],
 )  # fmt: skip
 async def test_a_row_that_does_not_fit_is_an_error_and_never_cut(
@@ -138,6 +137,22 @@ async def test_a_missing_parent_names_the_child_and_the_constraint(mirrored: Mir
     assert "99" not in told(error)
     await mirrored.carry("insert into owner values (99)")
     assert mirrored.equal("owner", "pet", "zoo")
+
+
+async def test_a_trigger_that_looks_in_the_wrong_schema(mirrored: Mirrored) -> None:
+    """The door's search_path is pinned, which a trigger of the project may not expect: the advice is what mends it."""
+    mirrored.both(NOTES.format(""), watch=["public.note"])
+    mirrored.on_target(
+        "create table seen (id int)",
+        "create function see() returns trigger language plpgsql as $$ begin insert into seen values (new.id); return new; end $$",
+        "create trigger see before insert on note for each row execute function see()",
+    )
+    error = await mirrored.refused(f"insert into note values (1, 1, '{CANARY}', null)")
+    assert (error.kind, error.refusal.table) == (Kind.CONTRACT, "public.note")
+    said = advice(error.kind, error.refusal)
+    assert said.endswith(": alter function public.see() set search_path = public, pg_temp")
+    await mirrored.mend(said.rpartition(": ")[2])
+    assert rows(mirrored.target, "select id from seen") == [(1,)]
 
 
 # Foreign keys that act by themselves
@@ -224,7 +239,8 @@ async def test_a_column_that_is_missing(mirrored: Mirrored) -> None:
     assert advice(error.kind, error.refusal).startswith('the target table public."Order" has no column "paidBy"')
     (item,) = [item for item in await mirrored.check() if "missing" in item.what]
     assert "paidBy" in item.what
-    await mirrored.mend('alter table public."Order" add column "paidBy" varchar(20)')
+    assert item.fix == 'alter table public."Order" add column "paidBy" character varying(20);'
+    await mirrored.mend(item.fix)
     assert mirrored.equal('"Order"')
 
 

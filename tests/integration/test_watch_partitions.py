@@ -1,10 +1,13 @@
 """A watched partitioned table: written through its root, through its partitions, moved, truncated, rebuilt."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from psycopg import IsolationLevel
 
-from tests.captured import Connection, assert_replays, changes, ops, rows, watch
+from tests.captured import Connection, assert_replays, changes, ops, rows, waits_for, watch
 from tests.databases import Database
+from tests.waiting import wait_until
 
 TREE = """
     create table p (region text, id int, note text, primary key (region, id)) partition by list (region);
@@ -127,3 +130,19 @@ def test_truncating_a_leaf_under_an_old_snapshot_is_marked(source: Database, app
             early.execute(f"truncate {target}")
             early.commit()
             assert ops(app)[-1] == op
+
+
+@pytest.mark.parametrize("change", ["watch('p')", "unwatch('p')", "watch('p', capture => false)"])
+def test_watch_locks_the_tree_as_its_writers_do(source: Database, app: Connection, change: str) -> None:
+    """From the root down, also where a partition is older than its root: no writer dies of a deadlock."""
+    app.execute("create table p_old (id int primary key); create table p (id int primary key) partition by list (id)")
+    app.execute("create table p_one partition of p for values in (1); alter table p attach partition p_old default")
+    watch(app, "p")
+    with source.connect() as watcher, ThreadPoolExecutor() as pool, source.connect(autocommit=False) as writer:
+        writer.execute("insert into p values (1)")
+        done = pool.submit(watcher.execute, f"select outbox.{change}")
+        wait_until(lambda: waits_for(app, watcher, writer))
+        writer.execute("insert into p values (2)")
+        writer.commit()
+        done.result(10)
+    assert ops(app) == ["upsert", "upsert"]

@@ -31,7 +31,9 @@ def test_a_code_decides_the_kind(kind, code):
         assert classify(code, status) is kind
 
 
-@pytest.mark.parametrize(("kind", "status"), [(kind, status) for kind, statuses in STATUSES.items() for status in statuses])
+@pytest.mark.parametrize(
+    ("kind", "status"), [(kind, status) for kind, statuses in STATUSES.items() for status in statuses]
+)
 def test_without_a_code_the_status_decides(kind, status):
     """A gateway's answers carry no code of the database."""
     assert classify(None, status) is kind

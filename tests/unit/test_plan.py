@@ -1,6 +1,3 @@
-# NOTE(integrator -> owner): to save time, tests/integration/test_gears.py, tests/contract/test_door.py (another helper) and
-# tests/integration/test_wakeup.py, test_relay.py (yet another) are being written by others now. You keep test_windows.py,
-# test_transfers.py, unit tests, and all of daemon/*.py here. Please be done with everything by 05:35 UTC. Remove this note.
 """What a batch leaves to write, against the plainest target there is: a dict a table."""
 
 import json

@@ -70,22 +70,24 @@ class Reader:
         self.outbox.ended = max(self.outbox.ended, self.outbox.next_xid - 1)
         goal = self.outbox.snapshot()
         floor = max((floor for xid, floor in self.floors if xid < goal.xmin), default=0)
-        return Window(cursor, goal, floor, self.max_changes, self.max_bytes)
+        return Window(cursor, goal, floor, len(self.outbox.changes), self.max_changes, self.max_bytes)
 
-    def read(self, window: Window) -> tuple[list[Change], bool, bool]:
+    def read(self, window: Window, span: int) -> tuple[list[Change], bool, bool]:
         """The next batch, whether a transaction was torn, and whether the window has ended."""
         while True:
             rows = [
                 change for change in self.outbox.visible(window.goal)
                 if change.id > window.after and not window.reached.sees(change.xid)
             ]  # fmt: skip
-            page = rows[: self.max_changes]
+            upto = min(window.ceiling, window.after + span)
+            page = [change for change in rows if change.id <= upto][: self.max_changes]
             while sum(change.size for change in page[:-1]) >= self.max_bytes:
                 page.pop()
-            full = len(page) >= self.max_changes or sum(change.size for change in page) >= self.max_bytes
-            unknown = {xid for a, b in window.unknown(page) for xid in range(a, b + 1)} if full else set()
-            beyond = {c.xid: c.id for c in rows if full and c.id > page[-1].id and c.xid in unknown}
-            if cut := window.cut(page, full=full, beyond=beyond):
+            if len(page) >= self.max_changes or sum(change.size for change in page) >= self.max_bytes:
+                upto = page[-1].id
+            unknown = {xid for a, b in window.unknown(page) for xid in range(a, b + 1)}
+            beyond = {c.xid: c.id for c in rows if page and c.id > upto and c.xid in unknown}
+            if cut := window.cut(page, upto=upto, beyond=beyond):
                 rest = [
                     change for change in self.outbox.visible(window.goal)
                     if change.xid in cut.rest and cut.rest[change.xid] < change.id <= cut.upto
@@ -94,6 +96,7 @@ class Reader:
 
 
 acts = st.lists(st.tuples(st.integers(0, 4), st.sampled_from(KEYS), st.integers(0, 3)), max_size=80)
+limits = st.tuples(st.integers(1, 6), st.integers(1, 12))
 
 # A batch that is full before its page ends: the younger of two new transactions is taken, the older comes next.
 BEHIND_THE_CUT = [
@@ -103,13 +106,13 @@ BEHIND_THE_CUT = [
 
 
 @settings(max_examples=300, deadline=None)
-@given(acts, st.integers(1, 6), st.integers(1, 12), st.booleans(), st.randoms(use_true_random=False))
-@example([(0, "a", 1), (1, "b", 1), (0, "a", 1), (1, "b", 1), (0, "a", 0), (0, "b", 0)], 2, 99, True, None)
-@example(BEHIND_THE_CUT, 3, 99, True, None)
-def test_every_change_is_taken_once_and_in_order(acts, max_changes, max_bytes, durable, random):
+@given(acts, limits, st.integers(1, 30), st.booleans(), st.randoms(use_true_random=False))
+@example([(0, "a", 1), (1, "b", 1), (0, "a", 1), (1, "b", 1), (0, "a", 0), (0, "b", 0)], (2, 99), 99, True, None)
+@example(BEHIND_THE_CUT, (3, 99), 99, True, None)
+def test_every_change_is_taken_once_and_in_order(acts, limits, span, durable, random):
     """Whatever interleaves, whatever the limits, wherever it restarts: all committed changes, once, per key in order."""
     outbox = Outbox()
-    reader = Reader(outbox, max_changes, max_bytes)
+    reader = Reader(outbox, *limits)
     cursor, taken, todo = Cursor.beginning(), list[Change](), list(acts)
     window, everything = None, False
 
@@ -125,7 +128,7 @@ def test_every_change_is_taken_once_and_in_order(acts, max_changes, max_bytes, d
             play(todo, random.randint(0, 30) if random else 99)
             window, everything = reader.open(cursor), not todo and not outbox.open
         play(todo, 2)
-        batch, torn, ended = reader.read(window)
+        batch, torn, ended = reader.read(window, span)
         taken += batch
         assert_whole(batch, window, outbox, torn=torn)
         reached = window.reached
@@ -172,8 +175,8 @@ def test_a_cursor_claims_no_transaction_that_a_crash_could_give_away_again():
     """Until the goal is durable the cursor stops at the last transaction taken: 23 ended, but may not be on disk."""
     page = [change(20, 5), change(21, 6)]
     for durable, xmax, floor in ((False, 22, 6), (True, 24, 9)):
-        window = Window(Cursor("20:20:", 4), Snapshot.parse("24:24:"), 9, 10, 100)
-        cut = window.cut(page, full=False, beyond={})
+        window = Window(Cursor("20:20:", 4), Snapshot.parse("24:24:"), 9, 9, 10, 100)
+        cut = window.cut(page, upto=9, beyond={})
         assert cut is not None
         cursor = window.move(cut.changes, "s", to_goal=durable)
         assert (Snapshot.parse(cursor.snapshot).xmax, cursor.floor_id) == (xmax, floor)
@@ -182,12 +185,12 @@ def test_a_cursor_claims_no_transaction_that_a_crash_could_give_away_again():
 def test_side_by_side_transactions_do_not_pile_up_in_one_batch():
     """Four transactions of nine changes that end together make four batches, not one four times the limit."""
     page_by_page = [change(20 + n % 4, 1 + n) for n in range(36)]
-    window = Window(Cursor("20:20:"), Snapshot.parse("24:24:"), 0, 10, 1000)
+    window = Window(Cursor("20:20:"), Snapshot.parse("24:24:"), 0, 36, 10, 1000)
     sizes = []
     while True:
         page = [c for c in page_by_page if c.id > window.after and not window.reached.sees(c.xid)][:10]
         beyond = {c.xid: c.id for c in page_by_page if page and c.id > page[-1].id}
-        if cut := window.cut(page, full=len(page) == 10, beyond=beyond):
+        if cut := window.cut(page, upto=page[-1].id if len(page) == 10 else 36, beyond=beyond):
             rest = [c for c in page_by_page if c.xid in cut.rest and cut.rest[c.xid] < c.id <= cut.upto]
             sizes.append(len(cut.changes) + len(rest))
             window.move((), "", to_goal=False)
@@ -200,15 +203,15 @@ def test_side_by_side_transactions_do_not_pile_up_in_one_batch():
 def test_what_a_torn_transaction_sent_before_a_restart_is_not_sent_again():
     """The cursor says up to which id a torn transaction was sent; a new window goes on behind it."""
     everything = [change(20, id_) for id_ in range(1, 8)]
-    window = Window(Cursor("20:20:"), Snapshot.parse("21:21:"), 0, 3, 1000)
-    cut = window.cut(everything[:3], full=True, beyond={20: 7})
+    window = Window(Cursor("20:20:"), Snapshot.parse("21:21:"), 0, 7, 3, 1000)
+    cut = window.cut(everything[:3], upto=3, beyond={20: 7})
     assert cut is not None
     assert cut.torn
     cursor = window.move(cut.changes, "", to_goal=False)
     assert cursor.torn == ((20, 3),)
-    window = Window(Cursor(cursor.snapshot, 0, cursor.torn), Snapshot.parse("21:21:"), 0, 3, 1000)
-    assert window.cut(everything[:3], full=True, beyond={20: 7}) is None
-    cut = window.cut(everything[3:6], full=True, beyond={})
+    window = Window(Cursor(cursor.snapshot, 0, cursor.torn), Snapshot.parse("21:21:"), 0, 7, 3, 1000)
+    assert window.cut(everything[:3], upto=3, beyond={20: 7}) is None
+    cut = window.cut(everything[3:6], upto=6, beyond={})
     assert cut is not None
     assert not cut.torn  # it was torn before: counted once
     assert [c.id for c in cut.changes] == [4, 5, 6]
