@@ -5,6 +5,8 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 DEMO := daemon/demo
 ARGS ?=
+# Tests wait more than they compute: more workers than cores. WORKERS=0 runs them one after the other.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format lock clean
@@ -22,7 +24,7 @@ demo: setup ## run outboxd against two embedded databases
 # A part of the tests cannot cover everything, so the bound holds only when all of them run.
 test: setup ## run the tests and print the coverage
 	@$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage run -m pytest -n $(WORKERS) $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(strip $(ARGS)),,--fail-under=90)
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -32,9 +31,13 @@ _FLOOR_EVERY = 10_000  # ids: each floor spends a transaction id
 _LONGEST_SPAN = 500_000  # ids looked at for one page, where the window has few
 
 
+# Read once, so that an upgrade on disk does not mix with the version that runs.
+_QUERIES = {path.stem: path.read_bytes() for path in (FILES / "queries").glob("*.sql")}
+
+
 def query(name: str) -> bytes:
     """Text of sql/queries/<name>.sql."""
-    return Path(FILES / "queries" / f"{name}.sql").read_bytes()
+    return _QUERIES[name]
 
 
 class _BigEndian(Loader):

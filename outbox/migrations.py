@@ -92,10 +92,10 @@ def migrate(conn: psycopg.Connection[Any], side: Side, *, exposed_schema: str = 
                 )
         pending = [m for m in known if m.version not in recorded]
         for migration in pending:
-            conn.execute(migration.sql.encode(), prepare=False)
+            conn.execute(migration.sql.encode())
             conn.execute(_record(side, migration))
         if side == "target":
-            conn.execute(step(side, "exposed", public=quote(exposed_schema)).encode(), prepare=False)
+            conn.execute(step(side, "exposed", public=quote(exposed_schema)).encode())
     return pending
 
 

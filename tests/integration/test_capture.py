@@ -219,16 +219,17 @@ def test_a_large_table_is_never_scanned(app: Connection) -> None:
     app.execute("create table t (id int primary key, n int); alter table t set (autovacuum_enabled = off)")
     watch(app, "t")
     counters = "select seq_scan, idx_scan from pg_stat_xact_user_tables where relname = 't'"
+    app.execute("insert into t values (1), (2), (3); analyze t")
+    app.execute("update t set n = 0")  # planned for three rows
     with app.transaction():
         ((scans, probes),) = rows(app, counters)
-        app.execute("insert into t select i, 0 from generate_series(1, 3) i")
         app.execute("insert into t select i, 0 from generate_series(4, 3000) i")
-        for i in range(1, 8):
+        for i in range(100, 107):
             app.execute("update t set n = %s where id = %s", (i, i))
         app.execute("delete from t where id between 10 and 19")
         ((scans_now, probes_now),) = rows(app, counters)
         assert scans_now == scans
-        assert probes_now - probes >= 3000 + 7 + 10
+        assert probes_now - probes >= 2997 + 7 + 10
     with app.transaction():
         app.execute("alter table t add late int")
         ((scans, _),) = rows(app, counters)

@@ -55,7 +55,7 @@ def test_applied_once_and_again(owner: Database, side: Side) -> None:
             require(conn, side)
         assert [m.version for m in migrate(conn, side)] == list(range(1, newest + 1))
         before = everything(conn, SCHEMA[side])
-        for _ in range(7):  # the driver prepares what it sees often
+        for _ in range(7):  # a driver that prepares what it sees often must not stumble over a script
             assert migrate(conn, side) == []
         require(conn, side)
         assert installed(conn, side) == newest
