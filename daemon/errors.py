@@ -23,12 +23,14 @@ class SourceUnfit(DaemonError):
 
 
 class CaptureLost(DaemonError):
-    """A statement's rows could not be captured because the key of its table is gone."""
+    """A statement's rows could not be captured: its table's key, or the right to read it, was gone."""
 
     def __init__(self, table: str) -> None:
+        quoted = table.replace("'", "''")
         super().__init__(
-            f"the key of {table} was renamed or dropped while it was watched, so its changes since are not known: "
-            f"run `outboxd watch {table}` again and bring the table's rows over"
+            f"a statement on {table} could not be captured, because its key or the right to read it was gone: "
+            f"mend that, run `outboxd watch '{table}'` again, delete from outbox.change where op = 'resync' and "
+            f"table_name = '{quoted}', then touch the table's rows (update … set key = key), so that they travel anew"
         )
         self.table = table
 

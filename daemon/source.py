@@ -132,7 +132,7 @@ class Source:
         self.identity: Identity | None = None
 
     async def read(self, cursor: Cursor) -> Batch:
-        """The next batch after `cursor`. No changes: there are none up to the batch's cursor.
+        """The next batch after `cursor`. No changes: when this was called there were none.
 
         Raises SourceUnavailable (the connection is dropped; read again) or SourceUnfit.
         """
@@ -140,9 +140,15 @@ class Source:
             self._revoked = None
             raise SourceUnavailable("the connection was lost meanwhile: go on from where the target stands")
         async with self._connected() as conn:
-            if self._window is None or self._window.cursor != cursor:
+            older = self._window is not None and self._window.cursor == cursor
+            if self._window is None or not older:
                 self._window = await self._open(conn, cursor)
-            return await self._next(conn, self._window)
+            batch = await self._next(conn, self._window)
+            if older and not batch.changes:
+                # What was left of a window from before this call is nothing: look at what has come since.
+                self._window = await self._open(conn, batch.cursor)
+                batch = await self._next(conn, self._window)
+            return batch
 
     async def backlog(self, cursor: Cursor, limit: int = 100_000) -> tuple[int, float]:
         """Changes waiting behind `cursor` (exact up to `limit`), and the age of the oldest in seconds."""

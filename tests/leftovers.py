@@ -12,7 +12,7 @@ from daemon.demo.process import alive, children
 
 def left_behind(folder: Path) -> dict[int, str]:
     """The pids and command lines of processes below this one, or with their working folder under `folder`."""
-    found = {*_descendants(os.getpid()), *_standing_in(folder)}
+    found = {*_descendants(os.getpid()), *standing_in(folder)}
     return {pid: _command_line(pid) for pid in sorted(found) if alive(pid)}
 
 
@@ -21,7 +21,7 @@ def _descendants(pid: int) -> list[int]:
     return below + [pid for child in below for pid in _descendants(child)]
 
 
-def _standing_in(folder: Path) -> list[int]:
+def standing_in(folder: Path) -> list[int]:
     inside = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

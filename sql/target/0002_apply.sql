@@ -97,6 +97,25 @@ begin
 end
 $$;
 
+-- A key that the document spells otherwise (its column was renamed on the source) would be read as null: an
+-- upsert would make a new row, a delete would delete nothing, both in silence. Such a batch is refused.
+create or replace function outboxd.require_key(m outboxd.mirror, g json, entries json) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  missing text;
+begin
+  select string_agg(quote_ident(k), ', ') into missing from unnest(m.key_columns) k
+   where case when g ->> 'op' = 'upsert' then not exists (select from json_array_elements_text(g -> 'columns') c where c = k)
+              else exists (select from json_array_elements(entries) e where e -> k is null) end;
+  if missing is not null then
+    raise exception 'the changes of % do not have the key of the target table %.%, %: if it was renamed, rename it there and select outboxd.map(%) again',
+      m.table_name, quote_ident(m.target_schema), quote_ident(m.target_table), missing, quote_literal(m.table_name) using errcode = 'OB004';
+  end if;
+end
+$$;
+
 -- json_to_recordset over the group's rows ($1), as alias x, with the key columns alone.
 create or replace function outboxd.keys_sql(m outboxd.mirror) returns text
 language sql stable
@@ -336,6 +355,11 @@ begin
   end if;
 
   begin
+    for i in 2 .. cardinality(parts) by 2 loop
+      g := parts[i]::json;
+      at := g ->> 'table';
+      perform outboxd.require_key(outboxd.mirror_of(at), g, parts[i + 1]::json);
+    end loop;
     -- Gear 1: upserts parents first, then deletes children first; the document has that order.
     set constraints all deferred;
     for i in 2 .. cardinality(parts) by 2 loop

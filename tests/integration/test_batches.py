@@ -150,6 +150,20 @@ async def test_pages_found_by_transaction_are_in_id_order(pair):
             assert state == truth(pair.source)
 
 
+async def test_no_changes_means_none_when_asked(pair):
+    """A window that has nothing left is not the answer to a later question: the relay would go to sleep on it."""
+    with psycopg.connect(pair.source.dsn) as late:
+        pair.write("insert into t values (1, 1), (2, 1)")
+        run(late, "insert into t values (3, 1)")
+        async with reading(pair.source, changes=2) as source:
+            first = await source.read(Cursor.beginning())
+            assert first.more
+            run(late, "commit")
+            second = await source.read(first.cursor)
+            assert [json.loads(change.row or "")["id"] for change in second.changes] == [3]
+            assert not (await source.read(second.cursor)).changes
+
+
 async def test_a_transaction_as_large_as_the_limit_is_whole(pair):
     """Nothing is torn that fits: neither at the beginning of a page nor across two."""
     pair.write("insert into t values (1, 1)")

@@ -20,7 +20,7 @@ from daemon.demo.gateway import Request
 from daemon.demo.process import alive
 from daemon.demo.supabase import EmbeddedSupabase
 from tests.databases import SETTINGS, Database
-from tests.leftovers import left_behind
+from tests.leftovers import left_behind, standing_in
 from tests.waiting import wait_until
 
 STORY = "11111111-1111-4111-8111-111111111111"
@@ -320,10 +320,10 @@ def test_a_cluster_does_not_outlive_its_process(run_folder: Path, how: signal.Si
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=inside) as owner:
         assert owner.stdout
         assert owner.stdout.readline()
-        assert left_behind(folder)
+        assert standing_in(folder)
         owner.send_signal(how)
         owner.wait(10)
-    wait_until(lambda: not left_behind(folder))
+    wait_until(lambda: not [pid for pid in standing_in(folder) if alive(pid)])
 
 
 def test_leftovers_are_found_by_where_they_stand(run_folder: Path, cluster: Cluster) -> None:

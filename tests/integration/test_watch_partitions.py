@@ -135,14 +135,20 @@ def test_truncating_a_leaf_under_an_old_snapshot_is_marked(source: Database, app
 @pytest.mark.parametrize("change", ["watch('p')", "unwatch('p')", "watch('p', capture => false)"])
 def test_watch_locks_the_tree_as_its_writers_do(source: Database, app: Connection, change: str) -> None:
     """From the root down, also where a partition is older than its root: no writer dies of a deadlock."""
-    app.execute("create table p_old (id int primary key); create table p (id int primary key) partition by list (id)")
-    app.execute("create table p_one partition of p for values in (1); alter table p attach partition p_old default")
+    older = range(2, 8)
+    for i in older:
+        app.execute(f"create table p_{i} (id int primary key)")
+    app.execute("create table p (id int primary key) partition by list (id)")
+    app.execute("create table p_1 partition of p for values in (1)")
+    for i in older:
+        app.execute(f"alter table p attach partition p_{i} for values in ({i})")
     watch(app, "p")
     with source.connect() as watcher, ThreadPoolExecutor() as pool, source.connect(autocommit=False) as writer:
         writer.execute("insert into p values (1)")
         done = pool.submit(watcher.execute, f"select outbox.{change}")
         wait_until(lambda: waits_for(app, watcher, writer))
-        writer.execute("insert into p values (2)")
+        for i in older:
+            writer.execute(f"insert into p values ({i})")
         writer.commit()
         done.result(10)
-    assert ops(app) == ["upsert", "upsert"]
+    assert ops(app) == ["upsert"] * 7
