@@ -27,10 +27,10 @@ class CaptureLost(DaemonError):
 
     def __init__(self, table: str) -> None:
         quoted = table.replace("'", "''")
-        super().__init__(
-            f"a statement on {table} could not be captured, because its key or the right to read it was gone: "
-            f"mend that, run `outboxd watch '{table}'` again, delete from outbox.change where op = 'resync' and "
-            f"table_name = '{quoted}', then touch the table's rows (update … set key = key), so that they travel anew"
+        super().__init__(  # what follows is a sentence for a person, never run
+            f"a statement on {table} could not be captured, because its key or the right to read it was gone: "  # noqa: S608
+            f"mend that, run `outboxd watch '{table}'` again, remove the mark (`delete from outbox.change "
+            f"where op = 'resync' and table_name = '{quoted}'`), then touch the table's rows (update … set key = key), so that they travel anew"
         )
         self.table = table
 

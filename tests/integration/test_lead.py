@@ -1,6 +1,7 @@
 """Who leads: the lock elects, the epoch fences, and the status says what is so."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import psycopg
 import pytest
@@ -102,6 +103,10 @@ async def test_who_lost_the_lead_stands_by_and_may_lead_again(
         await first.leading()
         async with running(second):
             leader, other = first, second
+
+            def led(term: int) -> bool:
+                return term in (first.relay.status.epoch, second.relay.status.epoch)
+
             for term in (1, 2, 3):
                 write(app, term)
                 await until(lambda: same(app, mirror))
@@ -109,7 +114,7 @@ async def test_who_lost_the_lead_stands_by_and_may_lead_again(
                 await standing_by(other)
                 end_connection(app, leader)
                 # Whoever is quicker: the one that stood by, or the one that was cut off and came back.
-                await until(lambda due=term + 1: due in (first.relay.status.epoch, second.relay.status.epoch))
+                await until(partial(led, term + 1))
                 leader, other = (first, second) if first.relay.status.epoch == term + 1 else (second, first)
                 await leader.leading()
         assert first.door.modes.count("claim") + second.door.modes.count("claim") == 4
