@@ -208,7 +208,7 @@ async def until(condition: Callable[[], Any], deadline: float = 10.0) -> None:
     async def true() -> Any:
         return condition()
 
-    true.__qualname__ = condition.__qualname__
+    true.__qualname__ = getattr(condition, "__qualname__", repr(condition))
     await wait_until_async(true, deadline)
 
 

@@ -45,7 +45,7 @@ declare
   keys   text[] := coalesce(key_columns, (
     select array_agg(a.attname::text order by k.n)
       from pg_index i
-      cross join lateral unnest(i.indkey::int2[]) with ordinality k(attnum, n)
+      cross join lateral unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) with ordinality k(attnum, n)
       join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
      where i.indrelid = target and i.indisprimary));
   schema name;

@@ -23,9 +23,9 @@ as $$
                         join pg_attribute a on a.attrelid = m.oid and a.attname = k.name),
         'key_is_unique', exists (
             select from pg_index i where i.indrelid = m.oid and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null
-               and (select array_agg(a.attname::text order by a.attname) from pg_attribute a
+               and (select array_agg(a.attname::text order by a.attname::text collate "C") from pg_attribute a
                      where a.attrelid = m.oid and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
-                   = (select array_agg(k order by k) from unnest(m.key_columns) k)),
+                   = (select array_agg(k order by k collate "C") from unnest(m.key_columns) k)),
         'columns', (select json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
                                                       'required', a.attnotnull and not a.atthasdef and a.attidentity = '') order by a.attnum)
                       from pg_attribute a where a.attrelid = m.oid and a.attnum > 0 and not a.attisdropped),
