@@ -1,0 +1,214 @@
+-- Applying a batch: everything below runs in the one transaction of the request.
+--
+-- A batch is a header and groups. A group is {"table", "op", "columns"} and a JSON array of its rows (an
+-- upsert), of keys (a delete), or of keys to keep (a truncate). Identifiers come from the catalogue and the
+-- map, never from the document; values reach SQL as one json parameter.
+
+-- The door's answer: where the target stands, and what more there is to say.
+create or replace function outboxd.answer(what text, c outboxd.cursor, more json default null) returns json
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select json_strip_nulls(json_build_object('answer', what, 'epoch', (c).epoch, 'batch_no', (c).batch_no, 'digest', (c).digest,
+                                            'cursor', (c).cursor::json, 'more', more))
+$$;
+
+-- Gear 2 deletes rows that it inserts again: a foreign key that cascades or nulls would destroy others' rows.
+create or replace function outboxd.refuse_cascades(tables text[]) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c record;
+begin
+  select k.conname, k.conrelid::regclass as child, k.confrelid::regclass as parent into c
+    from outboxd.mirror m
+    join pg_constraint k on k.contype = 'f' and k.confrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table))
+   where m.table_name = any (tables) and k.confdeltype in ('c', 'n', 'd')
+   limit 1;
+  if found then
+    raise exception 'foreign key % of % deletes or empties rows when rows of % are replaced: recreate it ON DELETE NO ACTION DEFERRABLE',
+      c.conname, c.child, c.parent using errcode = 'OB005', constraint = c.conname::text, table = c.child::text;
+  end if;
+end
+$$;
+
+-- What the role that owns the door lacks to write a mirror: the statement that gives it, or null.
+create or replace function outboxd.missing_right(name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case
+      when not has_schema_privilege(k.relnamespace, 'usage') then format('grant usage on schema %s to %I', k.relnamespace::regnamespace, current_user)
+      when p.missing is not null then format('grant %s on %s to %I', p.missing, k.oid::regclass, current_user)
+      when k.relrowsecurity then format('row level security of %s applies to %I: alter role %I bypassrls', k.oid::regclass, current_user, current_user) end
+    from outboxd.mirror m
+    join pg_class k on k.oid = to_regclass(format('%I.%I', m.target_schema, m.target_table))
+   cross join lateral (select string_agg(p, ', ') as missing from unnest(array['select', 'insert', 'update', 'delete']) p
+                        where not has_table_privilege(k.oid, p)) p
+   where m.table_name = name
+$$;
+
+-- The statement without which triggers of a mirror do not find what they name without its schema: they run with
+-- the door's own, pinned search_path. Null: no such trigger.
+create or replace function outboxd.blind_triggers(name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select 'a trigger names something without its schema, which the door does not look into: '
+         || string_agg(distinct format('alter function %s set search_path = %I, pg_temp', t.tgfoid::regprocedure, m.target_schema), '; ')
+    from outboxd.mirror m
+    join pg_trigger t on t.tgrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table)) and not t.tgisinternal and t.tgenabled in ('O', 'A')
+    join pg_proc p on p.oid = t.tgfoid
+    join pg_language l on l.oid = p.prolang and l.lanname <> 'c'
+   where m.table_name = name and not exists (select from unnest(p.proconfig) s where s like 'search_path=%')
+$$;
+
+-- Why a batch was refused. Postgres' own texts, and names that a trigger may have made up, can carry values of
+-- the row (promise I10): only our own sentences travel, and names that the catalogue knows.
+create or replace function outboxd.refused(
+  c outboxd.cursor, gear int, at text, state text, message text, schema_name text, table_name text, column_name text, constraint_name text) returns json
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select outboxd.answer('refused', c, json_build_object(
+      'sqlstate', state, 'gear', gear, 'table', n.name,
+      'message', case when state like 'OB%' then message when state = '42501' then outboxd.missing_right(n.name)
+                      when state in ('42P01', '42703', '42704', '42883') then outboxd.blind_triggers(n.name) end,
+      'constraint', (select k.relname from pg_class k where k.relname = refused.constraint_name and k.relkind in ('i', 'I')
+                      union select k.conname from pg_constraint k where k.conname = refused.constraint_name limit 1),
+      'column', (select a.attname from pg_attribute a join pg_class k on k.oid = a.attrelid
+                  where k.relnamespace::regnamespace::text = quote_ident(refused.schema_name) and k.relname = refused.table_name
+                    and a.attname = refused.column_name)))
+    from (select coalesce((select m.table_name from outboxd.mirror m
+                            where m.target_schema = refused.schema_name and m.target_table = refused.table_name limit 1), at) as name) n
+$$;
+
+-- Lead the target from one cursor to the next, or change nothing and say why.
+-- Promise I3: of two requests with one epoch and batch_no at most one is applied, because both lock the
+-- cursor row first and the second finds batch_no moved on. `duplicate` needs the digest too: a re-planned
+-- batch of the same number with other changes must not pass for the one that is stored.
+create or replace function outboxd.apply(header json, parts text[]) returns json
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c       outboxd.cursor;
+  m       outboxd.mirror;
+  g       json;
+  names   text[];
+  at      text;
+  gear    int := 1;
+  k       int;
+  old     text;
+  taken   text[];
+  renumbers text;
+  renumbered boolean;
+  written bigint := 0;
+  n       bigint;
+  state   text;
+  message text;
+  wrong_schema     text;
+  wrong_table      text;
+  wrong_column     text;
+  wrong_constraint text;
+begin
+  select * into c from outboxd.cursor where relay = header ->> 'relay' for update;
+  if not found or c.epoch <> (header ->> 'epoch')::bigint then
+    return outboxd.answer('fenced', c);
+  elsif c.batch_no = (header ->> 'batch_no')::bigint and c.digest = header ->> 'digest' then
+    return outboxd.answer('duplicate', c);
+  elsif c.batch_no <> (header ->> 'batch_no')::bigint - 1 then
+    return outboxd.answer('mismatch', c);
+  end if;
+
+  begin
+    for i in 2 .. cardinality(parts) by 2 loop
+      g := parts[i]::json;
+      at := g ->> 'table';
+      perform outboxd.require_key(outboxd.mirror_of(at), g, parts[i + 1]::json);
+    end loop;
+    -- Gear 1: upserts parents first, then deletes children first; the document has that order.
+    set constraints all deferred;
+    for i in 2 .. cardinality(parts) by 2 loop
+      g := parts[i]::json;
+      at := g ->> 'table';
+      m := outboxd.mirror_of(at);
+      names := array(select json_array_elements_text(g -> 'columns'));
+      renumbers := case when g ->> 'op' = 'upsert' then outboxd.renumbers_sql(m, names) end;
+      if renumbers is not null then
+        execute renumbers into strict renumbered using parts[i + 1]::json;
+        if renumbered then
+          raise unique_violation;  -- gear 2 inserts
+        end if;
+      end if;
+      execute case g ->> 'op'
+        when 'upsert' then outboxd.upsert_sql(m, names)
+        when 'delete' then outboxd.delete_sql(m)
+        else outboxd.truncate_sql(m) end
+        using parts[i + 1]::json;
+      get diagnostics n = row_count;
+      written := written + n;
+    end loop;
+    at := null;
+    set constraints all immediate;
+  exception when foreign_key_violation or unique_violation or exclusion_violation or restrict_violation then
+    begin
+      -- Gear 2: take every touched row out, children first, put the final rows in, check once at the end. A
+      -- batch of whole transactions then violates nothing that the source's own state does not.
+      gear := 2;
+      written := 0;
+      perform outboxd.refuse_cascades(array(select parts[i]::json ->> 'table' from generate_series(2, cardinality(parts), 2) i
+                                             where parts[i]::json ->> 'op' = 'upsert'));
+      set constraints all deferred;
+      for k in select i from generate_series(2, cardinality(parts), 2) i order by (parts[i]::json ->> 'rank')::int desc loop
+        g := parts[k]::json;
+        at := g ->> 'table';
+        m := outboxd.mirror_of(at);
+        names := array(select json_array_elements_text(g -> 'columns'));
+        if g ->> 'op' = 'upsert' and exists (select from outboxd.other_columns(m, names)) then
+          execute outboxd.take_sql(m) into strict old using parts[k + 1]::json;
+          taken[k] := old;
+        else
+          execute case when g ->> 'op' = 'truncate' then outboxd.truncate_sql(m) else outboxd.delete_sql(m) end
+            using parts[k + 1]::json;
+        end if;
+      end loop;
+      for i in 2 .. cardinality(parts) by 2 loop
+        g := parts[i]::json;
+        continue when g ->> 'op' <> 'upsert';
+        at := g ->> 'table';
+        m := outboxd.mirror_of(at);
+        names := array(select json_array_elements_text(g -> 'columns'));
+        if taken[i] is not null then
+          execute outboxd.put_back_sql(m, names) using parts[i + 1]::json, taken[i];
+          get diagnostics n = row_count;
+          written := written + n;
+          execute outboxd.put_new_sql(m, names) using parts[i + 1]::json, taken[i];
+        else
+          execute outboxd.insert_sql(m, names) using parts[i + 1]::json;
+        end if;
+        get diagnostics n = row_count;
+        written := written + n;
+      end loop;
+      at := null;
+      set constraints all immediate;
+    exception when others then
+      get stacked diagnostics state = returned_sqlstate, message = message_text, wrong_schema = schema_name,
+        wrong_table = table_name, wrong_column = column_name, wrong_constraint = constraint_name;
+    end;
+  when others then
+    get stacked diagnostics state = returned_sqlstate, message = message_text, wrong_schema = schema_name,
+      wrong_table = table_name, wrong_column = column_name, wrong_constraint = constraint_name;
+  end;
+
+  if state is not null then
+    return outboxd.refused(c, gear, at, state, message, wrong_schema, wrong_table, wrong_column, wrong_constraint);
+  end if;
+  update outboxd.cursor
+     set batch_no = (header ->> 'batch_no')::bigint, digest = header ->> 'digest', cursor = (header -> 'cursor')::text, updated_at = now()
+   where relay = c.relay
+  returning * into c;
+  return outboxd.answer('applied', c, json_build_object('gear', gear, 'written', written));
+end
+$$;
