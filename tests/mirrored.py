@@ -11,11 +11,12 @@ from daemon.breaker import Breaker, Thresholds
 from daemon.check import Item, check
 from daemon.errors import TargetError
 from daemon.plan import Plan
-from daemon.relay import Relay, Silent, Status, Timing
+from daemon.relay import Relay, Status, Timing
 from daemon.source import Batch, Source
 from daemon.target import Answer, PostgresDoor, Target
 from daemon.wakeup import Bell
 from tests.databases import Database
+from tests.silent import Silent
 from tests.waiting import wait_until_async
 
 

@@ -9,12 +9,13 @@ import psycopg
 
 from daemon.breaker import Breaker, Thresholds
 from daemon.plan import Change
-from daemon.relay import Observer, Relay, Silent, Timing
+from daemon.relay import Observer, Relay, Timing
 from daemon.source import Batch, Limits, Source
 from daemon.target import Door, PostgresDoor, Target
 from daemon.wakeup import Bell
 from outbox import Cursor
 from tests.databases import Database
+from tests.silent import Silent
 
 QUICK = Timing(poll=0.05, recheck=0.02, retry_first=0.01, retry_cap=0.05)
 

@@ -16,11 +16,12 @@ from daemon.breaker import Breaker, Thresholds
 from daemon.errors import Kind, TargetError
 from daemon.lead import Keeper
 from daemon.plan import SEPARATOR, Plan
-from daemon.relay import Relay, Silent, Timing
+from daemon.relay import Relay, Timing
 from daemon.source import Batch, Limits, Source
 from daemon.target import Answer, PostgresDoor, Target
 from daemon.wakeup import Bell, Pace
 from tests.databases import Database
+from tests.silent import Silent
 from tests.waiting import wait_until_async
 
 Connection = psycopg.Connection[Any]

@@ -6,12 +6,13 @@ from collections.abc import Awaitable
 import pytest
 
 from daemon.errors import Fenced, Kind, TargetError
-from daemon.relay import Relay, Silent
+from daemon.relay import Relay
 from daemon.source import Source
 from daemon.target import Answer
 from daemon.wakeup import Bell
 from tests.contract.conftest import Deadlines, Stand, at, upserts
 from tests.databases import Database
+from tests.silent import Silent
 
 
 async def test_a_slow_request_and_its_successor_take_effect_once(stand: Stand, deadlines: Deadlines) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from daemon.relay import Silent
 from tests.pairs import Pair
+from tests.silent import Silent
 
 
 class Gears(Silent):
