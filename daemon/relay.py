@@ -14,6 +14,7 @@ import structlog
 
 from daemon.breaker import BreakerOpen
 from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnavailable, SourceUnfit, TargetError, advice
+from daemon.failpoint import reach
 from daemon.plan import Plan, plan, table_order
 from daemon.source import Batch, Source
 from daemon.target import Answer, Target
@@ -125,6 +126,7 @@ class Relay:
             self.status.behind_seconds = 0.0
             return None
         self._observer.batch_read(batch, time.monotonic() - started)
+        reach("after_read")
         return batch
 
     async def _resume(self) -> Cursor:
@@ -135,6 +137,7 @@ class Relay:
         else:
             answer = await self._target.claim()
             self._claimed = True
+            reach("after_claim")
             self._learn(answer)
             log.info("target_claimed", epoch=answer.standing.epoch, batch_no=answer.standing.batch_no)
         return self._go_on_from(answer, Cursor.beginning(identity.system))
@@ -159,7 +162,9 @@ class Relay:
         started = time.monotonic()
         planned = plan(batch.changes, self._order, batch.shapes)
         self._observer.stage("plan", time.monotonic() - started)
+        reach("before_send")
         answer = await self._target.apply(planned, batch.cursor, self.status.epoch, self.status.batch_no + 1)
+        reach("after_answer")
         # Promise I5: the cursor comes from the target's own transaction, never from what was meant to happen. One
         # that has none (its cursor was emptied by hand) is answered `mismatch` and starts over.
         self._go_on_from(answer, Cursor.beginning(batch.cursor.system))
@@ -248,6 +253,7 @@ class Relay:
         pause = self._pace.pause(time.monotonic())
         if pause is None and self._may_sleep() and await self._bell.try_arm():
             # K is ours: whoever commits from here on rings. One more read finds whoever committed before.
+            reach("after_arm")
             try:
                 self._ahead = await self._read()
                 if self._ahead is None and not self._stopping:

@@ -61,7 +61,7 @@ class ConfigError(Exception):
 
 _Dsn = Annotated[SecretStr, AfterValidator(check_dsn)]
 _default = Thresholds()
-_NOT_SETTINGS = {"outboxd_config", *(f"outboxd_{secret}_file" for secret in SECRETS)}
+_NOT_SETTINGS = {"outboxd_config", "outboxd_failpoint", *(f"outboxd_{secret}_file" for secret in SECRETS)}
 
 
 class BreakerSettings(BaseModel):
