@@ -10,14 +10,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 import psycopg
 
-from daemon import install
+from daemon import cli_dead_letters, install
 from daemon.errors import DaemonError, SourceUnavailable
 from daemon.settings import ConfigError, Need, Settings, load, redacted
+from daemon.talk import fail, fields, say, table
 from outbox import OutboxError, __version__
 from outbox.migrations import Side, script, step
 
@@ -31,18 +32,18 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except ConfigError as exc:
-            _fail(str(exc), CONFIG)
+            fail(str(exc), CONFIG)
         except OutboxError as exc:
-            _fail(str(exc), FAILED)
+            fail(str(exc), FAILED)
         except DaemonError as exc:
-            _fail(str(exc), AWAY if isinstance(exc, SourceUnavailable) else FAILED)
+            fail(str(exc), AWAY if isinstance(exc, SourceUnavailable) else FAILED)
         except psycopg.OperationalError as exc:
-            _fail(
+            fail(
                 f"the database cannot be reached ({exc.sqlstate or type(exc).__name__}): is the address right, and the server up?",
                 AWAY,
             )
         except psycopg.Error as exc:
-            _fail(exc.diag.message_primary or type(exc).__name__, FAILED)
+            fail(exc.diag.message_primary or type(exc).__name__, FAILED)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -80,16 +81,16 @@ def setup(ctx: click.Context, side: Side, *, print_only: bool, role: bool) -> No
         return
     settings = _settings(ctx, "source") if side == "source" else _settings(ctx)
     if side == "target" and settings.target_dsn is None:
-        _fail(
+        fail(
             "setup target needs a direct connection to the project's database: set OUTBOXD_TARGET_DSN (or SUPABASE_DB_URL),\n"
             "or run `outboxd setup target --print` and paste the output into the Supabase SQL editor",
             CONFIG,
         )
     dsn = settings.source_conninfo if side == "source" else settings.target_conninfo
     applied = install.setup(dsn, side, exposed_schema=settings.exposed_schema, role=role)
-    _say(f"{side}: applied {', '.join(applied)}" if applied else f"{side}: up to date")
+    say(f"{side}: applied {', '.join(applied)}" if applied else f"{side}: up to date")
     if role:
-        _say("role outboxd: give it a password with  alter role outboxd password '…'")
+        say("role outboxd: give it a password with  alter role outboxd password '…'")
 
 
 @main.command()
@@ -98,6 +99,13 @@ def setup(ctx: click.Context, side: Side, *, print_only: bool, role: bool) -> No
 @click.option("--include", multiple=True, help="Only this column travels (once for each).")
 @click.option("--exclude", multiple=True, help="This column does not travel (once for each).")
 @click.option("--emit-only", is_flag=True, help="No triggers: the application calls outbox.emit itself.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["hold", "halt"]),
+    default="hold",
+    show_default=True,
+    help="When the target refuses a row: hold that row alone, or halt.",
+)
 @click.pass_context
 def watch(
     ctx: click.Context,
@@ -107,22 +115,25 @@ def watch(
     exclude: Sequence[str],
     *,
     emit_only: bool,
+    on_error: str,
 ) -> None:
     """Record every change of TABLE… from now on, and allow it on the target."""
     settings = _settings(ctx, "source")
-    selection = install.Selection(list(key) or None, list(include) or None, list(exclude) or None, not emit_only)
+    selection = install.Selection(
+        list(key) or None, list(include) or None, list(exclude) or None, not emit_only, on_error
+    )
     names = []
     for name in install.watch(settings.source_conninfo, tables, selection):
         names.append(name)
-        _say(f"watching {name}")
+        say(f"watching {name}")
     # With a direct connection the target learns of the tables at once; without, say what to run there.
     if settings.target_dsn is None:
-        _say("on the target, in the SQL editor:")
+        say("on the target, in the SQL editor:")
         for name in names:
             click.echo(_map_statement(name))
         return
     for name, there in install.map_on_target(settings.target_conninfo, names):
-        _say(
+        say(
             f"mapped {name} on the target"
             if there
             else f"the target has no table {name} yet: create it, then  {_map_statement(name)}"
@@ -135,7 +146,7 @@ def watch(
 def unwatch(ctx: click.Context, tables: Sequence[str]) -> None:
     """Stop recording changes of TABLE…; what is recorded already still travels."""
     for name in install.unwatch(_settings(ctx, "source").source_conninfo, tables):
-        _say(f"no longer watching {name}")
+        say(f"no longer watching {name}")
 
 
 @main.command()
@@ -147,16 +158,16 @@ def watched(ctx: click.Context, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=2))
     elif not rows:
-        _say("no table is watched: outboxd watch public.your_table")
+        say("no table is watched: outboxd watch public.your_table")
     else:
-        _table(("TABLE", "CAPTURE", "KEY", "COLUMNS"), [_watched_cells(row) for row in rows])
+        table(("TABLE", "CAPTURE", "KEY", "COLUMNS", "ON ERROR"), [_watched_cells(row) for row in rows])
 
 
-def _watched_cells(row: install.Watched) -> tuple[str, str, str, str]:
+def _watched_cells(row: install.Watched) -> tuple[str, ...]:
     columns = (
         f"only {', '.join(row.include)}" if row.include else f"not {', '.join(row.exclude)}" if row.exclude else "all"
     )
-    return row.table, "triggers" if row.capture else "emit", ", ".join(row.key or ()), columns
+    return row.table, "triggers" if row.capture else "emit", ", ".join(row.key or ()), columns, row.on_error
 
 
 # -- running ---------------------------------------------------------------------------------------------------
@@ -179,7 +190,7 @@ def run(ctx: click.Context, *, until_idle: bool) -> None:
     except OSError as exc:
         if exc.errno is None or settings.admin_port == 0:
             raise
-        _fail(
+        fail(
             f"cannot listen on {settings.admin_host}:{settings.admin_port} ({exc.strerror}): set OUTBOXD_ADMIN_PORT, or OUTBOXD_ADMIN=false",
             CONFIG,
         )
@@ -198,7 +209,7 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(seen, indent=2))
     else:
-        _fields({name: value for name, value in seen.items() if value not in (None, [])})
+        fields({name: value for name, value in seen.items() if value not in (None, [])})
     sys.exit(AWAY if seen["away"] else FOUND if seen.get("state") == "paused" else 0)
 
 
@@ -225,6 +236,9 @@ def check(ctx: click.Context, *, as_json: bool) -> None:
     sys.exit(FOUND if any(item.level == "FAIL" for item in items) else 0)
 
 
+main.add_command(cli_dead_letters.group)
+
+
 @main.group()
 def config() -> None:
     """The configuration."""
@@ -240,7 +254,7 @@ def config_show(ctx: click.Context, *, as_json: bool) -> None:
         click.echo(json.dumps(shown, indent=2, default=str))
         return
     rows = [(name, "-" if one["value"] is None else str(one["value"]), str(one["from"])) for name, one in shown.items()]
-    _table(("SETTING", "VALUE", "FROM"), rows)
+    table(("SETTING", "VALUE", "FROM"), rows)
 
 
 @main.command()
@@ -275,31 +289,6 @@ def version(*, as_json: bool) -> None:
         **{name: of(name) for name in ("psycopg", "supabase")},
     }
     click.echo(json.dumps(known) if as_json else "\n".join(f"{name} {value}" for name, value in known.items()))
-
-
-# -- talking ---------------------------------------------------------------------------------------------------
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
-
-
-def _fail(text: str, code: int) -> NoReturn:
-    click.echo(f"{click.style('error', fg='red')}: {text}", err=True)
-    sys.exit(code)
-
-
-def _fields(values: dict[str, Any]) -> None:
-    width = max(len(name) for name in values)
-    for name, value in values.items():
-        shown = ", ".join(f"{key} {inner}" for key, inner in value.items()) if isinstance(value, dict) else value
-        click.echo(f"{name:<{width}}  {'-' if shown is None else shown}")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, *rows]:
-        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _map_statement(name: str) -> str:

@@ -26,6 +26,7 @@ class Watched:
     key: list[str] | None
     include: list[str] | None
     exclude: list[str] | None
+    on_error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Selection:
     include: list[str] | None = None
     exclude: list[str] | None = None
     capture: bool = True
+    on_error: str = "hold"
 
 
 def setup(dsn: str, side: Side, *, exposed_schema: str, role: bool) -> list[str]:
@@ -59,7 +61,9 @@ def watch(dsn: str, tables: Sequence[str], selection: Selection) -> Iterator[str
                 selection.exclude,
                 selection.capture,
             )
-            yield _patiently(conn, "select outbox.watch(%s::regclass, %s, %s, %s, %s)", parameters)
+            name = _patiently(conn, "select outbox.watch(%s::regclass, %s, %s, %s, %s)", parameters)
+            conn.execute("select outbox.on_error(%s, %s)", (name, selection.on_error))
+            yield name
 
 
 def unwatch(dsn: str, tables: Sequence[str]) -> Iterator[str]:

@@ -27,7 +27,7 @@ OPS = ("upsert", "delete", "truncate")
 # The kinds of `errors`, and a source that cannot be reached.
 RETRIES = ("transient", "ambiguous", "throttle", "size", "data", "contract", "auth", "source", "other")
 WAKEUPS = ("notify", "poll", "backlog", "retry")
-MODES = ("claim", "apply", "cursor", "describe")
+MODES = ("claim", "apply", "isolate", "cursor", "describe")
 OUTCOMES = ("ok", "retryable", "refused")
 QUERIES = ("read", "status")
 BREAKERS = ("target", "source")
@@ -174,6 +174,8 @@ class Metrics:
         self._size = make(Histogram, "request_size_bytes", "Size of one request to the target.", buckets=_BYTES)
         self._batches = make(Counter, "batches_total", "Batches applied, by gear.", {"gear": ("1", "2", "3")})
         self._torn = make(Counter, "transactions_torn_total", "Transactions larger than a batch, applied in parts.")
+        self._letters = make(Counter, "dead_letters_total", "Changes that the target refused.", {"table": ()})
+        self._held = make(Gauge, "held_keys", "Keys whose changes wait as dead letters.")
         self._retries = make(Counter, "retries_total", "Attempts that will be repeated.", {"reason": RETRIES})
 
     def _define_source_and_target(self) -> None:
@@ -245,8 +247,10 @@ class Metrics:
 
     def tables_watched(self, tables: Iterable[str]) -> None:
         """Begin the series of these tables at 0."""
-        for table, op in product(tables, OPS):
-            self._applied.labels(self._label(table), op)
+        for table in tables:
+            self._letters.labels(self._label(table))
+            for op in OPS:
+                self._applied.labels(self._label(table), op)
 
     def batch_read(self, changes: int, seconds: float) -> None:
         self._read.inc(changes)
@@ -279,6 +283,14 @@ class Metrics:
         self._torn.inc(torn)
         self._stage.labels("apply").observe(seconds)
         self._last_applied.set(self._wall())
+
+    def letters_held(self, tables: Mapping[str, int]) -> None:
+        """Changes that became dead letters, by table."""
+        for table, letters in tables.items():
+            self._letters.labels(self._label(table)).inc(letters)
+
+    def keys_held(self, keys: int) -> None:
+        self._held.set(keys)
 
     def cursor_moved(self, change_id: int) -> None:
         self._cursor_id.set(change_id)

@@ -36,9 +36,10 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows of one table for one statement: rows to upsert, keys to delete, or keys a truncate must keep.
+    """Rows of one table for one statement: rows to upsert, keys to delete, keys a truncate must keep, keys that are
+    held from here on (`hold`) or no longer (`release`).
 
-    `rank` is the table's: parents have a lower one than their children.
+    `rank` is the table's: parents have a lower one than their children. `keys` are the rows' keys, one by one.
     """
 
     table: str
@@ -46,6 +47,7 @@ class Group:
     rank: int
     columns: tuple[str, ...]
     rows: tuple[str, ...]
+    keys: tuple[str, ...]
 
     def records(self) -> tuple[str, str]:
         """The group's two records of the document."""
@@ -99,10 +101,18 @@ def table_order(tables: Iterable[str], references: Iterable[tuple[str, str]]) ->
     return rank
 
 
-def plan(changes: Sequence[Change], order: Mapping[str, int], shapes: Mapping[int, tuple[str, ...]]) -> Plan:
+def plan(
+    changes: Sequence[Change],
+    order: Mapping[str, int],
+    shapes: Mapping[int, tuple[str, ...]],
+    *,
+    hold: Collection[tuple[str, str]] = (),
+    release: Collection[tuple[str, str]] = (),
+) -> Plan:
     """What is left of every key: upserts parents first, then truncates and deletes children first.
 
-    `changes` are in id order. Raises CaptureLost. Promise I4: per key, id order is commit order, so the last
+    `changes` are in id order; `hold` and `release` are keys (table, key) that the target records as held, or strikes
+    out, with the batch. Raises CaptureLost. Promise I4: per key, id order is commit order, so the last
     change is the row's newest state; a delete never touches a key upserted in the same plan, because of each key
     only one thing is left.
     """
@@ -120,7 +130,7 @@ def plan(changes: Sequence[Change], order: Mapping[str, int], shapes: Mapping[in
             by_key = left.setdefault(change.table, {})
             by_key[change.key] = _upsert(change, by_key.get(change.key), shapes)
 
-    groups = tuple(_groups(left, truncated, order))
+    groups = (*_groups(left, truncated, order), *_marks("release", release), *_marks("hold", hold))
     body = SEPARATOR.join(record for group in groups for record in group.records())
     return Plan(
         groups,
@@ -147,15 +157,23 @@ def _groups(
 ) -> Iterator[Group]:
     ranked = sorted((order.get(table, len(order)), table) for table in left)
     for rank, table in ranked:
-        rows: dict[tuple[str, ...], list[str]] = {}  # after an ALTER TABLE a batch may hold rows of both kinds
-        for last in left[table].values():
+        rows: dict[tuple[str, ...], tuple[list[str], list[str]]] = {}  # after an ALTER TABLE there may be both kinds
+        for key, last in left[table].items():
             if last.op == "upsert":
-                rows.setdefault(last.columns, []).append(last.text)
-        for columns, texts in rows.items():
-            yield Group(table, "upsert", rank, columns, tuple(texts))
+                texts, keys = rows.setdefault(last.columns, ([], []))
+                texts.append(last.text)
+                keys.append(key)
+        for columns, (texts, keys) in rows.items():
+            yield Group(table, "upsert", rank, columns, tuple(texts), tuple(keys))
     for rank, table in reversed(ranked):
         if table in truncated:
             keep = tuple(key for key, last in left[table].items() if last.op == "upsert")
-            yield Group(table, "truncate", rank, (), keep)
-        elif keys := tuple(key for key, last in left[table].items() if last.op == "delete"):
-            yield Group(table, "delete", rank, (), keys)
+            yield Group(table, "truncate", rank, (), keep, keep)
+        elif gone := tuple(key for key, last in left[table].items() if last.op == "delete"):
+            yield Group(table, "delete", rank, (), gone, gone)
+
+
+def _marks(op: str, marked: Collection[tuple[str, str]]) -> Iterator[Group]:
+    for table in sorted({table for table, _ in marked}):
+        keys = tuple(sorted(key for of_table, key in marked if of_table == table))
+        yield Group(table, op, 0, (), keys, keys)

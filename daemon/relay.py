@@ -7,15 +7,18 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import structlog
 
 from daemon.breaker import BreakerOpen
+from daemon.delivery import Delivery, Parcel
 from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnavailable, SourceUnfit, TargetError, advice
 from daemon.failpoint import reach
-from daemon.plan import Plan, plan, table_order
+from daemon.letters import Letters
+from daemon.plan import Plan
+from daemon.sizing import Sizing
 from daemon.source import Batch, Source
 from daemon.target import Answer, Target
 from daemon.wakeup import Bell, Pace
@@ -31,6 +34,8 @@ class Observer(Protocol):
     def batch_applied(self, batch: Batch, plan: Plan, answer: Answer, seconds: float) -> None: ...
     def stage(self, name: str, seconds: float) -> None: ...
     def tables_known(self, tables: Iterable[str]) -> None: ...
+    def letters_held(self, tables: Mapping[str, int]) -> None: ...
+    def keys_held(self, keys: int) -> None: ...
     def rejected(self, breaker: str) -> None: ...
     def turn_failed(self, reason: str) -> None: ...
     def woken(self, reason: str) -> None: ...
@@ -40,7 +45,8 @@ class Observer(Protocol):
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Waits, in seconds. `recheck`: how often a relay that needs a person looks whether it still does. `wind_up`:
-    how long, once told to stop, it goes on with what is there.
+    how long, once told to stop, it goes on with what is there. `letters`: how often it looks whether somebody wants a
+    dead letter sent again.
 
     `wake`: may writers be made to NOTIFY? `auto` does not where transactions may be PREPAREd, because one that
     has notified cannot be.
@@ -51,6 +57,7 @@ class Timing:
     retry_first: float = 0.2
     retry_cap: float = 30.0
     wind_up: float = 5.0
+    letters: float = 1.0
     wake: Literal["auto", "notify", "poll"] = "auto"
 
 
@@ -68,6 +75,7 @@ class Status:
     applied: int = 0
     last_applied: float | None = None
     behind_seconds: float = 0.0
+    held_keys: int = 0
 
 
 class Relay:
@@ -85,9 +93,12 @@ class Relay:
         self._leads = asyncio.Event()
         self._unled: str | None = None
         self._stopping = False
-        self._cursor: Cursor | None = None
+        self._cursor: Cursor | None = None  # where to read on: ahead of `_stated` after windows without changes
+        self._stated: Cursor | None = None  # where the target says it stands
         self._claimed = False
-        self._order: Mapping[str, int] = {}
+        self._delivery = Delivery(target, Letters(source), observer, row_bytes=source.limits.row_bytes)
+        self._sizing = Sizing(source.limits.changes, source.limits.bytes)
+        self._letters_seen = float("-inf")
         self._failures = 0
         self._ahead: Batch | None = None
         self.turns = 0
@@ -105,8 +116,9 @@ class Relay:
         try:
             batch = await self._read()
             if batch is None:
-                return False
+                return await self._retry()
             await self._apply(batch)
+            await self._retry()
             return True
         except BaseException:
             self._cursor = self._ahead = None
@@ -119,6 +131,7 @@ class Relay:
             return batch
         cursor = self._cursor if self._cursor and self._claimed else await self._resume()
         started = time.monotonic()
+        self._source.limits = replace(self._source.limits, changes=self._sizing.changes, bytes=self._sizing.bytes)
         batch = await self._source.read(cursor)
         if not batch.changes:
             # Nothing happened up to here: start the next window later. The target need not know.
@@ -140,31 +153,38 @@ class Relay:
             reach("after_claim")
             self._learn(answer)
             log.info("target_claimed", epoch=answer.standing.epoch, batch_no=answer.standing.batch_no)
-        return self._go_on_from(answer, Cursor.beginning(identity.system))
+        self._delivery.learn_held(answer)
+        cursor = self._go_on_from(answer, Cursor.beginning(identity.system))
+        await self._delivery.settle(cursor)
+        return cursor
 
     def _learn(self, answer: Answer) -> None:
-        """The order of the target's tables, parents first, from its own foreign keys."""
-        references = [(reference["child"], reference["parent"]) for reference in answer.more["references"]]
-        self._order = table_order([table["table"] for table in answer.more["tables"]], references)
-        self._observer.tables_known(self._order)
+        self._delivery.learn_tables(answer.more)
+        self._observer.tables_known(self._delivery.order)
 
     def _go_on_from(self, answer: Answer, beginning: Cursor) -> Cursor:
-        self._cursor = answer.standing.cursor or beginning
+        self._cursor = self._stated = answer.standing.cursor or beginning
         self.status.cursor = self._cursor
         self.status.batch_no = answer.standing.batch_no
+        self.status.held_keys = len(self._delivery.held)
         if answer.what == "claimed":
             self.status.epoch = answer.standing.epoch
         return self._cursor
 
     async def _apply(self, batch: Batch) -> None:
-        if not self._order.keys() >= {change.table for change in batch.changes}:
+        if not self._delivery.order.keys() >= {change.table for change in batch.changes}:
             self._learn(await self._target.describe())  # mapped since the claim, or not at all
         started = time.monotonic()
-        planned = plan(batch.changes, self._order, batch.shapes)
-        self._observer.stage("plan", time.monotonic() - started)
-        reach("before_send")
-        answer = await self._target.apply(planned, batch.cursor, self.status.epoch, self.status.batch_no + 1)
-        reach("after_answer")
+        size = sum(change.size for change in batch.changes)
+        parcel = Parcel(batch.changes, batch.shapes, batch.cursor, self.status.epoch, self.status.batch_no + 1)
+        try:
+            planned, answer = await self._delivery.send(parcel)
+        except TargetError as exc:
+            if exc.kind is Kind.SIZE:
+                self._sizing.refused(len(batch.changes), size, time.monotonic())
+            elif exc.kind is Kind.AMBIGUOUS and self._failures:  # twice at the same place: is it too large?
+                self._sizing.suspected(len(batch.changes), size)
+            raise
         # Promise I5: the cursor comes from the target's own transaction, never from what was meant to happen. One
         # that has none (its cursor was emptied by hand) is answered `mismatch` and starts over.
         self._go_on_from(answer, Cursor.beginning(batch.cursor.system))
@@ -173,6 +193,7 @@ class Relay:
             return
         seconds = time.monotonic() - started
         self._pace.found(time.monotonic())
+        self._sizing.applied(len(batch.changes), size, seconds, time.monotonic())
         self._succeeded(batch, planned, seconds)
         self._observer.batch_applied(batch, planned, answer, seconds)
         log.info(
@@ -180,6 +201,19 @@ class Relay:
             answer=answer.what, batch_no=answer.standing.batch_no, first_id=batch.changes[0].id, last_id=batch.changes[-1].id,
             torn=batch.torn, lag_s=round(self.status.behind_seconds, 4), duration_s=round(seconds, 4),
         )  # fmt: skip
+
+    async def _retry(self) -> bool:
+        """Dead letters that somebody wants sent again, or dropped. True: there were some."""
+        now = time.monotonic()
+        if not self._delivery.held or self._stated is None or now < self._letters_seen + self._timing.letters:
+            return False
+        done = await self._delivery.retry(self._stated, self.status.epoch, self.status.batch_no + 1)
+        if done is None:
+            self._letters_seen = now
+            return False
+        self._go_on_from(done[1], self._stated)
+        self.status.applied += done[0].changes
+        return True
 
     def _succeeded(self, batch: Batch, planned: Plan, seconds: float) -> None:
         oldest = min(change.created_us for change in batch.changes)
@@ -257,7 +291,10 @@ class Relay:
             try:
                 self._ahead = await self._read()
                 if self._ahead is None and not self._stopping:
-                    self._observer.woken("notify" if await self._bell.wait(self._timing.poll) else "poll")
+                    rung = await self._bell.wait(self._timing.poll)
+                    self._observer.woken("notify" if rung else "poll")
+                    if rung:
+                        self._letters_seen = float("-inf")  # whoever wants one sent again rings, too
             except BaseException:
                 self._cursor = self._ahead = None
                 raise
@@ -291,7 +328,7 @@ class Relay:
         self._failures += 1
         self._observer.turn_failed(kind)
         needs_person = isinstance(exc, (SourceUnfit, CaptureLost)) or (
-            isinstance(exc, TargetError) and exc.kind in (Kind.DATA, Kind.CONTRACT, Kind.AUTH, Kind.SIZE)
+            isinstance(exc, TargetError) and exc.kind in (Kind.DATA, Kind.CONTRACT, Kind.AUTH)
         )
         self._set(
             "paused" if needs_person else "catching_up",

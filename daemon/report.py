@@ -54,6 +54,12 @@ class Observed:
     def tables_known(self, tables: Iterable[str]) -> None:
         self._metrics.tables_watched(tables)
 
+    def letters_held(self, tables: Mapping[str, int]) -> None:
+        self._metrics.letters_held(tables)
+
+    def keys_held(self, keys: int) -> None:
+        self._metrics.keys_held(keys)
+
     def rejected(self, breaker: str) -> None:
         self._metrics.breaker_rejected(breaker)
 
@@ -96,7 +102,9 @@ class Report:
         lag, backlog = self.metrics.lag.seconds(), self.metrics.lag.backlog()
         known = not math.isnan(lag)
         return {
-            "verdict": verdict(status.state, status.problem, lag if known else 0.0, int(backlog) if known else 0),
+            "verdict": verdict(
+                status.state, status.problem, lag if known else 0.0, int(backlog) if known else 0, status.held_keys
+            ),
             "relay": self.name,
             "state": status.state,
             "since": iso(status.since),
@@ -106,6 +114,7 @@ class Report:
             "lag_seconds": round(lag, 3) if known else None,
             "backlog_changes": int(backlog) if known else None,
             "applied_changes": status.applied,
+            "held_keys": status.held_keys,
             "last_applied": iso(status.last_applied),
             "cursor": {"snapshot": status.cursor.snapshot, "floor_id": status.cursor.floor_id}
             if status.cursor
@@ -124,16 +133,17 @@ class Report:
         }
 
 
-def verdict(state: str, problem: str | None, lag: float, backlog: int) -> str:
+def verdict(state: str, problem: str | None, lag: float, backlog: int, held: int = 0) -> str:
     """One sentence a person can act on."""
+    letters = f"; {held} row{'s' * (held > 1)} held as dead letters: `outboxd dead-letters list`" if held else ""
     if state == "standby":
         return "standing by: another outboxd leads"
     if problem:
         waiting = f"{backlog} changes wait safely in Postgres" if backlog else "nothing waits"
-        return f"{'paused' if state == 'paused' else 'interrupted'}: {problem}; {waiting}"
+        return f"{'paused' if state == 'paused' else 'interrupted'}: {problem}; {waiting}{letters}"
     if backlog:
-        return f"catching up: {backlog} changes, {lag:.1f} s behind"
-    return "in sync: nothing needs you"
+        return f"catching up: {backlog} changes, {lag:.1f} s behind{letters}"
+    return f"in sync{letters or ': nothing needs you'}"
 
 
 def iso(when: float | None) -> str | None:

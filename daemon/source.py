@@ -64,6 +64,7 @@ class Limits:
 
     changes: int = 2000
     bytes: int = 4 * 1024 * 1024
+    row_bytes: int = 16 * 1024 * 1024
     deadline: float = 30.0
 
 
@@ -139,7 +140,7 @@ class Source:
         if cursor == self._revoked:
             self._revoked = None
             raise SourceUnavailable("the connection was lost meanwhile: go on from where the target stands")
-        async with self._connected() as conn:
+        async with self.connected() as conn:
             older = self._window is not None and self._window.cursor == cursor
             if self._window is None or not older:
                 self._window = await self._open(conn, cursor)
@@ -154,22 +155,28 @@ class Source:
         """Changes waiting behind `cursor` (exact up to `limit`), and the age of the oldest in seconds."""
         reached = _reached(cursor)
         bounds = {"from_xmax": str(reached.xmax), "running": _array(reached.running), "limit": limit}
-        async with self._connected() as conn:
+        async with self.connected() as conn:
             row = await (await conn.execute(query("backlog"), bounds)).fetchone()
         return (int(row[0]), float(row[1])) if row else (0, 0.0)
 
     async def health(self) -> tuple[float, float, float, int]:
         """Oldest open transaction (s), rows and bytes of the outbox, highest id drawn."""
-        async with self._connected() as conn:
+        async with self.connected() as conn:
             row = await (await conn.execute(query("source_health"))).fetchone()
         return row or (0.0, 0.0, 0.0, 0)
 
     async def identify(self) -> Identity:
         """Connect if need be, and say what server this is."""
-        async with self._connected():
+        async with self.connected():
             pass
         assert self.identity is not None
         return self.identity
+
+    async def shapes(self, wanted: Collection[int]) -> Mapping[int, tuple[str, ...]]:
+        """Which columns the rows of these shapes have."""
+        async with self.connected() as conn:
+            await self._learn_shapes(conn, set(wanted) - self._shapes.keys())
+        return self._shapes
 
     async def close(self) -> None:
         """Drop the connection; the next call opens another."""
@@ -302,7 +309,7 @@ class Source:
     # -- the connection ------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    async def connected(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """The connection, opened when there is none; dropped after any failure of it."""
         with self.breaker.attempt() as attempt:
             try:

@@ -29,6 +29,7 @@ async def look(settings: Settings) -> dict[str, Any]:
         answer = await target.cursor()
         cursor = answer.standing.cursor
         seen |= {"epoch": answer.standing.epoch, "batch_no": answer.standing.batch_no}
+        seen["held_keys"] = len(answer.more.get("held", ()))
     except (DaemonError, BreakerOpen) as exc:
         away.append("target")
         seen["target"] = f"{exc}: {advice(exc.kind, exc.refusal)}" if isinstance(exc, TargetError) else str(exc)
@@ -38,7 +39,9 @@ async def look(settings: Settings) -> dict[str, Any]:
         if at is not None:
             backlog, age = await source.backlog(at)
             seen |= {"backlog_changes": backlog, "lag_seconds": round(age, 3)}
-            seen["verdict"] = verdict(seen.get("state", "streaming"), seen.get("problem"), age, backlog)
+            seen["verdict"] = verdict(
+                seen.get("state", "streaming"), seen.get("problem"), age, backlog, seen.get("held_keys", 0)
+            )
     except DaemonError as exc:
         away.append("source")
         seen["source"] = str(exc)

@@ -38,7 +38,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`what`: claimed, cursor, described, applied, duplicate or mismatch."""
+    """`what`: claimed, cursor, described, isolated, applied, duplicate or mismatch."""
 
     what: str
     standing: Standing
@@ -80,11 +80,17 @@ class Target:
 
     async def apply(self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int) -> Answer:
         """Lead the target to `cursor` by this plan: applied, duplicate or mismatch. Raises Fenced or TargetError."""
-        header = {
-            "mode": "apply", "relay": self._relay, "epoch": epoch, "batch_no": batch_no, "digest": plan.digest,
+        return await self._ask(self._header("apply", plan, cursor, epoch, batch_no), plan.body)
+
+    async def isolate(self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int) -> Answer:
+        """Which rows of this plan does the target refuse? Changes nothing: isolated, duplicate or mismatch."""
+        return await self._ask(self._header("isolate", plan, cursor, epoch, batch_no), plan.body)
+
+    def _header(self, mode: str, plan: Plan, cursor: Cursor, epoch: int, batch_no: int) -> dict[str, Any]:
+        return {
+            "mode": mode, "relay": self._relay, "epoch": epoch, "batch_no": batch_no, "digest": plan.digest,
             "cursor": json.loads(cursor.to_json()),
         }  # fmt: skip
-        return await self._ask(header, plan.body)
 
     async def close(self) -> None:
         """Let go of the transport."""
@@ -138,7 +144,7 @@ def _answer(text: str) -> Answer:
         )
         raise TargetError(classify(names.sqlstate), f"the target refused the batch ({names.sqlstate})", names)
     moved = what in {"applied", "duplicate"} and standing.cursor is not None
-    if not moved and what not in {"claimed", "cursor", "described", "mismatch"}:
+    if not moved and what not in {"claimed", "cursor", "described", "isolated", "mismatch"}:
         raise TargetError(Kind.AMBIGUOUS, "the target's answer is not one of outboxd's")
     return Answer(what, standing, more)
 

@@ -71,7 +71,8 @@ class Mirrored:
         return self.gears.used[-1]
 
     async def refused(self, *statements: str) -> TargetError:
-        """One transaction on the source that the target refuses; nothing on the target may move."""
+        """One transaction on the source that the target refuses, and that halts; nothing on the target may move."""
+        self.on_source("update outbox.watched set on_error = 'halt'")
         self.on_source(*statements)
         before = self.stored()
         with pytest.raises(TargetError) as caught:
@@ -87,6 +88,7 @@ class Mirrored:
 
     async def run_until_paused(self) -> Status:
         """The loop itself, until it waits for a person."""
+        self.on_source("update outbox.watched set on_error = 'halt'")
         self.relay.lead()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.relay.run())

@@ -41,6 +41,7 @@ def install(source: Database, target: Database) -> None:
     with source.connect() as app, target.connect() as mirror:
         app.execute(_TABLES)
         app.execute("select outbox.watch('item'), outbox.watch('memo', capture => false)")
+        app.execute("select outbox.on_error('item', 'halt')")
         mirror.execute(_TABLES)
         mirror.execute("select outboxd.map('item'), outboxd.map('memo')")
 

@@ -1,3 +1,3 @@
-select table_name, capture, coalesce(key_columns, outbox.primary_key(to_regclass(table_name))), include, exclude
+select table_name, capture, coalesce(key_columns, outbox.primary_key(to_regclass(table_name))), include, exclude, on_error
   from outbox.watched
  order by table_name

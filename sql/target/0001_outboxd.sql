@@ -23,6 +23,18 @@ create table if not exists outboxd.cursor (
   updated_at timestamptz not null default now()
 );
 
+-- Keys whose newest change the target refused: changes that follow wait in outbox.held on the source. Written in
+-- the transaction that moves the cursor past them, so that nobody can take such a change for applied.
+create table if not exists outboxd.held (
+  relay      text not null,
+  table_name text not null,
+  key        text not null,
+  held_at    timestamptz not null default now()
+);
+
+-- By a hash, because a key may be longer than an index entry can be.
+create unique index if not exists held_key on outboxd.held (relay, table_name, md5(key));
+
 -- Which tables may be written through the door, and under which key. Nothing else can be.
 create table if not exists outboxd.mirror (
   table_name    text primary key,

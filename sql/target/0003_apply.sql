@@ -1,8 +1,9 @@
 -- Applying a batch: everything below runs in the one transaction of the request.
 --
 -- A batch is a header and groups. A group is {"table", "op", "columns"} and a JSON array of its rows (an
--- upsert), of keys (a delete), or of keys to keep (a truncate). Identifiers come from the catalogue and the
--- map, never from the document; values reach SQL as one json parameter.
+-- upsert), of keys (a delete), of keys to keep (a truncate), or of keys held from here on (a hold) or no longer
+-- (a release). Identifiers come from the catalogue and the map, never from the document; values reach SQL as one
+-- json parameter.
 
 -- The door's answer: where the target stands, and what more there is to say.
 create or replace function outboxd.answer(what text, c outboxd.cursor, more json default null) returns json
@@ -84,6 +85,53 @@ as $$
                             where m.target_schema = refused.schema_name and m.target_table = refused.table_name limit 1), at) as name) n
 $$;
 
+-- The keys a relay holds: [table, key], the key as its text.
+create or replace function outboxd.held_keys(relay_name text) returns json
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(json_agg(json_build_array(h.table_name, h.key)), '[]') from outboxd.held h where h.relay = relay_name
+$$;
+
+-- Record which keys are held and which no longer, as the batch says.
+create or replace function outboxd.note_held(relay_name text, parts text[]) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  g json;
+begin
+  for i in 2 .. cardinality(parts) by 2 loop
+    g := parts[i]::json;
+    if g ->> 'op' = 'hold' then
+      insert into outboxd.held (relay, table_name, key)
+      select relay_name, g ->> 'table', k::text from json_array_elements(parts[i + 1]::json) k
+      on conflict do nothing;
+    elsif g ->> 'op' = 'release' then
+      delete from outboxd.held h using json_array_elements(parts[i + 1]::json) k
+       where h.relay = relay_name and h.table_name = g ->> 'table' and md5(h.key) = md5(k::text);
+    end if;
+  end loop;
+end
+$$;
+
+-- May a batch with this header be applied now? Null, or the answer that says why not. Locks the cursor row.
+create or replace function outboxd.turn_away(header json, out c outboxd.cursor, out answer json)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  select * into c from outboxd.cursor where relay = header ->> 'relay' for update;
+  if c.epoch is distinct from (header ->> 'epoch')::bigint then
+    answer := outboxd.answer('fenced', c);
+  elsif c.batch_no = (header ->> 'batch_no')::bigint and c.digest = header ->> 'digest' then
+    answer := outboxd.answer('duplicate', c, json_build_object('held', outboxd.held_keys(c.relay)));
+  elsif c.batch_no <> (header ->> 'batch_no')::bigint - 1 then
+    answer := outboxd.answer('mismatch', c, json_build_object('held', outboxd.held_keys(c.relay)));
+  end if;
+end
+$$;
+
 -- Lead the target from one cursor to the next, or change nothing and say why.
 -- Promise I3: of two requests with one epoch and batch_no at most one is applied, because both lock the
 -- cursor row first and the second finds batch_no moved on. `duplicate` needs the digest too: a re-planned
@@ -94,6 +142,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   c       outboxd.cursor;
+  stands  record;
   m       outboxd.mirror;
   g       json;
   names   text[];
@@ -113,18 +162,16 @@ declare
   wrong_column     text;
   wrong_constraint text;
 begin
-  select * into c from outboxd.cursor where relay = header ->> 'relay' for update;
-  if not found or c.epoch <> (header ->> 'epoch')::bigint then
-    return outboxd.answer('fenced', c);
-  elsif c.batch_no = (header ->> 'batch_no')::bigint and c.digest = header ->> 'digest' then
-    return outboxd.answer('duplicate', c);
-  elsif c.batch_no <> (header ->> 'batch_no')::bigint - 1 then
-    return outboxd.answer('mismatch', c);
+  stands := outboxd.turn_away(header);
+  if stands.answer is not null then
+    return stands.answer;
   end if;
+  c := stands.c;
 
   begin
     for i in 2 .. cardinality(parts) by 2 loop
       g := parts[i]::json;
+      continue when g ->> 'op' in ('hold', 'release');
       at := g ->> 'table';
       perform outboxd.require_key(outboxd.mirror_of(at), g, parts[i + 1]::json);
     end loop;
@@ -132,6 +179,7 @@ begin
     set constraints all deferred;
     for i in 2 .. cardinality(parts) by 2 loop
       g := parts[i]::json;
+      continue when g ->> 'op' in ('hold', 'release');
       at := g ->> 'table';
       m := outboxd.mirror_of(at);
       names := array(select json_array_elements_text(g -> 'columns'));
@@ -163,6 +211,7 @@ begin
       set constraints all deferred;
       for k in select i from generate_series(2, cardinality(parts), 2) i order by (parts[i]::json ->> 'rank')::int desc loop
         g := parts[k]::json;
+        continue when g ->> 'op' in ('hold', 'release');
         at := g ->> 'table';
         m := outboxd.mirror_of(at);
         names := array(select json_array_elements_text(g -> 'columns'));
@@ -205,6 +254,7 @@ begin
   if state is not null then
     return outboxd.refused(c, gear, at, state, message, wrong_schema, wrong_table, wrong_column, wrong_constraint);
   end if;
+  perform outboxd.note_held(c.relay, parts);
   update outboxd.cursor
      set batch_no = (header ->> 'batch_no')::bigint, digest = header ->> 'digest', cursor = (header -> 'cursor')::text, updated_at = now()
    where relay = c.relay

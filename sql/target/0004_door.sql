@@ -55,7 +55,7 @@ begin
   insert into outboxd.cursor as k (relay, epoch) values (relay_name, 1)
   on conflict (relay) do update set epoch = k.epoch + 1, updated_at = now()
   returning * into c;
-  return outboxd.answer('claimed', c, outboxd.describe());
+  return outboxd.answer('claimed', c, (outboxd.describe()::jsonb || jsonb_build_object('held', outboxd.held_keys(relay_name)))::json);
 end
 $$;
 
@@ -68,7 +68,7 @@ declare
   c outboxd.cursor;
 begin
   select * into c from outboxd.cursor where relay = relay_name for update;
-  return outboxd.answer('cursor', c);
+  return outboxd.answer('cursor', c, json_build_object('held', outboxd.held_keys(relay_name)));
 end
 $$;
 
@@ -84,6 +84,7 @@ declare
 begin
   return case header ->> 'mode'
     when 'apply' then outboxd.apply(header, parts)
+    when 'isolate' then outboxd.isolate(header, parts)
     when 'claim' then outboxd.claim(header ->> 'relay')
     when 'cursor' then outboxd.ask(header ->> 'relay')
     when 'describe' then outboxd.answer('described', null, outboxd.describe()) end;

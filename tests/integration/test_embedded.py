@@ -301,9 +301,10 @@ def test_a_missing_version_says_where_to_get_one() -> None:
 
 
 _STARTS_AND_HANGS = """
-import sys, threading
+import signal, sys, threading
 from pathlib import Path
 from daemon.demo.cluster import Cluster
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 cluster = Cluster.create(Path(sys.argv[1]), settings={"fsync": "off"})
 cluster.start()
 print(cluster.port, flush=True)

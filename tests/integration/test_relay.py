@@ -146,7 +146,7 @@ async def test_whatever_fails_the_cursor_is_forgotten(
         assert parts.relay._cursor is None
         mirror.execute("alter table item drop constraint small")
         assert await parts.relay.step()
-        assert parts.door.modes == ["claim", "apply", "cursor", "apply"]
+        assert parts.door.modes == ["claim", "apply", "isolate", "cursor", "apply"]
 
         assert parts.source._conn is not None
         app.execute("select pg_terminate_backend(%s)", (parts.source._conn.info.backend_pid,))
@@ -154,7 +154,7 @@ async def test_whatever_fails_the_cursor_is_forgotten(
         with pytest.raises(SourceUnavailable):
             await parts.relay.step()
         assert await parts.relay.step()
-        assert parts.door.modes[4:] == ["cursor", "apply"]
+        assert parts.door.modes[5:] == ["cursor", "apply"]
 
         parts.door.gate.clear()
         parts.door.reached.clear()
@@ -166,7 +166,7 @@ async def test_whatever_fails_the_cursor_is_forgotten(
             await turn
         parts.door.gate.set()
         assert await parts.relay.step()
-        assert parts.door.modes[6:] == ["apply", "cursor", "apply"]
+        assert parts.door.modes[7:] == ["apply", "cursor", "apply"]
     assert same(app, mirror)
 
 

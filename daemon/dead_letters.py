@@ -1,0 +1,112 @@
+"""What a person does with dead letters: look, ask for a retry, ask to drop them.
+
+Knows table outbox.held. The relay is the only one that writes to the target: here it is only asked, through the
+source. Knows nothing of settings or of printing.
+"""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psycopg
+
+from daemon.source import query
+from outbox import __version__
+from outbox.migrations import require
+
+_LOOK = 0.1  # seconds between looks at what the relay has done
+
+
+@dataclass(frozen=True, slots=True)
+class HeldKey:
+    """One line of `dead-letters list`. `letter` is the change that was refused; `parent` the letter it waits for."""
+
+    letter: int
+    table: str
+    op: str
+    changes: int
+    attempts: int
+    since: str
+    sqlstate: str | None
+    reason: str
+    wanted: str | None
+    parent: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LetterShown:
+    """One change that waits. `key`, `row` and `headers` are the user's data."""
+
+    letter: int
+    table: str
+    op: str
+    key: str
+    row: str | None
+    headers: str | None
+    created_at: str
+    held_at: str
+    sqlstate: str | None
+    reason: str
+    attempts: int
+    wanted: str | None
+    row_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of asking: letters that are gone, that were refused again (with the reason), that still wait."""
+
+    done: int
+    refused: tuple[tuple[int, str, str], ...]
+    waiting: int
+
+
+def listed(dsn: str, table: str | None = None) -> list[HeldKey]:
+    """The held keys, oldest refused change first."""
+    with _connect(dsn) as conn:
+        return [HeldKey(*row) for row in conn.execute(query("letters_list"), {"table": table})]
+
+
+def shown(dsn: str, letters: Sequence[int]) -> list[LetterShown]:
+    """All changes of the keys that these letters belong to."""
+    with _connect(dsn) as conn:
+        return [LetterShown(*row) for row in conn.execute(query("letters_show"), {"ids": list(letters)})]
+
+
+def ask(
+    dsn: str,
+    wanted: Literal["retry", "discard"],
+    letters: Sequence[int] | None,
+    table: str | None = None,
+    *,
+    patience: float = 30.0,
+) -> Outcome:
+    """Ask the relay to send letters again or to drop them (None: all), and wait for what comes of it."""
+    with _connect(dsn) as conn:
+        parameters = {"wanted": wanted, "ids": None if letters is None else list(letters), "table": table}
+        asked = [id_ for (id_,) in conn.execute(query("letters_want"), parameters)]
+        if not asked:
+            return Outcome(0, (), 0)
+        conn.execute("select outbox.ring()")
+        deadline = time.monotonic() + patience
+        while True:
+            left = conn.execute(query("letters_left"), {"ids": asked}).fetchall()
+            if not any(row[1] for row in left) or time.monotonic() >= deadline:
+                return _outcome(asked, left)
+            time.sleep(_LOOK)
+
+
+def _outcome(asked: Collection[int], left: Sequence[Any]) -> Outcome:
+    refused = tuple((id_, table, reason) for id_, waits, wrong, table, reason in left if wrong and not waits)
+    return Outcome(len(asked) - len(left), refused, sum(row[1] for row in left))
+
+
+def _connect(dsn: str) -> psycopg.Connection[Any]:
+    conn = psycopg.connect(dsn, autocommit=True, connect_timeout=10, application_name=f"outboxd/{__version__}")
+    try:
+        require(conn, "source")
+    except BaseException:
+        conn.close()
+        raise
+    return conn

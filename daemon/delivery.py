@@ -1,0 +1,247 @@
+"""Bringing changes to the target, and holding those that it refuses.
+
+Knows the three gears from the relay's side, which keys are held, and the order of the target's tables. Knows
+nothing of windows, of pauses or of what a person is told: it raises, and the relay decides.
+
+A change that is refused is copied to the dead letters on the source first; only then the target's cursor passes it,
+in the transaction that records its key as held. Whatever dies in between, the change is before the cursor or a
+letter, and a letter of a key that the target does not hold is none (promise I1).
+"""
+
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import structlog
+
+from daemon.errors import Kind, Refusal, TargetError, classify
+from daemon.failpoint import reach
+from daemon.hold import BEHIND, Key, Letter, Why, key_of, part, refuse
+from daemon.letters import Letters
+from daemon.plan import Change, Plan, plan, table_order
+from daemon.target import Answer, Target
+from outbox import Cursor
+
+log = structlog.get_logger()
+
+_ROUNDS = 3  # isolate finds all there is in one; a second is for what changes on the target meanwhile
+_RETRIED = 100  # keys that go into one retry
+TIMED_OUT = "57014"
+
+
+class Listener(Protocol):
+    """Who is told of planning and of dead letters."""
+
+    def stage(self, name: str, seconds: float) -> None: ...
+    def letters_held(self, tables: Mapping[str, int]) -> None: ...
+    def keys_held(self, keys: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """Changes to bring over, the cursor they lead to, and what the target must stand at. `retried`: keys whose
+    letters these are; all of them flow again unless they are refused again."""
+
+    changes: Sequence[Change]
+    shapes: Mapping[int, tuple[str, ...]]
+    cursor: Cursor
+    epoch: int
+    batch_no: int
+    retried: frozenset[Key] = frozenset()
+
+
+@dataclass(slots=True)
+class _Load:
+    """What of a parcel is still to be sent."""
+
+    flow: Sequence[Change]
+    hold: set[Key] = field(default_factory=set)
+    release: set[Key] = field(default_factory=set)
+
+
+class Delivery:
+    """Sends parcels, whole or without what is refused. `limit`: held keys beyond which it is no row's fault."""
+
+    def __init__(
+        self, target: Target, letters: Letters, listener: Listener, *, row_bytes: int, limit: int = 10_000
+    ) -> None:
+        self._target = target
+        self._letters = letters
+        self._listener = listener
+        self._row_bytes = row_bytes
+        self._limit = limit
+        self._at_once = _RETRIED
+        self.order: Mapping[str, int] = {}
+        self.held: set[Key] = set()
+
+    def learn_tables(self, described: Mapping[str, Any]) -> None:
+        """The order of the target's tables, parents first, from its own foreign keys."""
+        references = [(reference["child"], reference["parent"]) for reference in described["references"]]
+        self.order = table_order([table["table"] for table in described["tables"]], references)
+
+    def learn_held(self, answer: Answer) -> None:
+        """The keys the target says it holds, when its answer has them."""
+        if "held" in answer.more:
+            self.held = {(table, key) for table, key in answer.more["held"]}
+            self._listener.keys_held(len(self.held))
+
+    async def settle(self, cursor: Cursor) -> None:
+        """Remove letters of attempts that came to nothing, once it is known where the target stands.
+
+        The target does not hold their keys and its cursor has passed them: they were applied, or released.
+        """
+        if stale := await self._letters.keys() - self.held:
+            await self._letters.forget(stale, cursor, wake=False)
+
+    async def send(self, parcel: Parcel) -> tuple[Plan, Answer]:
+        """Lead the target to the parcel's cursor. What it refuses is held. Raises what the target's requests raise:
+        of kind DATA only when a refused row must halt the relay, or cannot be told apart."""
+        parted = part(parcel.changes, self.held - parcel.retried, self._row_bytes)
+        load = _Load(parted.flow, release=set(parcel.retried | parted.freed))
+        await self._keep(parcel, load, parted.letters)
+        for earlier in range(_ROUNDS):
+            started = time.monotonic()
+            planned = plan(load.flow, self.order, parcel.shapes, hold=load.hold, release=load.release)
+            self._listener.stage("plan", time.monotonic() - started)
+            answer = await self._apply(parcel, load, planned)
+            if answer is not None:
+                self.learn_held(answer)
+                return planned, replace(answer, more={**answer.more, "gear": 3}) if earlier else answer
+        raise TargetError(Kind.DATA, f"the target goes on refusing rows after {_ROUNDS} rounds")
+
+    async def retry(self, cursor: Cursor, epoch: int, batch_no: int) -> tuple[Plan, Answer] | None:
+        """Do what a person wants done with letters; None when nobody wants anything. `cursor` is where the target
+        stands: it stays there."""
+        if not self.held:
+            return None
+        wanted = await self._letters.wanted(cursor, self._at_once)
+        retried = {key_of(change) for change in wanted.retry}
+        if stale := (retried | wanted.discard) - self.held:
+            await self._letters.forget(stale, cursor, wake=False)
+        keys = frozenset((retried | wanted.discard) & self.held)
+        if not keys:
+            return None
+        changes = [change for change in wanted.retry if key_of(change) in keys]
+        log.info("letters_retried", changes=len(changes), discarded_keys=len(wanted.discard & self.held))
+        try:
+            done = await self.send(Parcel(changes, wanted.shapes, cursor, epoch, batch_no, keys))
+        except TargetError as exc:
+            if exc.kind is Kind.SIZE:
+                self._at_once = max(1, self._at_once // 2)
+            raise
+        self._at_once = _RETRIED
+        return done
+
+    async def _apply(self, parcel: Parcel, load: _Load, planned: Plan) -> Answer | None:
+        """The target's answer; None when the load was lightened by what it refused."""
+        reach("before_send")
+        try:
+            answer = await self._target.apply(planned, parcel.cursor, parcel.epoch, parcel.batch_no)
+        except TargetError as exc:
+            refused = await self._refused(exc, parcel, planned, load.flow)
+            if isinstance(refused, Answer):
+                return refused
+            parted = refuse(load.flow, refused)
+            load.flow = parted.flow
+            await self._keep(parcel, load, parted.letters)
+            return None
+        reach("after_answer")
+        if answer.what in {"applied", "duplicate"}:
+            await self._settled(load, parcel.cursor)
+        return answer
+
+    # -- what is refused -----------------------------------------------------------------------------------
+
+    async def _refused(
+        self, exc: TargetError, parcel: Parcel, planned: Plan, flow: Sequence[Change]
+    ) -> Answer | dict[Key, Why]:
+        """Which keys the target refuses; or its answer, when it stands elsewhere by now. Raises `exc` when no row can
+        be blamed for it."""
+        if exc.kind is Kind.SIZE and len(flow) == 1:
+            if exc.refusal.sqlstate == TIMED_OUT:
+                raise TargetError(Kind.TRANSIENT, f"{exc}, for a single change", exc.refusal) from None
+            too_large = Why(f"the target refuses a row of {flow[0].size} bytes as too large ({exc})", "54000")
+            return {key_of(flow[0]): too_large}
+        if exc.kind is not Kind.DATA:
+            raise exc
+        answer = await self._target.isolate(planned, parcel.cursor, parcel.epoch, parcel.batch_no)
+        if answer.what != "isolated":
+            return answer
+        refused = _read(answer.more["refused"], planned, exc)
+        if not refused:
+            raise exc  # row by row all of it fits: the target has changed meanwhile
+        if parcel.retried:
+            return refused  # held they are already
+        if len(self.held) + len(refused) > self._limit:
+            many = f"{exc}; more than {self._limit} keys would be held: that is no row's fault"
+            raise TargetError(exc.kind, many, exc.refusal)
+        if halting := await self._letters.halting({table for table, _ in refused}):
+            raise TargetError(exc.kind, f"{exc}, and {', '.join(sorted(halting))} has on_error = halt", exc.refusal)
+        return refused
+
+    async def _keep(self, parcel: Parcel, load: _Load, letters: Sequence[Letter]) -> None:
+        """Write letters down on the source, and their keys into the load."""
+        if not letters:
+            return
+        again = {letter.change.id: letter.why for letter in letters if key_of(letter.change) in parcel.retried}
+        if again:
+            await self._letters.hold_again(again)
+        fresh = [letter for letter in letters if letter.change.id not in again]
+        if fresh:
+            reach("before_hold")
+            await self._letters.hold(fresh)
+            reach("after_hold")
+        keys = {key_of(letter.change) for letter in letters}
+        load.release -= keys
+        load.hold |= keys - self.held
+        refused = [letter for letter in letters if letter.why is not BEHIND]
+        if refused:
+            self._listener.letters_held(Counter(letter.change.table for letter in refused))
+            log.error(
+                "changes_held", keys=len({key_of(letter.change) for letter in refused}), changes=len(letters), again=bool(again),
+                tables=sorted({letter.change.table for letter in refused}), sqlstates=sorted({letter.why.sqlstate or "" for letter in refused}),
+                advice="`outboxd dead-letters list` says why; mend it, then `outboxd dead-letters retry`",
+            )  # fmt: skip
+
+    async def _settled(self, load: _Load, cursor: Cursor) -> None:
+        """The target has taken the load: its keys are held, or flow again."""
+        self.held = (self.held | load.hold) - load.release
+        self._listener.keys_held(len(self.held))
+        if load.release:
+            reach("before_release")
+            await self._letters.forget(load.release, cursor)
+            reach("after_release")
+
+
+def _read(refused: Collection[Mapping[str, Any]], planned: Plan, exc: TargetError) -> dict[Key, Why]:
+    """The target's list of refused rows, by key. Raises when what refuses one is no matter of the row."""
+    found: dict[Key, Why] = {}
+    for one in refused:
+        group, why = planned.groups[one["part"] // 2 - 1], one["why"]
+        names = Refusal(why.get("sqlstate"), None, why.get("table") or group.table, why.get("constraint"), why.get("column"), why.get("message"))  # fmt: skip
+        kind = classify(names.sqlstate)
+        if kind is not Kind.DATA:
+            raise TargetError(kind, f"the target refused the batch ({names.sqlstate})", names)
+        if group.op == "truncate":
+            raise exc  # nobody can hold one row of it
+        found[group.table, group.keys[one["pos"]]] = _why(names, group.op, one.get("relative") or {}, planned)
+    return found
+
+
+def _why(names: Refusal, op: str, relative: Mapping[str, Any], planned: Plan) -> Why:
+    cause = names.constraint or (f"column {names.column}" if names.column else "its values")
+    reason = f"the target refuses the {op} because of {cause} ({names.sqlstate})"
+    if not relative:
+        return Why(reason, names.sqlstate)
+    table = relative["table"]
+    if "part" in relative:
+        return Why(
+            f"{reason}: the row of {table} it refers to is held",
+            names.sqlstate,
+            (table, planned.groups[relative["part"] // 2 - 1].keys[relative["pos"]]),
+        )
+    if "key" in relative:
+        return Why(f"{reason}: the row of {table} it refers to is held", names.sqlstate, (table, relative["key"]))
+    return Why(f"{reason}: a row of {table} on the target still refers to it", names.sqlstate)

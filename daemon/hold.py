@@ -1,0 +1,93 @@
+"""Which changes flow and which wait: the arithmetic of held keys.
+
+Knows changes and the keys the target holds. Knows nothing of connections, nor why the target refuses. Pure.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from daemon.plan import Change
+
+Key = tuple[str, str]  # table, and the key as outbox.change has it
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Why a change waits. `sqlstate` None: nothing is wrong with it, it waits with another of its key.
+
+    `relative`: the row without which it cannot be, when that is held itself.
+    """
+
+    reason: str
+    sqlstate: str | None = None
+    relative: Key | None = None
+
+
+BEHIND = Why("it waits with the refused change of its key")
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A change that is to wait, and why."""
+
+    change: Change
+    why: Why
+
+
+@dataclass(frozen=True, slots=True)
+class Parted:
+    """A batch's changes: those that `flow`, those that wait as `letters`, and keys a TRUNCATE has `freed`."""
+
+    flow: tuple[Change, ...]
+    letters: tuple[Letter, ...] = ()
+    freed: frozenset[Key] = frozenset()
+
+
+def key_of(change: Change) -> Key:
+    """The row a change is about."""
+    return change.table, change.key
+
+
+def part(changes: Sequence[Change], held: Collection[Key], row_bytes: int) -> Parted:
+    """Changes of held keys join them, in order; what is too large to be sent is held as well.
+
+    Promise I4: from its first held change on nothing of a key flows, until a TRUNCATE of its table: what came
+    before that is of no row any more.
+    """
+    emptied = {change.table: at for at, change in enumerate(changes) if change.op == "truncate"}
+    last = {key_of(change): change for change in changes}
+    too_large = {key for key, change in last.items() if _is_oversize(change)}
+    flow: list[Change] = []
+    letters: list[Letter] = []
+    for at, change in enumerate(changes):
+        key, oversize = key_of(change), _is_oversize(change)
+        waits = key in too_large or (key in held and change.table not in emptied)
+        if waits and at >= emptied.get(change.table, 0):
+            letters.append(Letter(change, _too_large(change, row_bytes) if oversize else BEHIND))
+        elif not oversize:  # one that is not the last of its key has been overtaken
+            flow.append(change)
+    return Parted(tuple(flow), tuple(letters), frozenset(key for key in held if key[0] in emptied))
+
+
+def refuse(changes: Iterable[Change], refused: Mapping[Key, Why]) -> Parted:
+    """Take refused keys out of what flows: all changes of such a key wait, the last of them with the reason."""
+    flow: list[Change] = []
+    letters: list[Letter] = []
+    last = {key_of(change): change.id for change in changes}
+    for change in changes:
+        why = refused.get(key_of(change))
+        if why is None or change.op == "truncate":
+            flow.append(change)
+        else:
+            letters.append(Letter(change, why if change.id == last[key_of(change)] else BEHIND))
+    return Parted(tuple(flow), tuple(letters))
+
+
+def _is_oversize(change: Change) -> bool:
+    return change.op == "too_large" or (change.op == "upsert" and change.row is None)
+
+
+def _too_large(change: Change, row_bytes: int) -> Why:
+    if change.op == "too_large":
+        return Why("the row was too large to be recorded; make it smaller, then retry", "54000")
+    return Why(f"the row is {change.size} bytes, more than row_bytes ({row_bytes}) allows", "54000")

@@ -1,0 +1,54 @@
+"""How large the next batch may be: additive growth, halving, and a ceiling that is remembered for a while.
+
+Knows the sizes and times of past batches. Knows nothing of what is in them. Pure; the clock is handed in.
+"""
+
+from dataclasses import dataclass, field
+
+_REMEMBERED = 600.0  # seconds a size that was refused is not tried again
+_STEPS = 20  # from one row to the whole limit, as long as nothing is refused
+
+
+@dataclass(slots=True)
+class Sizing:
+    """Limits of a batch in changes and bytes, between one change and what the settings allow.
+
+    `slow` is the time (s) from which an answer counts as slow: larger batches would meet the target's timeout.
+    """
+
+    most_changes: int
+    most_bytes: int
+    least_bytes: int = 4096
+    slow: float = 4.0
+    changes: int = field(init=False)
+    bytes: int = field(init=False)
+    _ceiling: tuple[int, int] = field(init=False)
+    _ceiling_until: float = field(init=False, default=float("-inf"))
+
+    def __post_init__(self) -> None:
+        self.changes, self.bytes = self.most_changes, self.most_bytes
+        self._ceiling = (self.most_changes, self.most_bytes)
+
+    def applied(self, changes: int, size: int, seconds: float, now: float) -> None:
+        """A batch went through: grow, or shrink when it took long."""
+        if seconds >= self.slow:
+            self.suspected(changes, size)
+            return
+        if now >= self._ceiling_until:
+            self._ceiling = (self.most_changes, self.most_bytes)
+        self.changes = min(self.changes + max(1, self.most_changes // _STEPS), self._ceiling[0])
+        self.bytes = min(self.bytes + max(self.least_bytes, self.most_bytes // _STEPS), self._ceiling[1])
+
+    def refused(self, changes: int, size: int, now: float) -> None:
+        """A batch was too large or took too long: half of it next, and for a while not as much again."""
+        self.suspected(changes, size)
+        self._ceiling = (
+            max(1, min(self.most_changes, (3 * changes) // 4)),
+            max(self.least_bytes, min(self.most_bytes, (3 * size) // 4)),
+        )
+        self._ceiling_until = now + _REMEMBERED
+
+    def suspected(self, changes: int, size: int) -> None:
+        """A batch may have been too large: half of it next."""
+        self.changes = max(1, min(self.changes, changes) // 2)
+        self.bytes = max(self.least_bytes, min(self.bytes, size) // 2)

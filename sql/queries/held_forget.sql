@@ -1,0 +1,16 @@
+-- Remove the letters of these keys that the target's cursor has passed, and wake the letters that waited for one
+-- of them: children of a parent that has arrived.
+with gone as (
+  delete from outbox.held h
+   using unnest(%(tables)s::text[], %(keys)s::text[]) k(table_name, key)
+   where h.table_name = k.table_name and md5(h.key) = md5(k.key)
+     and (pg_visible_in_snapshot(h.xid, %(snapshot)s::pg_snapshot)
+          or exists (select from unnest(%(torn)s::xid8[], %(upto)s::int8[]) t(xid, upto) where t.xid = h.xid and h.id <= t.upto))
+  returning h.id
+), woken as (
+  update outbox.held h set wanted = 'retry'
+    from unnest(%(tables)s::text[], %(keys)s::text[]) k(table_name, key)
+   where h.parent_table = k.table_name and h.parent_key = k.key and h.wanted is null and %(wake)s
+  returning h.id
+)
+select (select count(*) from gone), (select count(*) from woken)

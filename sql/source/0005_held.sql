@@ -1,0 +1,50 @@
+-- Dead letters: changes the target refused, and those of the same keys that came after them.
+--
+-- A change is copied here before the target's cursor moves past it, and the target records the key as held in the
+-- transaction that moves it: at every moment a refused change is before the cursor or here (promise I1). Rows whose
+-- key the target does not hold are of an attempt that came to nothing, or delivered since: the relay removes them.
+
+create table if not exists outbox.held (
+  id           bigint primary key,
+  xid          xid8 not null,
+  table_name   text not null,
+  op           text not null,
+  shape        int,
+  key          text not null,
+  row          text,
+  headers      text,
+  created_at   timestamptz not null,
+  held_at      timestamptz not null default clock_timestamp(),
+  sqlstate     text,
+  reason       text not null,
+  parent_table text,
+  parent_key   text,
+  attempts     int not null default 1,
+  wanted       text check (wanted in ('retry', 'discard'))
+);
+
+comment on table outbox.held is 'Dead letters, copied from outbox.change; `outboxd dead-letters` shows, retries and discards them';
+comment on column outbox.held.sqlstate is 'null: nothing is wrong with this change, it waits behind an earlier one of its key';
+comment on column outbox.held.wanted is 'what a person asked for; the relay does it';
+
+create index if not exists held_key on outbox.held (table_name, md5(key), id);
+create index if not exists held_wanted on outbox.held (id) where wanted is not null;
+
+-- What is to happen to a change of this table that the target refuses: hold its key, or halt the relay.
+alter table outbox.watched add column if not exists on_error text not null default 'hold' check (on_error in ('hold', 'halt'));
+
+create or replace function outbox.on_error(table_name text, what text) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  w outbox.watched := outbox.known(table_name);
+begin
+  if what not in ('hold', 'halt') then
+    raise exception 'on_error is hold or halt, not %', what using errcode = 'invalid_parameter_value';
+  end if;
+  update outbox.watched set on_error = what where id = w.id;
+end
+$$;
+
+revoke all on all functions in schema outbox from public;
