@@ -16,3 +16,5 @@ grant select on all sequences in schema outbox to outboxd;
 grant execute on function outbox.signature(regclass), outbox.primary_key(regclass), outbox.row_columns(regclass, text[], text[]),
   outbox.unfit(regclass, text[], text[], text[], name), outbox.is_key(regclass, text[]), outbox.column_names(regclass),
   outbox.base_type(oid) to outboxd;
+grant insert, update, delete on outbox.held to outboxd;
+grant execute on function outbox.ring() to outboxd;
