@@ -93,6 +93,9 @@ async def _source(dsn: str, items: list[Item], *, pooled_address: bool) -> list[
     async with conn:
         conn.row_factory = dict_row
         watched: list[Any] = await (await conn.execute(query("check_watched"))).fetchall()
+        held = len(await (await conn.execute(query("held_keys"))).fetchall())
+    if held:
+        items.append(Item("dead letters", "WARN", f"{held} rows are held", "outboxd dead-letters list"))
     if not watched:
         items.append(Item("watched", "WARN", "no table is watched", "outboxd watch public.your_table"))
     for row in watched:
