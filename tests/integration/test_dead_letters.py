@@ -9,6 +9,7 @@ import pytest
 from daemon import dead_letters
 from daemon.errors import Kind, TargetError
 from daemon.relay import Timing
+from daemon.target import PostgresDoor
 from tests.pairs import QUICK, Pair, Parts
 from tests.silent import Silent
 
@@ -325,10 +326,47 @@ async def test_dying_between_source_and_target_leaves_no_letter_without_a_held_k
     assert letters(stories) == held(stories) == []
 
 
+class LateDoor:
+    """The direct door over a network that keeps the first request with a hold back, until the next apply is sent."""
+
+    def __init__(self, dsn: str) -> None:
+        self._door = PostgresDoor(dsn)
+        self.kept: str | None = None
+        self.delivered = False
+
+    async def send(self, document: str) -> str:
+        if '"op":"hold"' in document and self.kept is None:
+            self.kept = document
+            raise TargetError(Kind.AMBIGUOUS, "no answer in time")
+        if self.kept and not self.delivered and '"mode":"apply"' in document:
+            self.delivered = True
+            await self._door.send(self.kept)
+        return await self._door.send(document)
+
+    async def close(self) -> None:
+        await self._door.close()
+
+
+async def test_a_hold_that_commits_late_still_has_its_letters(stories):
+    """The cursor is asked for, letters are settled, and only then the first attempt commits: they must be there."""
+    stories.write("insert into story values (1, 'a', 9), (2, 'b', 1)")
+    door = LateDoor(stories.target.dsn)
+    async with stories.relay(door=door, timing=AT_ONCE) as parts:
+        with pytest.raises(TargetError, match="no answer in time"):
+            await parts.relay.step()
+        while await parts.relay.step():
+            pass
+        assert door.delivered
+        assert held(stories) == [("public.story", '{"id":1}')]
+        assert len(letters(stories)) == 1
+        with stories.target.connect() as conn:
+            conn.execute("alter table story drop constraint stars_check")
+        assert (await asked(stories, parts, "retry")).done == 1
+    stories.assert_equal("story")
+
+
 async def test_an_outage_makes_no_dead_letter(stories):
     """Attempts are spent by refusals alone."""
-    from daemon.target import PostgresDoor
-
     stories.write("insert into story values (1, 'a', 1)")
     async with stories.relay(door=PostgresDoor("host=127.0.0.1 port=1 dbname=x"), timing=QUICK) as parts:
         for _ in range(5):
