@@ -22,9 +22,10 @@ from daemon.lead import Keeper
 from daemon.metrics import Metrics
 from daemon.relay import Relay, Timing
 from daemon.report import Observed, Report
+from daemon.rest import RestDoor
 from daemon.settings import Settings
 from daemon.source import Limits, Source
-from daemon.target import Door, PostgresDoor, RestDoor, Target
+from daemon.target import Door, PostgresDoor, Target
 from daemon.wakeup import Bell
 from outbox import __version__
 

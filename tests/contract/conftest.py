@@ -20,7 +20,8 @@ from daemon.demo.process import free_port
 from daemon.demo.supabase import EmbeddedSupabase
 from daemon.errors import TargetError
 from daemon.plan import Change, Plan, plan
-from daemon.target import Door, PostgresDoor, RestDoor, Target
+from daemon.rest import RestDoor
+from daemon.target import Door, PostgresDoor, Target
 from outbox import Cursor
 from tests.contract.wire import Wire
 from tests.databases import Database, clone

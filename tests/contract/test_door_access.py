@@ -11,7 +11,7 @@ import pytest
 from daemon.demo.faults import Fault
 from daemon.demo.supabase import EmbeddedSupabase
 from daemon.errors import Kind, TargetError, advice
-from daemon.target import RestDoor
+from daemon.rest import RestDoor
 from outbox.migrations import step
 from tests.contract.conftest import TABLES, Stand, at, failure, patient, upserts
 from tests.databases import Database
