@@ -170,7 +170,7 @@ class _Client:
             return False
         await self._answer(request, response, http1.response_body(reader, response, request.method), fault)
         ended = response.closes or http1.ends_with_connection(response, request.method)
-        if ended:
+        if ended or not http1.framed(response):
             self._close_upstream()
         return not (ended or request.closes)
 

@@ -130,8 +130,12 @@ def response_body(reader: asyncio.StreamReader, head: Head, method: str) -> Asyn
 
 def ends_with_connection(head: Head, method: str) -> bool:
     """Whether only closing the connection can end this response's body."""
-    framed = _chunked(head) or head.get("content-length") is not None
-    return not framed and not _has_no_body(head, method)
+    return not framed(head) and not _has_no_body(head, method)
+
+
+def framed(head: Head) -> bool:
+    """Whether a head says where its body ends. PostgREST closes after one that does not, to a HEAD too, untold."""
+    return _chunked(head) or head.get("content-length") is not None or head.start[1] in ("204", "304")
 
 
 def _has_no_body(head: Head, method: str) -> bool:

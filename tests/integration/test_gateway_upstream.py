@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 import pytest
@@ -13,16 +13,20 @@ from daemon.demo.keys import ApiKeys
 
 
 @contextmanager
-def gateway_before(*answers: bytes) -> Iterator[tuple[Gateway, list[bytes]]]:
-    """A gateway whose upstream answers each connection's first request with the next of the given bytes."""
+def gateway_before(*answers: bytes, held: bool = False) -> Iterator[tuple[Gateway, list[bytes]]]:
+    """A gateway whose upstream answers each connection's first request with the next of the given bytes.
+
+    It closes the connection then, or, `held`, when all is over.
+    """
     seen: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as kept:
 
         def answer_each() -> None:
             for answer in answers:
                 with suppress(OSError):
                     connection, _ = listener.accept()
-                    with connection:
+                    with ExitStack() as brief:
+                        (kept if held else brief).enter_context(connection)
                         seen.append(read_request(connection))
                         connection.sendall(answer)
 
@@ -76,6 +80,15 @@ def test_a_connection_the_upstream_closed_is_not_used_again() -> None:
         first = client.get(f"{gateway.url}/rest/v1/x", headers=headers)
         second = client.get(f"{gateway.url}/rest/v1/x", headers=headers)
     assert (first.text, second.text) == ("1", "2")
+
+
+def test_a_connection_that_the_upstream_is_about_to_close_is_not_used_again() -> None:
+    """PostgREST closes after an answer without a frame, a HEAD's above all, without saying so, a moment later."""
+    answers = [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n2"]
+    with gateway_before(*answers, held=True) as (gateway, _), httpx.Client() as client:
+        headers = {"apikey": gateway.keys.secret}
+        assert client.head(f"{gateway.url}/rest/v1/x", headers=headers).status_code == 200
+        assert client.get(f"{gateway.url}/rest/v1/x", headers=headers).text == "2"
 
 
 def test_what_the_upstream_sees() -> None:
