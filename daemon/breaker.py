@@ -63,10 +63,11 @@ class Attempt:
     other side: the attempt is given back as if it had never been.
     """
 
-    __slots__ = ("alive", "generation", "reason", "retry_after", "started")
+    __slots__ = ("alive", "generation", "light", "reason", "retry_after", "started")
 
-    def __init__(self, generation: int, started: float) -> None:
+    def __init__(self, generation: int, started: float, light: bool) -> None:
         self.generation = generation
+        self.light = light
         self.started = started
         self.alive: bool | None = None
         self.reason = ""
@@ -99,7 +100,7 @@ class Breaker:
         self.name = name
         self.thresholds = thresholds or Thresholds()
         self.opened_at: float | None = None  # on the injected clock; None once closed again
-        self.last_error: str | None = None  # the newest failure since the last sign of life
+        self.last_error: str | None = None  # the newest failure since the last full success
         self._clock = clock
         self._random = random
         self._on_transition = on_transition
@@ -109,6 +110,7 @@ class Breaker:
         self._calls: deque[tuple[float, bool, bool]] = deque()  # ended at, failed, slow
         self._failures = self._slow = self._consecutive = 0
         self._rung = 0
+        self._on_trial = False  # closed by a light probe: what opened it may still be wrong
         self._closed_at = clock()
         self._open_until = 0.0
 
@@ -130,9 +132,13 @@ class Breaker:
         return self._failures / len(self._calls) if self._calls else 0.0
 
     @contextmanager
-    def attempt(self) -> Iterator[Attempt]:
-        """Let one call out, or raise BreakerOpen."""
-        attempt = self._admit()
+    def attempt(self, *, light: bool = False) -> Iterator[Attempt]:
+        """Let one call out, or raise BreakerOpen.
+
+        `light`: its failure counts like any other, its success proves nothing about the real work. It resets no
+        count, and as a probe it closes the breaker on trial: the next failure opens it again, one rung up.
+        """
+        attempt = self._admit(light)
         try:
             yield attempt
         except BaseException:
@@ -140,12 +146,12 @@ class Breaker:
             raise
         self._settle(attempt, attempt.alive is not False)
 
-    def _admit(self) -> Attempt:
+    def _admit(self, light: bool) -> Attempt:
         if self._probe is not None or (self._state is State.OPEN and self.retry_in > 0):
             raise BreakerOpen(self.name, self.retry_in)
         if self._state is State.OPEN:
             self._move(State.HALF_OPEN, "time for a probe")
-        attempt = Attempt(self._generation, self._clock())
+        attempt = Attempt(self._generation, self._clock(), light)
         if self._state is State.HALF_OPEN:
             self._probe = attempt
         return attempt
@@ -156,10 +162,10 @@ class Breaker:
             self._probe = None
         if alive is None or attempt.generation != self._generation:
             return
-        slow = self._record(attempt, alive)
+        slow = self._record(attempt, alive) if not (attempt.light and alive) else False
         if probing:
             if alive:
-                self._close()
+                self._close(on_trial=attempt.light)
             else:
                 self._open(f"probe failed: {attempt.reason}", attempt.retry_after)
         elif reason := self._tripped(attempt, alive, slow):
@@ -172,6 +178,7 @@ class Breaker:
         self._failures += not alive
         self._slow += slow
         self._consecutive = 0 if alive else self._consecutive + 1
+        self._on_trial = self._on_trial and not alive and now - self._closed_at < self.thresholds.open_cap
         self.last_error = None if alive else attempt.reason
         self._forget_old()
         return slow
@@ -189,6 +196,8 @@ class Breaker:
         enough = calls >= limits.minimum_calls
         if not alive and attempt.retry_after > 0:
             return f"asked to stay away: {attempt.reason}"
+        if not alive and self._on_trial:
+            return f"failed again: {attempt.reason}"
         if not alive and self._consecutive >= limits.consecutive_failures:
             return f"{self._consecutive} failures in a row: {attempt.reason}"
         if not alive and enough and self._failures / calls >= limits.failure_ratio:
@@ -211,10 +220,11 @@ class Breaker:
         self.opened_at = now
         self._move(State.OPEN, reason)
 
-    def _close(self) -> None:
+    def _close(self, *, on_trial: bool) -> None:
         self._calls.clear()
         self._failures = self._slow = self._consecutive = 0
         self._closed_at = self._clock()
+        self._on_trial = on_trial
         self.opened_at = None
         self._move(State.CLOSED, "probe answered")
 

@@ -5,6 +5,7 @@ a row value: names, codes and our own sentences only (promise I10).
 """
 
 import enum
+import re
 from dataclasses import dataclass
 
 STANDBY = "the source is a standby, which cannot say what has committed: give the primary's address"
@@ -35,25 +36,42 @@ class CaptureLost(DaemonError):
         self.table = table
 
 
+class Kind(enum.StrEnum):
+    """One kind, one action (`ACTIONS`); its name is what metrics, status and README say."""
+
+    TRANSIENT = "transient"
+    AMBIGUOUS = "ambiguous"
+    THROTTLE = "throttle"
+    SIZE = "size"
+    DATA = "data"
+    CONTRACT = "contract"
+    AUTH = "auth"
+    FENCING = "fencing"
+
+
+ACTIONS: dict[Kind, str] = {
+    Kind.TRANSIENT: "waits and sends again, for as long as it takes; counts for the breaker",
+    Kind.AMBIGUOUS: "it may have been applied: asks the target where it stands before anything is sent again",
+    Kind.THROTTLE: "waits as told, five minutes at most; does not count for the breaker",
+    Kind.SIZE: "sends a smaller batch",
+    Kind.DATA: "finds the rows that are refused and sends nothing past them that they order",
+    Kind.CONTRACT: "pauses, looks again every 15 s at the latest, and goes on by itself",
+    Kind.AUTH: "pauses, looks again every 15 s at the latest, and goes on by itself",
+    Kind.FENCING: "ends; started again it stands by",
+}
+
+LONGEST_PAUSE = 300.0  # however long an answer asks for
+
+
 class Fenced(DaemonError):
     """Another relay of this name has claimed the target since: this process must end."""
 
-
-class Kind(enum.StrEnum):
-    """One kind, one action. The table in README and `advice` speak of these."""
-
-    TRANSIENT = "transient"  # wait and send again; counts for the breaker
-    AMBIGUOUS = "ambiguous"  # it may have been applied: ask the target where it stands, then go on
-    THROTTLE = "throttle"  # wait as told; does not count for the breaker
-    SIZE = "size"  # too large or too slow: a smaller batch
-    DATA = "data"  # the target refuses a row
-    CONTRACT = "contract"  # table, column, function or key missing or unfit on the target
-    AUTH = "auth"  # key or grant
+    kind = Kind.FENCING
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Names that lead to the cause; never values."""
+    """Names that lead to the cause; never values. `sqlstate`: or PostgREST's code, or one of ours (TLS)."""
 
     sqlstate: str | None = None
     status: int | None = None
@@ -73,59 +91,184 @@ class TargetError(DaemonError):
         self.retry_after = retry_after
 
 
-_BY_CODE: tuple[tuple[tuple[str, ...], Kind], ...] = (
-    (("OB", "3D", "3F", "42P01", "42703", "42883", "42804", "42P10", "42P13", "428C9"), Kind.CONTRACT),
-    (("PGRST1", "PGRST2"), Kind.CONTRACT),
-    (("42501", "0P", "28", "PGRST3"), Kind.AUTH),
-    (("57014", "54"), Kind.SIZE),
-    (("PGRST0", "08", "25", "40", "53", "55P03", "57", "58", "XX"), Kind.TRANSIENT),
-    (("55",), Kind.CONTRACT),  # ON CONFLICT on a deferrable key
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What shares one kind and one sentence of advice. Codes are prefixes, the longest that fits decides.
+
+    `pause`: seconds to stay away when the answer does not say. `alive`: no failure of the target's, so none for
+    the breaker, although it is worth trying again.
+    """
+
+    kind: Kind
+    advice: str
+    codes: tuple[str, ...] = ()
+    statuses: tuple[int, ...] = ()
+    pause: float | None = None
+    alive: bool = False
+
+
+_AWAY = "the target is away or overloaded; changes are safe in the outbox and go on by themselves"
+_SMALLER = "the batch is too large or too slow for the target; if it stays so, lower OUTBOXD_BATCH_CHANGES"
+_MEND = "mend the row on the source or the constraint on the target; the relay tries again by itself"
+_CHECK = "the target's tables do not fit: `outboxd check` names what is missing"
+_RELOAD = "in the SQL editor: notify pgrst, 'reload schema'"
+_KEY = (
+    "the target does not accept the key: set OUTBOXD_SUPABASE_KEY to the secret key (sb_secret_…; dashboard, Settings, "
+    "API Keys), or mend OUTBOXD_TARGET_DSN, and start outboxd again"
+)
+_URL = "the address answers, but not as Supabase's Data API: check OUTBOXD_SUPABASE_URL"
+
+# The one table of everything that can come back. Not listed: any other SQLSTATE speaks of the rows (a trigger on
+# the target may raise whatever it likes), any other 5xx may pass, any other status is no Data API.
+RULES: tuple[Rule, ...] = (
+    # -- it may pass
+    Rule(
+        Kind.TRANSIENT,
+        _AWAY,
+        ("PGRST0", "PGRSTX", "08", "25", "40", "53", "57", "58", "XX"),
+        (500, 502, 503, 504, 520, 521, 522, 523, 524, 525, 526, 527, 530, 544),
+    ),
+    Rule(
+        Kind.TRANSIENT,
+        "another session on the target writes the same rows; the relay tries again by itself. If it lasts: "
+        "select pid, query from pg_stat_activity where backend_xmin is not null order by xact_start",
+        ("40001", "40P01", "55P03"),
+        alive=True,
+    ),
+    Rule(
+        Kind.TRANSIENT,
+        "the target's database is read-only (a full disk does that, or it is a standby): make room or enlarge the disk "
+        "(dashboard, Settings, Compute and Disk); it goes on by itself",
+        ("25006", "53100"),
+    ),
+    Rule(
+        Kind.TRANSIENT,
+        "the Supabase project is paused: restore it in the dashboard (Restore project); changes are safe in the outbox "
+        "and go on within five minutes of that",
+        statuses=(540,),
+        pause=LONGEST_PAUSE,
+    ),
+    Rule(
+        Kind.TRANSIENT,
+        "no secure connection could be agreed on with the target: check that OUTBOXD_SUPABASE_URL leads to it and that "
+        "nothing in between cuts TLS off",
+        ("TLS",),
+    ),
+    # -- it may have been applied
+    Rule(
+        Kind.AMBIGUOUS,
+        "the answer was lost; the target is asked where it stands before anything is sent again",
+        statuses=(200, 201, 202, 203, 204, 205, 206, 408),
+    ),
+    Rule(
+        Kind.AMBIGUOUS,
+        "the address answers with a redirect, which is not followed, because the key would travel along: check "
+        "OUTBOXD_SUPABASE_URL, and that no login page of a network is in the way",
+        statuses=(300, 301, 302, 303, 304, 305, 306, 307, 308),
+    ),
+    # -- too much
+    Rule(Kind.THROTTLE, "the target asks for a pause; nothing to do unless it lasts", statuses=(420, 429)),
+    Rule(Kind.SIZE, _SMALLER, ("57014",), (413,)),
+    # -- the rows. No smaller batch cures a program limit (54000: an index row, a tsvector, a nesting too large)
+    Rule(Kind.DATA, _MEND, ("22", "23", "21", "27", "38", "44", "54", "P0")),
+    # -- the tables
+    Rule(
+        Kind.CONTRACT,
+        _CHECK,
+        ("OB", "3D", "3F", "42P01", "42703", "42804", "42883", "42P10", "42P13", "428C9", "54011", "54023", "55"),
+    ),
+    Rule(Kind.CONTRACT, _URL, ("PGRST1",), (400, 404, 405, 406, 409, 410)),
+    Rule(
+        Kind.CONTRACT,
+        "the Data API does not show the schema of function outboxd: add it under dashboard, Settings, Data API, "
+        "Exposed schemas, or set OUTBOXD_EXPOSED_SCHEMA to one that is there",
+        ("PGRST106",),
+    ),
+    Rule(
+        Kind.CONTRACT, f"PostgREST's picture of the schema is old or the function is not there: {_RELOAD}", ("PGRST2",)
+    ),
+    Rule(
+        Kind.CONTRACT,
+        f"PostgREST does not know function outboxd: run `outboxd setup target`, then {_RELOAD}",
+        ("PGRST202",),
+    ),
+    Rule(
+        Kind.CONTRACT,
+        "there are several functions outboxd and PostgREST cannot choose: list them in psql with \\df *.outboxd, drop "
+        f"all but outboxd(text), then {_RELOAD}",
+        ("PGRST203",),
+    ),
+    # -- not let in, or not to be trusted
+    Rule(Kind.AUTH, _KEY, ("28", "0P", "PGRST3"), (401,)),
+    Rule(
+        Kind.AUTH,
+        "the key has expired, is revoked or belongs to another project: create a secret key (sb_secret_…; dashboard, "
+        "Settings, API Keys), set OUTBOXD_SUPABASE_KEY and start outboxd again, which reads it only then",
+        ("PGRST301", "PGRST303"),
+    ),
+    Rule(
+        Kind.AUTH,
+        "the key's role may not call function outboxd: use the secret key (sb_secret_…), or run `outboxd setup target` "
+        "again",
+        ("42501",),
+    ),
+    Rule(
+        Kind.AUTH,
+        "the project is restricted, over its quota or unpaid: see dashboard, Organization, Billing; it goes on by itself",
+        statuses=(402,),
+    ),
+    Rule(
+        Kind.AUTH,
+        "something before the Data API forbids the request: check OUTBOXD_SUPABASE_KEY, and the project's network "
+        "restrictions (dashboard, Settings, Database) and firewall",
+        statuses=(403,),
+    ),
+    Rule(
+        Kind.AUTH,
+        "the target cannot prove who it is, so nothing was sent: check OUTBOXD_SUPABASE_URL, this machine's clock, and "
+        "the certificate: openssl s_client -connect <project-ref>.supabase.co:443",
+        ("TLS_CERTIFICATE",),
+    ),
 )
 
-_BY_STATUS: dict[int, Kind] = {
-    401: Kind.AUTH,
-    402: Kind.AUTH,
-    403: Kind.AUTH,
-    408: Kind.AMBIGUOUS,
-    413: Kind.SIZE,
-    429: Kind.THROTTLE,
-}
+_BY_CODE = {code: rule for rule in RULES for code in rule.codes}
+_BY_STATUS = {status: rule for rule in RULES for status in rule.statuses}
+_LONGEST_CODE = max(map(len, _BY_CODE))
+_WHATEVER_THE_CODE = {401, 402, 403, 408, 413, 420, 429, 540, 544}  # a gateway's; Postgres is not heard in them
+
+
+def rule_for(code: str | None, status: int | None = None) -> Rule:
+    """The line of the table: by SQLSTATE or PostgREST's code first, by HTTP status second."""
+    for length in range(min(len(code or ""), _LONGEST_CODE), 0, -1):
+        if found := _BY_CODE.get((code or "")[:length]):
+            return found
+    sqlstate = re.fullmatch("[0-9A-Z]{5}", code or "")
+    if status in _BY_STATUS and (status in _WHATEVER_THE_CODE or not sqlstate):
+        return _BY_STATUS[status]
+    if sqlstate:
+        return _BY_CODE["P0"]
+    return _BY_CODE["PGRST0"] if status is None or status >= 500 else _BY_CODE["PGRST1"]
 
 
 def classify(code: str | None, status: int | None = None) -> Kind:
-    """Kind of a refusal: by SQLSTATE or PostgREST code first, by HTTP status second, else transient.
-
-    Any other SQLSTATE speaks of the rows: a trigger on the target may raise whatever it likes.
-    """
-    for prefixes, kind in _BY_CODE:
-        if code and code.startswith(prefixes):
-            return kind
-    if status in _BY_STATUS:
-        return _BY_STATUS[status]
-    if code and len(code) == 5:
-        return Kind.DATA
-    if status is None or status >= 500:
-        return Kind.TRANSIENT
-    # A redirect is not followed, with the key in hand; a captive portal sends one.
-    return Kind.AMBIGUOUS if status < 400 else Kind.CONTRACT
+    """Kind of a refusal."""
+    return rule_for(code, status).kind
 
 
-_ADVICE: dict[Kind, str] = {
-    Kind.TRANSIENT: "the target is away or overloaded; changes are safe in the outbox and go on by themselves",
-    Kind.AMBIGUOUS: "the answer was lost; the target is asked where it stands before anything is sent again",
-    Kind.THROTTLE: "the target asks for a pause; nothing to do unless it lasts",
-    Kind.SIZE: "the batch is too large or too slow for the target: lower OUTBOXD_BATCH_CHANGES",
-    Kind.DATA: "mend the row on the source or the constraint on the target; the relay tries again by itself",
-    Kind.CONTRACT: "the target's tables do not fit: `outboxd check` names what is missing",
-    Kind.AUTH: "the target does not accept the key: check OUTBOXD_SUPABASE_KEY (the secret key, sb_secret_…), or "
-    "OUTBOXD_TARGET_DSN",
-}
-_ADVICE_BY_CODE: dict[str, str] = {
-    "PGRST202": "PostgREST does not know function outboxd: run `outboxd setup target`, then in the SQL editor "
-    "notify pgrst, 'reload schema'",
-    "42501": "the key's role may not call function outboxd: use the secret key (sb_secret_…), or run "
-    "`outboxd setup target` again",
-}
+def counts(error: TargetError) -> bool:
+    """Is it a failure of the target's, as the breaker sees it? One that answers in its senses is alive."""
+    refusal = error.refusal
+    return error.kind is Kind.AMBIGUOUS or (
+        error.kind is Kind.TRANSIENT and not rule_for(refusal.sqlstate, refusal.status).alive
+    )
+
+
+def alone(error: TargetError) -> Kind:
+    """What a SIZE error of a batch of one change is: there is no smaller one."""
+    if error.kind is not Kind.SIZE:
+        return error.kind
+    # Too slow: somebody may hold the row. Too large: no waiting makes it smaller.
+    return Kind.TRANSIENT if error.refusal.sqlstate == "57014" else Kind.DATA
 
 
 def advice(kind: Kind, refusal: Refusal) -> str:
@@ -140,7 +283,18 @@ def advice(kind: Kind, refusal: Refusal) -> str:
     if kind is Kind.DATA:
         named = refusal.constraint or refusal.column
         where = f"a row of {refusal.table} is refused" if refusal.table else "a row is refused"
-        return f"{where}{f' because of {named}' if named else ''} ({code}): {_ADVICE[kind]}"
-    if kind is Kind.CONTRACT and not code:
-        return "the address answers, but not as Supabase's Data API: check OUTBOXD_SUPABASE_URL"
-    return _ADVICE_BY_CODE.get(code, _ADVICE[kind])
+        return f"{where}{f' because of {named}' if named else ''} ({code}): {_MEND}"
+    rule = rule_for(code, refusal.status)
+    return rule.advice if rule.kind is kind else _GENERAL[kind]
+
+
+_GENERAL: dict[Kind, str] = {
+    Kind.TRANSIENT: _AWAY,
+    Kind.AMBIGUOUS: _BY_STATUS[408].advice,
+    Kind.THROTTLE: _BY_STATUS[429].advice,
+    Kind.SIZE: _SMALLER,
+    Kind.DATA: _MEND,
+    Kind.CONTRACT: _CHECK,
+    Kind.AUTH: _KEY,
+    Kind.FENCING: "another outboxd with this relay name has taken over; stop one of the two, or give each a name of its own",
+}

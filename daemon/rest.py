@@ -5,31 +5,43 @@ supabase. A request is never repeated here.
 """
 
 import asyncio
+import json
+import re
+import ssl
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import httpx
 
-from daemon.errors import Kind, Refusal, TargetError, classify
+from daemon.errors import LONGEST_PAUSE, Kind, Refusal, TargetError, rule_for
 
 if TYPE_CHECKING:
     import supabase
+
+# The longest answer is a description of every table; what is longer is none of outboxd's.
+LONGEST_ANSWER = 16 * 1024**2
 
 
 class RestDoor:
     """The Data API, through the supabase client's own session.
 
     The body is text/plain to a function with one unnamed text parameter: PostgREST hands it on unparsed.
+    `trust`: certificates to trust instead of the public authorities'.
     """
 
     def __init__(
-        self, url: str, key: str, *, exposed_schema: str = "public", deadline: float = 30.0, user_agent: str = "outboxd"
-    ) -> None:
+        self, url: str, key: str, *, exposed_schema: str = "public", deadline: float = 30.0, user_agent: str = "outboxd",
+        trust: ssl.SSLContext | None = None,
+    ) -> None:  # fmt: skip
         self._url = url.rstrip("/")
         self._key = key
         self._schema = exposed_schema
         self._deadline = deadline
         self._agent = user_agent
+        self._trust = trust
         import supabase  # here, because it costs most of a second and 70 MB, and the other door does without
 
         self._supabase = supabase
@@ -38,6 +50,23 @@ class RestDoor:
 
     async def send(self, document: str) -> str:
         """POST the document; the body of a 200 is the answer."""
+        try:
+            # httpx' own timeouts are per chunk: a body that drips would never end.
+            async with asyncio.timeout(self._deadline):
+                response, body = await self._exchange(document)
+        except TimeoutError:
+            raise TargetError(Kind.AMBIGUOUS, f"the target did not answer within {self._deadline:g} s") from None
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
+            raise _unconnected(exc, urlsplit(self._url).netloc.rpartition("@")[2]) from None
+        except httpx.HTTPError as exc:
+            raise TargetError(
+                Kind.AMBIGUOUS, f"the connection failed before the answer ({type(exc).__name__})"
+            ) from None
+        if response.status_code != httpx.codes.OK:
+            raise _rest_error(response, body)
+        return body.decode(errors="replace")
+
+    async def _exchange(self, document: str) -> tuple[httpx.Response, bytes]:
         client = await self._opened()
         headers = {
             **client.postgrest.headers,
@@ -45,25 +74,14 @@ class RestDoor:
             "content-profile": self._schema,
             "user-agent": self._agent,
         }
-        try:
-            # httpx' own timeouts are per chunk: a body that drips would never end.
-            async with asyncio.timeout(self._deadline):
-                response = await client.postgrest.session.request(
-                    "POST", f"{self._url}/rest/v1/rpc/outboxd", content=document.encode(), headers=headers
-                )
-        except TimeoutError:
-            raise TargetError(Kind.AMBIGUOUS, f"the target did not answer within {self._deadline:g} s") from None
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
-            raise TargetError(
-                Kind.TRANSIENT, f"no connection to {urlsplit(self._url).netloc} ({type(exc).__name__})"
-            ) from None
-        except httpx.HTTPError as exc:
-            raise TargetError(
-                Kind.AMBIGUOUS, f"the connection failed before the answer ({type(exc).__name__})"
-            ) from None
-        if response.status_code != httpx.codes.OK:
-            raise _rest_error(response)
-        return response.text
+        url = f"{self._url}/rest/v1/rpc/outboxd"
+        body = bytearray()
+        async with client.postgrest.session.stream("POST", url, content=document.encode(), headers=headers) as response:
+            async for piece in response.aiter_bytes():
+                body += piece
+                if len(body) > LONGEST_ANSWER:
+                    raise TargetError(Kind.AMBIGUOUS, "the target's answer does not end")
+        return response, bytes(body)
 
     async def close(self) -> None:
         """Close the pool."""
@@ -81,7 +99,8 @@ class RestDoor:
 
             # A redirect would carry the key to another host; a proxy from the environment would see it.
             self._http = httpx.AsyncClient(
-                http2=False, follow_redirects=False, trust_env=False, timeout=httpx.Timeout(self._deadline, connect=5.0),
+                verify=self._trust or True, http2=False, follow_redirects=False, trust_env=False,
+                timeout=httpx.Timeout(self._deadline, connect=5.0),
                 limits=httpx.Limits(max_connections=4, keepalive_expiry=30.0), event_hooks={"request": [keep_one_key]},
             )  # fmt: skip
             options = self._supabase.AsyncClientOptions(
@@ -91,18 +110,59 @@ class RestDoor:
         return self._client
 
 
-def _rest_error(response: httpx.Response) -> TargetError:
-    """What an HTTP status and PostgREST's code mean. Details and hints may quote rows: they are not read."""
+def _rest_error(response: httpx.Response, body: bytes) -> TargetError:
+    """What an HTTP status and PostgREST's code mean. Its texts may quote rows, or anything: they are not read."""
     try:
-        body = response.json()
-        code = str(body["code"]) if isinstance(body, dict) and body.get("code") else None
-        said = str(body.get("message", "")) if isinstance(body, dict) else ""
+        given = json.loads(body)
+        code = str(given.get("code") or "") if isinstance(given, dict) else ""
     except (ValueError, RecursionError):
-        code, said = None, ""
-    kind = classify(code, response.status_code)
-    names = Refusal(
-        code, response.status_code, message=said if code and code.startswith(("42501", "PGRST3", "PGRST2")) else None
-    )
-    retry_after = response.headers.get("retry-after", "")
-    what = f"the target answered {response.status_code}" + (f" {code}" if code else "")
-    return TargetError(kind, what, names, float(retry_after) if retry_after.isdecimal() else None)
+        code = ""
+    if not re.fullmatch("[A-Za-z0-9_]{1,40}", code):
+        code = ""
+    status = response.status_code
+    rule = rule_for(code, status)
+    what = f"the target answered {status} {code}".rstrip()
+    return TargetError(rule.kind, what, Refusal(code or None, status), retry_after(response.headers) or rule.pause)
+
+
+def retry_after(headers: httpx.Headers) -> float | None:
+    """Seconds to stay away, as asked by a Retry-After of either form; None when it says nothing of use.
+
+    A date is taken by the answerer's own clock: ours may differ.
+    """
+    value = headers.get("retry-after", "").strip()
+    if value.isdecimal():
+        seconds = float(value)
+    else:
+        then, now = _date(value), _date(headers.get("date", ""))
+        seconds = then - (time.time() if now is None else now) if then is not None else 0.0
+    return min(seconds, LONGEST_PAUSE) if seconds > 0 else None
+
+
+def _date(value: str) -> float | None:
+    try:
+        return parsedate_to_datetime(value).timestamp()
+    except (ValueError, TypeError, OverflowError, OSError):
+        return None
+
+
+def _unconnected(exc: httpx.HTTPError, where: str) -> TargetError:
+    """Nothing was sent. A certificate that does not fit is for a person, any other failure may pass."""
+    causes = list(_causes(exc))
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            what = (
+                f"the certificate of {where} does not prove that it is the target ({cause.verify_message.rstrip('.')})"
+            )
+            return TargetError(Kind.AUTH, what, Refusal("TLS_CERTIFICATE"))
+        if isinstance(cause, ssl.SSLError):
+            return TargetError(Kind.TRANSIENT, f"no TLS connection to {where} ({cause.reason})", Refusal("TLS"))
+    why = next((cause.strerror for cause in reversed(causes) if isinstance(cause, OSError) and cause.strerror), None)
+    return TargetError(Kind.TRANSIENT, f"no connection to {where} ({why or type(exc).__name__})")
+
+
+def _causes(exc: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = exc
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

@@ -16,7 +16,7 @@ from psycopg import sql
 
 from daemon.breaker import Breaker
 from daemon.connection import cause, connect, turned_away
-from daemon.errors import Fenced, Kind, Refusal, TargetError, classify
+from daemon.errors import Fenced, Kind, Refusal, TargetError, classify, counts
 from daemon.plan import SEPARATOR, Plan
 from outbox import Cursor
 
@@ -93,13 +93,14 @@ class Target:
     async def _ask(self, header: Mapping[str, Any], body: str = "") -> Answer:
         document = json.dumps(header, separators=(",", ":")) + (SEPARATOR + body if body else "")
         started, outcome = time.monotonic(), "retryable"
-        with self.breaker.attempt() as attempt:
+        # That the target can say where it stands does not mean that it can take a batch.
+        with self.breaker.attempt(light=header["mode"] in _QUESTIONS) as attempt:
             try:
-                answer = _answer(await self._door.send(document))
+                answer = _answer(await self._door.send(document), header)
                 outcome = "ok"
                 return answer
             except TargetError as exc:
-                if exc.kind in (Kind.TRANSIENT, Kind.AMBIGUOUS):
+                if counts(exc):
                     attempt.failed(str(exc), exc.retry_after)
                 else:
                     outcome = "refused"
@@ -113,8 +114,15 @@ class Target:
                 self._observe(str(header["mode"]), outcome, time.monotonic() - started, len(document))
 
 
-def _answer(text: str) -> Answer:
-    """Read the door's answer. Anything that is not one is ambiguous: a captive portal, a cut body."""
+# What a request may be answered with besides `fenced` and `refused`.
+_QUESTIONS = {"claim": "claimed", "cursor": "cursor", "describe": "described"}
+_MOVES = {"apply": ("applied", "duplicate", "mismatch"), "isolate": ("isolated", "duplicate", "mismatch")}
+# The lists that come with it.
+_LISTS = {"claimed": ("tables", "references"), "described": ("tables", "references"), "isolated": ("refused",)}
+
+
+def _answer(text: str, header: Mapping[str, Any]) -> Answer:
+    """Read the door's answer. Anything that is not one to this request is ambiguous: a captive portal, a cut body."""
     try:
         given = json.loads(text)
         what, cursor, more = str(given["answer"]), given.get("cursor"), dict(given.get("more") or {})
@@ -137,10 +145,22 @@ def _answer(text: str) -> Answer:
             more.get("message"),
         )
         raise TargetError(classify(names.sqlstate), f"the target refused the batch ({names.sqlstate})", names)
-    moved = what in {"applied", "duplicate"} and standing.cursor is not None
-    if not moved and what not in {"claimed", "cursor", "described", "isolated", "mismatch"}:
+    if not _fits(Answer(what, standing, more), header):
         raise TargetError(Kind.AMBIGUOUS, "the target's answer is not one of outboxd's")
     return Answer(what, standing, more)
+
+
+def _fits(answer: Answer, header: Mapping[str, Any]) -> bool:
+    """Is it the answer to this request? A gateway that mixes two up, or a cache, must not move the relay."""
+    what, standing, mode = answer.what, answer.standing, header["mode"]
+    if not all(isinstance(answer.more.get(name), list) for name in _LISTS.get(what, ())):
+        return False
+    if mode in _QUESTIONS:
+        return what == _QUESTIONS[mode] and (what != "claimed" or standing.epoch > 0)
+    if what in {"applied", "duplicate"}:
+        same = (standing.epoch, standing.batch_no) == (header["epoch"], header["batch_no"])
+        return same and standing.cursor is not None and what in _MOVES[mode]
+    return what in _MOVES[mode]
 
 
 class PostgresDoor:

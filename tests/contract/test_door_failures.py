@@ -104,6 +104,8 @@ async def test_a_gateway_that_comes_back(rest: Stand) -> None:
 
 
 HTML = b"<!DOCTYPE html><title>Welcome to the hotel</title>"
+DATED = [("Date", "Mon, 23 Nov 2026 12:00:00 GMT")]
+ANSWER = b'{"answer":"applied","epoch":1,"batch_no":1,"cursor":%s}' % at(10).to_json().encode()
 
 
 @pytest.mark.parametrize(
@@ -125,12 +127,39 @@ HTML = b"<!DOCTYPE html><title>Welcome to the hotel</title>"
         (Fault.status(503, HTML, [("Retry-After", "30")]), Kind.TRANSIENT, 30.0),
         (Fault.status(504, HTML), Kind.TRANSIENT, None),
         (Fault.status(521, HTML), Kind.TRANSIENT, None),
-        (Fault.status(540, b'{"message":"Project paused"}'), Kind.TRANSIENT, None),
+        (Fault.status(520, HTML), Kind.TRANSIENT, None),
+        (Fault.status(544, HTML), Kind.TRANSIENT, None),
+        (Fault.status(540, b'{"message":"Project paused"}'), Kind.TRANSIENT, 300.0),
+        (Fault.status(429, HTML, [("Retry-After", "31536000")]), Kind.THROTTLE, 300.0),
+        (Fault.status(429, HTML, [("Retry-After", "9" * 400)]), Kind.THROTTLE, 300.0),
+        (Fault.status(429, HTML, [("Retry-After", "0")]), Kind.THROTTLE, None),
+        (Fault.status(429, HTML, [("Retry-After", "-5")]), Kind.THROTTLE, None),
+        (Fault.status(429, HTML, [*DATED, ("Retry-After", "Mon, 23 Nov 2026 12:00:09 GMT")]), Kind.THROTTLE, 9.0),
+        (Fault.status(429, HTML, [*DATED, ("Retry-After", "Tue, 23 Nov 2027 12:00:00 GMT")]), Kind.THROTTLE, 300.0),
+        (Fault.status(429, HTML, [*DATED, ("Retry-After", "Mon, 23 Nov 2026 11:00:00 GMT")]), Kind.THROTTLE, None),
+        (Fault.status(429, HTML, [*DATED, ("Retry-After", "Mon, 99 Nov 2026 11:00:00 GMT")]), Kind.THROTTLE, None),
+        (Fault.status(401, HTML), Kind.AUTH, None),
+        (Fault.status(403, HTML), Kind.AUTH, None),
+        (Fault.status(404, HTML), Kind.CONTRACT, None),
+        (Fault.status(400, b'{"code":"err'), Kind.CONTRACT, None),
+        (Fault.status(400, b"[" * 100_000), Kind.CONTRACT, None),
+        (Fault.status(500, b'["canary"]'), Kind.TRANSIENT, None),
+        (Fault.status(503, b'{"code":{"canary":1}}'), Kind.TRANSIENT, None),
+        (Fault.status(302, b"", [("Location", "https://login.example/")]), Kind.AMBIGUOUS, None),
+        (Fault.status(200, b'{"answer":"claimed","epoch":1}'), Kind.AMBIGUOUS, None),
+        (Fault.status(200, b'{"answer":"cursor","epoch":1,"batch_no":1}'), Kind.AMBIGUOUS, None),
+        (Fault.status(200, b'{"answer":"mismatch","cursor":"here"}'), Kind.AMBIGUOUS, None),
+        (Fault.status(200, ANSWER.replace(b'"batch_no":1', b'"batch_no":2')), Kind.AMBIGUOUS, None),
+        (Fault.status(200, ANSWER.replace(b'"epoch":1', b'"epoch":2')), Kind.AMBIGUOUS, None),
+        (Fault.status(200, ANSWER[:-9]), Kind.AMBIGUOUS, None),
+        (Fault.status(200, b"\xff\xfe" + ANSWER), Kind.AMBIGUOUS, None),
+        (Fault.status(200, b" " * 2**24 + ANSWER), Kind.AMBIGUOUS, None),
+        (Fault.status(200, b"no gzip", [("Content-Encoding", "gzip")]), Kind.AMBIGUOUS, None),
         (Fault.status(401, b'{"code":"PGRST301","message":"JWT expired"}'), Kind.AUTH, None),
         (Fault.status(504, b'{"code":"PGRST003","message":"Timed out acquiring connection"}'), Kind.TRANSIENT, None),
         (Fault.refuse(), Kind.AMBIGUOUS, None),
     ],
-    ids=lambda value: f"{value.code} {value.body[:12].decode()}" if isinstance(value, Fault) else None,
+    ids=lambda value: f"{value.code} {value.body[:12]!r}" if isinstance(value, Fault) else None,
 )
 async def test_what_a_gateway_says(rest: Stand, fault: Fault, kind: Kind, retry_after: float | None) -> None:
     """By code, by status, and in doubt ambiguous; bodies are never quoted."""

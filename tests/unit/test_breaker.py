@@ -287,6 +287,77 @@ def test_an_answered_probe_closes(clock):
     assert (state(breaker), breaker.opened_at, breaker.last_error) == (State.CLOSED, None, None)
 
 
+def ask(breaker: Breaker, reason: str = "") -> None:
+    """A light call, which fails if there is a reason."""
+    with breaker.attempt(light=True) as attempt:
+        if reason:
+            attempt.failed(reason)
+
+
+def test_a_light_success_does_not_break_the_row(clock):
+    """Apply fails, the cursor is told, apply fails, the cursor is told: that is a row of failures."""
+    breaker = make(clock)
+    for _ in range(2):
+        fail(breaker, "apply timed out")
+        ask(breaker)
+    assert (state(breaker), breaker.last_error) == (State.CLOSED, "apply timed out")
+    fail(breaker)
+    assert state(breaker) is State.OPEN
+
+
+def test_light_successes_do_not_water_the_ratio_down(clock):
+    """Ten calls of the real work, half of them failed, however many questions were answered in between."""
+    breaker = make(clock)
+    for n in range(9):
+        for _ in range(5):
+            ask(breaker)
+        if n % 2:
+            fail(breaker)
+        else:
+            succeed(breaker)
+    assert breaker.failure_ratio == 4 / 9
+    fail(breaker)
+    assert state(breaker) is State.OPEN
+
+
+def test_a_light_failure_is_a_failure(clock):
+    """Whoever cannot even be asked is away."""
+    breaker = make(clock)
+    for _ in range(3):
+        ask(breaker, "connection refused")
+    assert state(breaker) is State.OPEN
+
+
+def test_a_light_probe_closes_on_trial(clock):
+    """The next failure opens it again, and the waits grow; it does not take three anew."""
+    moves: list[Transition] = []
+    breaker = make(clock, moves)
+    trip(breaker)
+    for wait in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0):
+        assert breaker.retry_in == wait
+        clock.pass_(wait)
+        ask(breaker)
+        assert state(breaker) is State.CLOSED
+        fail(breaker, "apply timed out")
+        assert state(breaker) is State.OPEN
+    assert moves[-1].reason == "failed again: apply timed out"
+
+
+@pytest.mark.parametrize("how", ["success", "time"])
+def test_a_trial_ends(clock, how):
+    """With the first real success, or after a quiet time as long as the ladder's top."""
+    breaker = make(clock)
+    trip(breaker)
+    clock.pass_(1.0)
+    ask(breaker)
+    if how == "success":
+        succeed(breaker)
+    else:
+        clock.pass_(60.0)
+    fail(breaker)
+    assert state(breaker) is State.CLOSED
+
+
 def test_closing_forgets_the_outage(clock):
     """After a recovery the breaker needs fresh evidence, not the rest of the old."""
     breaker = make(clock, minimum_calls=4)
