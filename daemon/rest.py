@@ -111,18 +111,21 @@ class RestDoor:
 
 
 def _rest_error(response: httpx.Response, body: bytes) -> TargetError:
-    """What an HTTP status and PostgREST's code mean. Its texts may quote rows, or anything: they are not read."""
+    """What an HTTP status and PostgREST's code mean. Its texts may quote rows, or anything: they stay here."""
     try:
         given = json.loads(body)
-        code = str(given.get("code") or "") if isinstance(given, dict) else ""
-    except (ValueError, RecursionError):
-        code = ""
+        code, said = (str(given.get(name) or "") for name in ("code", "message"))
+    except (ValueError, RecursionError, AttributeError):
+        code = said = ""
     if not re.fullmatch("[A-Za-z0-9_]{1,40}", code):
         code = ""
     status = response.status_code
     rule = rule_for(code, status)
     what = f"the target answered {status} {code}".rstrip()
-    return TargetError(rule.kind, what, Refusal(code or None, status), retry_after(response.headers) or rule.pause)
+    # Postgres' own words name what may not be called, and nothing else.
+    named = said if code == "42501" and re.fullmatch(r"permission denied for [a-z]+ \w+", said) else None
+    names = Refusal(code or None, status, message=named)
+    return TargetError(rule.kind, what, names, retry_after(response.headers) or rule.pause)
 
 
 def retry_after(headers: httpx.Headers) -> float | None:

@@ -16,6 +16,10 @@ class Kind(Enum):
     DELAY = "delay"
     REFUSE = "refuse"
     TRUNCATE = "truncate"
+    RESET = "reset"
+    DRIP = "drip"
+    SLOW_HEAD = "slow_head"
+    INSTEAD = "instead"
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,34 @@ class Fault:
     def truncate(cls, *, times: int | None = None, path: str = "") -> Self:
         """PostgREST does its work; the connection closes in the middle of its answer."""
         return cls(Kind.TRUNCATE, times, path)
+
+    @classmethod
+    def reset(cls, *, times: int | None = None, path: str = "") -> Self:
+        """PostgREST does its work; half of its answer arrives, then the connection is reset."""
+        return cls(Kind.RESET, times, path)
+
+    @classmethod
+    def drip(cls, seconds: float, *, times: int | None = None, path: str = "") -> Self:
+        """PostgREST does its work; its answer's body arrives byte by byte, so many seconds apart."""
+        return cls(Kind.DRIP, times, path, seconds=seconds)
+
+    @classmethod
+    def slow_head(cls, seconds: float, *, times: int | None = None, path: str = "") -> Self:
+        """PostgREST does its work; its answer arrives byte by byte from the first one on."""
+        return cls(Kind.SLOW_HEAD, times, path, seconds=seconds)
+
+    @classmethod
+    def instead(
+        cls,
+        code: int,
+        body: bytes = b"",
+        headers: Iterable[tuple[str, str]] = (),
+        *,
+        times: int | None = None,
+        path: str = "",
+    ) -> Self:
+        """PostgREST does its work; the client gets another answer than PostgREST's."""
+        return cls(Kind.INSTEAD, times, path, code, body, tuple(headers))
 
 
 class Plot:

@@ -8,6 +8,7 @@ client library in its place would add two milliseconds and spoil every latency m
 import asyncio
 import contextlib
 import json
+import ssl
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -33,28 +34,35 @@ class Request(NamedTuple):
     status: int
 
 
+# Of each body so much is kept in `Gateway.openings`: enough to tell requests apart, too little to hold a row.
+_OPENING = 24
+
+
 class Gateway(Plot):
     """Runs in a thread with an event loop of its own, so that blocking and async callers can use it."""
 
-    def __init__(self, upstream_port: int, keys: ApiKeys) -> None:
+    def __init__(self, upstream_port: int, keys: ApiKeys, tls: ssl.SSLContext | None = None) -> None:
         super().__init__()
         self.upstream_port = upstream_port
         self.keys = keys
+        self.tls = tls
         self.port = 0
+        self.connections = 0
         self.requests: deque[Request] = deque(maxlen=100_000)
+        self.openings: deque[bytes] = deque(maxlen=100_000)  # of the bodies that were read, refused ones too
         self._serving: set[asyncio.Task[None]] = set()
         self._running: tuple[threading.Thread, asyncio.AbstractEventLoop] | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"https://localhost:{self.port}" if self.tls else f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         """Listen; on the same port again after a stop."""
         if self._running:
             return
         loop = asyncio.new_event_loop()
-        listening = asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=http1.STREAM_LIMIT)
+        listening = asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=http1.STREAM_LIMIT, ssl=self.tls)
         server = loop.run_until_complete(listening)
         self.port = server.sockets[0].getsockname()[1]
         thread = threading.Thread(target=_run, args=(loop, server), name="demo-gateway", daemon=True)
@@ -70,6 +78,7 @@ class Gateway(Plot):
             self._running = None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         client = _Client(self, reader, writer)
         # When the client is gone only its own upstream stream knows the task, and Python may collect the two together.
         if task := asyncio.current_task():
@@ -159,7 +168,7 @@ class _Client:
             return await self._refuse(request, 503, {"message": "The upstream server is not there"})
         upstream.write(Head((request.method, target, "HTTP/1.1"), headers).encode())
         try:
-            await upstream.copy(http1.request_body(self._reader, request))
+            await upstream.copy(self._noted(http1.request_body(self._reader, request)))
             response = await http1.read_head(reader)
         except (OSError, http1.Malformed):
             response = None
@@ -191,19 +200,43 @@ class _Client:
             raise _Hangup
         if fault and kind is Kind.DELAY:
             await asyncio.sleep(fault.seconds)
+        if fault and kind is Kind.INSTEAD:
+            await _read_all(body)
+            self._write_reply(request, fault.code, fault.body, fault.headers)
+            return
         self._record(request, int(response.start[1]))
-        if kind is Kind.TRUNCATE:
-            head, rest = response.encode(), await _read_all(body)
-            self._outgoing.write(head + rest[: len(rest) // 2] if rest else head[:-1])
-            raise _Hangup
+        if fault and kind in (Kind.TRUNCATE, Kind.RESET, Kind.DRIP, Kind.SLOW_HEAD):
+            await self._spoil(fault, response.encode(), await _read_all(body))
+            return
         self._outgoing.write(response.encode())
         await self._outgoing.copy(body)
+
+    async def _spoil(self, fault: Fault, head: bytes, body: bytes) -> None:
+        if fault.kind is Kind.DRIP:
+            self._outgoing.write(head)
+            await self._outgoing.drip(body, fault.seconds)
+        elif fault.kind is Kind.SLOW_HEAD:
+            await self._outgoing.drip(head + body, fault.seconds)
+        else:
+            self._outgoing.write(head + body[: len(body) // 2] if body else head[:-1])
+            if fault.kind is Kind.RESET:
+                self._outgoing.reset()
+            raise _Hangup
+
+    async def _noted(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The same body; its opening is kept."""
+        opening: bytes | None = None
+        async for piece in body:
+            if opening is None:
+                opening = piece[:_OPENING]
+                self._gateway.openings.append(opening)
+            yield piece
 
     async def _refuse(self, request: Head, code: int, body: Mapping[str, str]) -> bool:
         return await self._reply(request, code, json.dumps(body).encode(), (_JSON,))
 
     async def _reply(self, request: Head, code: int, body: bytes, headers: tuple[http1.Header, ...]) -> bool:
-        await _read_all(http1.request_body(self._reader, request))
+        await _read_all(self._noted(http1.request_body(self._reader, request)))
         self._write_reply(request, code, body, headers)
         return not request.closes
 

@@ -4,6 +4,8 @@ Knows where a message begins and ends on a stream. Must not know keys, faults or
 """
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -78,6 +80,19 @@ class Outgoing:
             if self._size >= STREAM_LIMIT:
                 self._send()
                 await self._writer.drain()
+
+    async def drip(self, message: bytes, seconds: float) -> None:
+        """Byte by byte, so many seconds apart."""
+        for byte in message:
+            self.write(bytes([byte]))
+            await asyncio.sleep(seconds)
+
+    def reset(self) -> None:
+        """Send what there is, then end the connection as a crash does, not as a goodbye."""
+        self._send()
+        plug = self._writer.get_extra_info("socket")
+        plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
 
     def close(self) -> None:
         self._send()
