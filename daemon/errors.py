@@ -233,16 +233,17 @@ RULES: tuple[Rule, ...] = (
 
 _BY_CODE = {code: rule for rule in RULES for code in rule.codes}
 _BY_STATUS = {status: rule for rule in RULES for status in rule.statuses}
-_LONGEST_CODE = max(map(len, _BY_CODE))
 _WHATEVER_THE_CODE = {401, 402, 403, 408, 413, 420, 429, 540, 544}  # a gateway's; Postgres is not heard in them
 
 
 def rule_for(code: str | None, status: int | None = None) -> Rule:
     """The line of the table: by SQLSTATE or PostgREST's code first, by HTTP status second."""
-    for length in range(min(len(code or ""), _LONGEST_CODE), 0, -1):
-        if found := _BY_CODE.get((code or "")[:length]):
-            return found
-    sqlstate = re.fullmatch("[0-9A-Z]{5}", code or "")
+    code = code or ""
+    sqlstate = re.fullmatch("[0-9A-Z]{5}", code)
+    if sqlstate or code.startswith(("PGRST", "TLS")):  # not a status that stands in as code: 544 is none of class 54
+        for length in range(len(code), 0, -1):
+            if found := _BY_CODE.get(code[:length]):
+                return found
     if status in _BY_STATUS and (status in _WHATEVER_THE_CODE or not sqlstate):
         return _BY_STATUS[status]
     if sqlstate:

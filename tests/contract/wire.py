@@ -15,6 +15,7 @@ class Wire:
         self._keep: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
+        self.connections = 0
 
     def lose(self, but: int) -> None:
         """Of the next answer so many bytes arrive, then both ends are closed."""
@@ -36,6 +37,7 @@ class Wire:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._note(asyncio.current_task())
+        self.connections += 1
         back: asyncio.StreamWriter | None = None
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self._upstream)

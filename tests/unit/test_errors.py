@@ -73,6 +73,11 @@ def test_throttling_is_known_by_its_status():
         ("23514", 429, Kind.DATA),  # what Postgres surely said
         ("error", 400, Kind.CONTRACT),  # five letters, and no SQLSTATE
         ("503", 503, Kind.TRANSIENT),  # the status again, as Supabase's edge has it
+        ("401", 401, Kind.AUTH),
+        ("404", 404, Kind.CONTRACT),
+        ("413", 413, Kind.SIZE),
+        ("544", 544, Kind.TRANSIENT),
+        ("2200", 400, Kind.CONTRACT),
         ("UNAUTHORIZED_NO_AUTH_HEADER", 401, Kind.AUTH),
     ],
 )
