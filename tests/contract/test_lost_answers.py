@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 
+from daemon.breaker import Breaker, BreakerOpen, State, Thresholds
 from daemon.demo.faults import Fault
 from daemon.errors import Kind, TargetError
 from daemon.relay import Relay
@@ -122,6 +123,21 @@ async def test_no_question_is_answered_by_nonsense(rest: Stand, mode: str, what:
     with pytest.raises(TargetError) as caught:
         await getattr(target, mode)()
     assert caught.value.kind in (Kind.AMBIGUOUS, Kind.TRANSIENT, Kind.AUTH)
+
+
+async def test_batches_that_fail_open_the_breaker_though_the_cursor_is_told(rest: Stand, source: Database) -> None:
+    """The target can say where it stands and cannot take a batch, as on a full disk: three of those are enough."""
+    target = Target(rest.door(), rest.name, Breaker("target", Thresholds()))
+    async with relay_to(rest, source, target) as relay, counting(rest, "raise exception using errcode = '53100';"):
+        rest.project.gateway.openings.clear()
+        for _ in range(3):
+            assert target.breaker.state is State.CLOSED
+            assert (await stumble(relay)).refusal.sqlstate == "53100"
+        assert target.breaker.state is State.OPEN
+        assert modes(rest) == ["apply", "cursor", "apply", "cursor", "apply"]
+        with pytest.raises(BreakerOpen):
+            await relay.step()
+        assert len(modes(rest)) == 5
 
 
 # Conflicts inside the target's transaction, which PostgREST up to 14 would repeat without end
