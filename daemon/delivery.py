@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from daemon.errors import Kind, Refusal, TargetError, classify
+from daemon.errors import Kind, Refusal, TargetError, alone, classify
 from daemon.failpoint import reach
 from daemon.hold import BEHIND, Key, Letter, Why, key_of, part, refuse
 from daemon.letters import Letters
@@ -28,7 +28,6 @@ log = structlog.get_logger()
 
 _ROUNDS = 3  # isolate finds all there is in one; a second is for what changes on the target meanwhile
 _RETRIED = 100  # keys that go into one retry
-TIMED_OUT = "57014"
 
 
 class Listener(Protocol):
@@ -160,7 +159,7 @@ class Delivery:
         """Which keys the target refuses; or its answer, when it stands elsewhere by now. Raises `exc` when no row can
         be blamed for it."""
         if exc.kind is Kind.SIZE and len(flow) == 1:
-            if exc.refusal.sqlstate == TIMED_OUT:
+            if alone(exc) is Kind.TRANSIENT:
                 raise TargetError(Kind.TRANSIENT, f"{exc}, for a single change", exc.refusal) from None
             too_large = Why(f"the target refuses a row of {flow[0].size} bytes as too large ({exc})", "54000")
             return {key_of(flow[0]): too_large}
