@@ -11,7 +11,7 @@ Connection = psycopg.Connection[Any]
 
 # How capture spells values, whatever the session is set to.
 _SPELLING: LiteralString = """
-    set local datestyle = 'ISO, YMD'; set local timezone = 'UTC'; set local intervalstyle = 'postgres';
+    set local datestyle = 'ISO, YMD'; set local timezone = 'UTC'; set local intervalstyle = 'iso_8601';
     set local extra_float_digits = 1; set local bytea_output = 'hex'; set local row_security = off
 """
 

@@ -47,7 +47,7 @@ create or replace function outbox.emit(
   table_name text, op text, "row" json default null, key json default null, headers json default null) returns bigint
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
-set datestyle = 'ISO, YMD' set timezone = 'UTC' set intervalstyle = 'postgres'
+set datestyle = 'ISO, YMD' set timezone = 'UTC' set intervalstyle = 'iso_8601'
 set extra_float_digits = 1 set bytea_output = 'hex' set lc_monetary = 'C'
 as $$
 declare
