@@ -74,6 +74,12 @@ begin
   if bad is not null then
     return format('key column %s: two equal values of this type may have different texts, so one row could travel under two keys. Choose another unique key: outbox.watch(%L, key_columns => array[…])', bad, tbl);
   end if;
+  select string_agg(format('%I (%s)', a.attname, a.atttypid::regtype), ', ') into bad
+    from pg_attribute a join pg_type t on t.oid = a.atttypid and t.typtype = 'd' join pg_type b on b.oid = outbox.base_type(t.oid) and b.typtype = 'e'
+   where a.attrelid = tbl and a.attname = any (keys);
+  if bad is not null then
+    return format('key column %s is a domain over an enum, which Postgres cannot compare with itself: give the column the enum''s own type, or choose another unique key', bad);
+  end if;
   select string_agg(format('%I (collation %s)', a.attname, l.collname), ', ') into bad
     from pg_attribute a join pg_collation l on l.oid = a.attcollation
    where a.attrelid = tbl and a.attname = any (keys) and not l.collisdeterministic;
