@@ -76,7 +76,8 @@ $$;
 create or replace function outboxd.door(document text) returns json
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
-set datestyle = 'ISO, YMD' set timezone = 'UTC' set intervalstyle = 'postgres' set lc_monetary = 'C'
+set datestyle = 'ISO, YMD' set timezone = 'UTC' set intervalstyle = 'iso_8601' set lc_monetary = 'C'
+set extra_float_digits = 1 set bytea_output = 'hex' set xmloption = content set array_nulls = on set quote_all_identifiers = off
 as $$
 declare
   parts  text[] := string_to_array(document, e'\x1e');
