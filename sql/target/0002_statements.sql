@@ -62,7 +62,7 @@ as $$
 declare
   missing text;
 begin
-  select string_agg(quote_ident(n), ', ') into missing from unnest(names) n
+  select string_agg(coalesce(quote_ident(n), 'null'), ', ') into missing from unnest(names) n
    where not exists (
      select from pg_attribute a
       where a.attrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table))
@@ -121,12 +121,12 @@ as $$
   select string_agg(format('t.%I = %s', c.name, c.value), ' and ') from outboxd.columns_of(m, m.key_columns) c
 $$;
 
--- Insert the group's rows ($1).
+-- Insert the group's rows ($1). The alias: ON CONFLICT could not tell a table called excluded from its own.
 create or replace function outboxd.insert_sql(m outboxd.mirror, names text[]) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select format('insert into %I.%I (%s) overriding system value select %s from json_to_recordset($1) as x(%s)',
+  select format('insert into %I.%I as t (%s) overriding system value select %s from json_to_recordset($1) as x(%s)',
                 m.target_schema, m.target_table,
                 string_agg(quote_ident(c.name), ', ') filter (where not c.generated),
                 string_agg(c.value, ', ') filter (where not c.generated),
@@ -196,7 +196,8 @@ create or replace function outboxd.take_sql(m outboxd.mirror) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select format('with taken as (%s returning t) select array_agg(taken.t)::text from taken', outboxd.delete_sql(m))
+  select format('with taken as (%s returning (t.*)::%I.%I as whole) select array_agg(taken.whole)::text from taken',
+                outboxd.delete_sql(m), m.target_schema, m.target_table)
 $$;
 
 create or replace function outboxd.taken_sql(m outboxd.mirror) returns text
