@@ -65,6 +65,15 @@ as $$
    where m.table_name = name and not exists (select from unnest(p.proconfig) s where s like 'search_path=%')
 $$;
 
+-- Was an error raised by a function of schema outboxd itself, by way of such functions alone? A trigger may raise
+-- our own SQLSTATEs, or call our functions, with a row's values in hand.
+create or replace function outboxd.is_ours(context text) returns boolean
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select context ~ '^PL/pgSQL function outboxd\.' and context !~ '\nPL/pgSQL function (?!outboxd\.)' and context !~ '\nPL/pgSQL inline'
+$$;
+
 -- Why a batch was refused. Postgres' own texts, and names that a trigger may have made up, can carry values of
 -- the row (promise I10): only our own sentences travel, and names that the catalogue knows.
 create or replace function outboxd.refused(
@@ -132,6 +141,17 @@ begin
 end
 $$;
 
+-- A document of another version, or a broken one: what it asks for is not known here, so nothing of it is done.
+create or replace function outboxd.unknown_op(name text) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'the batch asks for something with % that this function outboxd does not know: run `outboxd setup target` of the daemon''s version', name
+    using errcode = 'OB006';
+end
+$$;
+
 -- Lead the target from one cursor to the next, or change nothing and say why.
 -- Promise I3: of two requests with one epoch and batch_no at most one is applied, because both lock the
 -- cursor row first and the second finds batch_no moved on. `duplicate` needs the digest too: a re-planned
@@ -157,6 +177,7 @@ declare
   n       bigint;
   state   text;
   message text;
+  context text;
   wrong_schema     text;
   wrong_table      text;
   wrong_column     text;
@@ -169,10 +190,16 @@ begin
   c := stands.c;
 
   begin
+    if cardinality(parts) % 2 = 0 then
+      perform outboxd.unknown_op('a group without rows');  -- a document that was cut between two records
+    end if;
     for i in 2 .. cardinality(parts) by 2 loop
       g := parts[i]::json;
       continue when g ->> 'op' in ('hold', 'release');
       at := g ->> 'table';
+      if coalesce(g ->> 'op', '') not in ('upsert', 'delete', 'truncate') then
+        perform outboxd.unknown_op(at);
+      end if;
       perform outboxd.require_key(outboxd.mirror_of(at), g, parts[i + 1]::json);
     end loop;
     -- Gear 1: upserts parents first, then deletes children first; the document has that order.
@@ -193,7 +220,7 @@ begin
       execute case g ->> 'op'
         when 'upsert' then outboxd.upsert_sql(m, names)
         when 'delete' then outboxd.delete_sql(m)
-        else outboxd.truncate_sql(m) end
+        when 'truncate' then outboxd.truncate_sql(m) end
         using parts[i + 1]::json;
       get diagnostics n = row_count;
       written := written + n;
@@ -243,16 +270,16 @@ begin
       at := null;
       set constraints all immediate;
     exception when others then
-      get stacked diagnostics state = returned_sqlstate, message = message_text, wrong_schema = schema_name,
+      get stacked diagnostics state = returned_sqlstate, message = message_text, context = pg_exception_context, wrong_schema = schema_name,
         wrong_table = table_name, wrong_column = column_name, wrong_constraint = constraint_name;
     end;
   when others then
-    get stacked diagnostics state = returned_sqlstate, message = message_text, wrong_schema = schema_name,
+    get stacked diagnostics state = returned_sqlstate, message = message_text, context = pg_exception_context, wrong_schema = schema_name,
       wrong_table = table_name, wrong_column = column_name, wrong_constraint = constraint_name;
   end;
 
   if state is not null then
-    return outboxd.refused(c, gear, at, state, message, wrong_schema, wrong_table, wrong_column, wrong_constraint);
+    return outboxd.refused(c, gear, at, state, case when outboxd.is_ours(context) then message end, wrong_schema, wrong_table, wrong_column, wrong_constraint);
   end if;
   perform outboxd.note_held(c.relay, parts);
   update outboxd.cursor
