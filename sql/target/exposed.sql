@@ -21,9 +21,12 @@ declare
   r text;
 begin
   -- The roles a hosted project has; anywhere else, grant these to the role outboxd connects as.
-  foreach r in array array['anon', 'authenticated'] loop
+  -- Revoked by name: a project's default privileges may have granted them whatever was just created.
+  foreach r in array array['anon', 'authenticated', 'service_role'] loop
     if exists (select from pg_roles where rolname = r) then
       execute format('revoke all on function public.outboxd(text) from %I', r);
+      execute format('revoke all on all functions in schema outboxd from %I', r);
+      execute format('revoke all on all tables in schema outboxd from %I', r);
     end if;
   end loop;
   if exists (select from pg_roles where rolname = 'service_role') then
