@@ -3,6 +3,7 @@
 Knows what a source and a target must look like for changes to travel. Changes nothing.
 """
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from daemon.errors import DaemonError, SourceUnavailable, TargetError, advice
 from daemon.source import Identity, Source, query
 from daemon.target import Target
 from daemon.wakeup import Bell
-from outbox.migrations import migrations, quote
+from outbox.migrations import literal, migrations, quote
 
 Level = Literal["OK", "WARN", "FAIL"]
 Row = Mapping[str, Any]
@@ -153,10 +154,10 @@ async def _listener(dsn: str, *, pooled_address: bool) -> Item:
 
 def _watched(row: Row) -> Iterator[Item]:
     table = str(row["table_name"])
-    again = f"outboxd watch '{table}'"
+    again = f"outboxd watch {shlex.quote(table)}"
     if not row["is_there"]:
         if row["capture"]:
-            yield Item(table, "FAIL", "watched, but the table is gone", f"outboxd unwatch '{table}'")
+            yield Item(table, "FAIL", "watched, but the table is gone", f"outboxd unwatch {shlex.quote(table)}")
         return
     findings: list[tuple[bool, Level, str, str]] = [
         (bool(row["unfit"]), "FAIL", str(row["unfit"]), again),
@@ -197,7 +198,7 @@ def _target(described: Row, watched: list[Row]) -> Iterator[Item]:
                 f"target {row['table_name']}",
                 "FAIL",
                 "not mapped on the target",
-                f"select outboxd.map('{row['table_name']}');",
+                f"select outboxd.map({literal(row['table_name'])});",
             )
     # A table that the application only emits may be on the target alone: its columns are not known here.
     columns = {
@@ -212,7 +213,9 @@ def _target(described: Row, watched: list[Row]) -> Iterator[Item]:
 def _mirror(name: str, mirror: Row, sent: Mapping[str, str] | None, role: str) -> Iterator[Item]:
     target, title = mirror["target"], f"target {name}"
     if not mirror["exists"]:
-        yield Item(title, "FAIL", f"the target has no table {target}", f"create it, or select outboxd.unmap('{name}');")
+        yield Item(
+            title, "FAIL", f"the target has no table {target}", f"create it, or select outboxd.unmap({literal(name)});"
+        )
         return
     has = {column["name"] for column in mirror["columns"]}
     missing = [column for column in sent or {} if column not in has]
@@ -241,7 +244,7 @@ def _mirror(name: str, mirror: Row, sent: Mapping[str, str] | None, role: str) -
 def _reference(reference: Row) -> Iterator[Item]:
     name = f"target {reference['child']}"
     fix = (
-        f'alter table {reference["child"]} drop constraint "{reference["constraint"]}", and add it again '
+        f"alter table {reference['child']} drop constraint {quote(reference['constraint'])}, and add it again "
         "on delete no action deferrable"
     )
     if reference["on_delete"] in {"c", "n", "d"}:

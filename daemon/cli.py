@@ -20,7 +20,7 @@ from daemon.errors import DaemonError, SourceUnavailable
 from daemon.settings import ConfigError, Need, Settings, load, redacted
 from daemon.talk import fail, fields, say, table
 from outbox import OutboxError, __version__
-from outbox.migrations import Side, script, step
+from outbox.migrations import Side, literal, script, step
 
 FAILED, FOUND, AWAY, CONFIG = 1, 3, 75, 78
 
@@ -292,4 +292,4 @@ def version(*, as_json: bool) -> None:
 
 
 def _map_statement(name: str) -> str:
-    return "select outboxd.map('" + name.replace("'", "''") + "');"
+    return f"select outboxd.map({literal(name)});"

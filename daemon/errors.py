@@ -6,6 +6,7 @@ a row value: names, codes and our own sentences only (promise I10).
 
 import enum
 import re
+import shlex
 from dataclasses import dataclass
 
 STANDBY = "the source is a standby, which cannot say what has committed: give the primary's address"
@@ -27,10 +28,10 @@ class CaptureLost(DaemonError):
     """A statement's rows could not be captured: its table's key, or the right to read it, was gone."""
 
     def __init__(self, table: str) -> None:
-        quoted = table.replace("'", "''")
+        quoted, argument = table.replace("'", "''"), shlex.quote(table)
         super().__init__(  # what follows is a sentence for a person, never run
             f"a statement on {table} could not be captured, because its key or the right to read it was gone: "  # noqa: S608
-            f"mend that, run `outboxd watch '{table}'` again, remove the mark (`delete from outbox.change "
+            f"mend that, run `outboxd watch {argument}` again, remove the mark (`delete from outbox.change "
             f"where op = 'resync' and table_name = '{quoted}'`), then touch the table's rows (update … set key = key), so that they travel anew"
         )
         self.table = table

@@ -115,6 +115,12 @@ def quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def literal(text: str) -> str:
+    """An SQL string, quoted: for statements that a person is to run, on a server of any settings."""
+    quoted = "'" + text.replace("'", "''") + "'"
+    return " E" + quoted.replace("\\", "\\\\") if "\\" in quoted else quoted
+
+
 def _recorded(conn: psycopg.Connection[Any], side: Side) -> list[tuple[int, str]]:
     table = f"{_SCHEMA[side]}.migration"
     row = conn.execute("select to_regclass(%s) is not null", (table,)).fetchone()
