@@ -1,0 +1,29 @@
+"""The process between real parts, as the acceptance tests have it; and a source with an owner who means no good."""
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from tests.acceptance.conftest import app, direct, folder, mirror, rest, start
+from tests.captured import Connection
+from tests.databases import Database
+
+__all__ = ["app", "direct", "folder", "mirror", "rest", "start"]
+
+
+@pytest.fixture
+def watcher(source: Database) -> Iterator[Connection]:
+    """Who watches: here a superuser, so that whatever runs with these rights could do anything."""
+    with source.connect() as conn:
+        yield conn
+
+
+@pytest.fixture
+def owner(source: Database, watcher: Connection) -> Iterator[Connection]:
+    """A role that owns tables, types and functions in schema public, and nothing more."""
+    role = f"owner_{source.name}"
+    watcher.execute(f"create role {role} login; grant usage, create on schema public to {role}")
+    with psycopg.connect(source.cluster.dsn(source.name, role), autocommit=True) as conn:
+        yield conn
+    watcher.execute(f"drop owned by {role} cascade; drop role {role}")

@@ -1,0 +1,191 @@
+"""Promise I10 over a whole run: nothing that stands in a row or opens a door is read anywhere outside the stores."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from daemon.demo.child import Outboxd
+from daemon.demo.faults import Fault
+from daemon.demo.supabase import EmbeddedSupabase
+from tests.acceptance.cli import Cli
+from tests.acceptance.conftest import Pair, Start, streaming, wait_until
+from tests.canaries import NUMBER, assert_clean, planted
+
+TABLES = (
+    "create table vault (id text primary key, n bigint, body text, doc jsonb, tags text[], at timestamptz, place int)"
+)
+
+REFUSALS = {
+    "check": ("alter table vault add constraint refused check (body is null) not valid", "alter table vault drop constraint refused"),
+    "raised": (
+        ("create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no %', new.body using errcode = 'OB002', "
+        "detail = new.body, hint = new.body, column = new.body, constraint = new.body, table = new.body, schema = new.body; end $$; "
+        "create trigger refuse before insert or update on vault for each row execute function refuse()"),
+        "drop trigger refuse on vault",
+    ),
+}  # fmt: skip
+
+ANSWERS = {
+    "500 with the request": Fault.status(500, f'{{"mode":"apply"}}\x1e[{{"id":"{planted("echo")}"}}]'.encode()),
+    "500 as html": Fault.status(500, f"<html>{planted('html')}</html>".encode(), [("Content-Type", "text/html")]),
+    "500 in every field": Fault.status(
+        500, '{{"code":"{0}","message":"{0}","details":"{0}","hint":"{0}"}}'.format(planted("field")).encode()
+    ),
+    "400 in a message": Fault.status(400, f'{{"code":"42501","message":"{planted("message")}"}}'.encode()),
+    "401 in a message": Fault.status(401, f'{{"code":"PGRST301","message":"{planted("message")}"}}'.encode()),
+    "200 that is no answer": Fault.status(200, f'"{planted("portal")}"'.encode()),
+    "200 of another kind": Fault.status(200, f'{{"answer":"{planted("answer")}"}}'.encode()),
+    "429 and a word": Fault.status(429, b"", [("Retry-After", planted("retry")), ("X-Error", planted("header"))]),
+    "302 to a place": Fault.status(302, b"", [("Location", f"https://{planted('location')}.example/")]),
+}  # fmt: skip
+
+
+def vault(pair: Pair) -> None:
+    """A table made for secrets, beside the application's."""
+    for database, ready in (
+        (pair.source, "select outbox.watch('vault')"),
+        (pair.target, "select outboxd.map('vault')"),
+    ):
+        with database.connect() as conn:
+            conn.execute(TABLES)
+            conn.execute(ready.encode())
+
+
+def write(pair: Pair, number: int) -> None:
+    """One row full of canaries."""
+    row = (
+        planted(f"key-{number}"),
+        planted(f"body-{number}") + "x" * 90,
+        f'{{"{planted("name")}": "{planted("doc")}"}}',
+    )
+    pair.write(
+        "insert into vault values (%s, %s, %s, %s::jsonb, array[%s])",
+        row[0],
+        NUMBER * 10_000 + number,
+        *row[1:],
+        planted("tag"),
+    )
+
+
+class Heard:
+    """All that one daemon said, and the pages and commands beside it, each asked again after each fault."""
+
+    def __init__(self, outboxd: Outboxd, cli: Cli) -> None:
+        self.outboxd, self.cli = outboxd, cli
+        self.texts: dict[str, str] = {}
+
+    def ask(self, when: str, *, commands: bool = False) -> None:
+        for page in ("/livez", "/readyz", "/metrics", "/api/status"):
+            self.texts[f"{page} at {when}"] = self.outboxd.get(page)[1]
+        if commands:
+            for command in (
+                ("status",),
+                ("status", "--json"),
+                ("check",),
+                ("check", "--json"),
+                ("config", "show", "--json"),
+            ):
+                said = self.cli(*command)
+                self.texts[f"{' '.join(command)} at {when}"] = said.out + said.err
+        self.texts["the log"] = self.outboxd.log.read_text()
+        self.texts["argv"] = (
+            Path(f"/proc/{self.outboxd.pid}/cmdline").read_text() if self.outboxd.returncode is None else ""
+        )
+
+    def grew(self) -> Callable[[], bool]:
+        """Has it logged another failed turn, or a held key, since?"""
+        before = self._troubles()
+        return lambda: self._troubles() > before
+
+    def _troubles(self) -> int:
+        text = self.outboxd.log.read_text()
+        return text.count('"turn_failed"') + text.count("held")
+
+
+def arrived(pair: Pair, number: int) -> bool:
+    ((there,),) = pair.ask(pair.target, "select count(*) from vault where id = %s", planted(f"key-{number}"))
+    return bool(there)
+
+
+def test_no_value_and_no_secret_gets_out_over_a_run_of_faults(
+    rest: Pair, supabase: EmbeddedSupabase, start: Start
+) -> None:
+    """Refusals, gateways that echo, a source that breaks, a stranger: log, metrics, pages and commands stay clean."""
+    password = planted("password")
+    settings = {
+        **rest.settings, "log_level": "debug", "source_dsn": rest.source.dsn.replace("://postgres@", f"://postgres:{password}@"),
+    }  # fmt: skip
+    vault(rest)
+    outboxd = streaming(start(settings))
+    heard = Heard(outboxd, Cli({**settings, "admin_port": str(outboxd.port)}))
+    write(rest, 0)
+    wait_until(lambda: arrived(rest, 0))
+    heard.ask("the beginning", commands=True)
+    for number, (name, fault) in enumerate(ANSWERS.items(), 100):
+        more = heard.grew()
+        supabase.gateway.fault = fault
+        write(rest, number)
+        wait_until(more)
+        heard.ask(name)
+        supabase.gateway.fault = None
+        wait_until(lambda n=number: arrived(rest, n), 60)
+    break_the_source(rest, heard)
+    for number, (name, (refusing, mending)) in enumerate(REFUSALS.items(), 1):
+        with rest.target.connect() as conn:
+            conn.execute(refusing.encode())
+            more = heard.grew()
+            write(rest, number)
+            wait_until(more)
+            heard.ask(name, commands=True)
+            conn.execute(mending.encode())
+        write(rest, number + 50)
+        wait_until(lambda n=number: arrived(rest, n + 50), 60)
+    heard.ask("the end", commands=True)
+    assert outboxd.stop() == 0
+    heard.texts["the log"] = outboxd.log.read_text()
+    others = a_stranger(rest, start)
+    secrets = (supabase.secret_key, supabase.service_jwt, supabase.keys.jwt_secret, password)
+    assert heard.texts["the log"].count('"turn_failed"') > len(ANSWERS)
+    assert_clean({**heard.texts, **others}, *secrets)
+
+
+def break_the_source(pair: Pair, heard: Heard) -> None:
+    """What the daemon reads there is wrong, or away."""
+    broken = planted("broken")
+    with pair.source.connect() as conn:
+        for number, (name, breaking, mending) in enumerate((
+            ("no right", "alter table outbox.shape rename columns to was", "alter table outbox.shape rename was to columns"),
+            (
+                "a row is no JSON",
+                ("insert into outbox.change (table_name, op, shape, key, row) select table_name, op, shape, "
+                f"'{{\"id\":\"{broken}\"}}', '{broken}' from outbox.change where op = 'upsert' limit 1"),
+                f"delete from outbox.change where row = '{broken}'",
+            ),
+        ), 200):  # fmt: skip
+            more = heard.grew()
+            conn.execute(breaking.encode())
+            # A set of columns the daemon has not seen yet.
+            conn.execute(f"alter table vault add more{number} int; alter table vault drop more{number}".encode())
+            if number == 200:
+                pair.write("insert into vault (id) values (%s)", planted("key-200"))
+                conn.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'outboxd%'"
+                )
+            wait_until(more, 60)
+            heard.ask(name)
+            conn.execute(mending.encode())
+            write(pair, number + 50)
+            wait_until(lambda n=number: arrived(pair, n + 50), 60)
+
+
+def a_stranger(pair: Pair, start: Start) -> dict[str, str]:
+    """Daemons whose key or password nobody knows, and one with settings that are none."""
+    strange = {"supabase_key": f"sb_secret_{planted('apikey')}", "log_level": "debug"}
+    unknown = start({**pair.settings, **strange})
+    wait_until(lambda: (unknown.status() or {}).get("problem"))
+    texts = {"a stranger's status": str(unknown.status()), "a stranger's metrics": unknown.get("/metrics")[1]}
+    unknown.stop()
+    bad = {"source_dsn": f"host=127.0.0.1 port=1 passwort='{planted('dsn')}'", "supabase_key": planted("nokey")}
+    away = {"source_dsn": f"postgresql://app:{planted('away')}@127.0.0.1:1/app"}
+    others = [start({**pair.settings, **bad}), start({**pair.settings, **away}, "run", "--until-idle")]
+    wait_until(lambda: all(one.returncode is not None for one in others))
+    return {**texts, **{f"the log of {one.log.name}": one.log.read_text() for one in (unknown, *others)}}
