@@ -131,11 +131,11 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   select * into c from outboxd.cursor where relay = header ->> 'relay' for update;
-  if c.epoch is distinct from (header ->> 'epoch')::bigint then
+  if c.relay is null or c.epoch is distinct from (header ->> 'epoch')::bigint then
     answer := outboxd.answer('fenced', c);
   elsif c.batch_no = (header ->> 'batch_no')::bigint and c.digest = header ->> 'digest' then
     answer := outboxd.answer('duplicate', c, json_build_object('held', outboxd.held_keys(c.relay)));
-  elsif c.batch_no <> (header ->> 'batch_no')::bigint - 1 then
+  elsif c.batch_no is distinct from (header ->> 'batch_no')::bigint - 1 then
     answer := outboxd.answer('mismatch', c, json_build_object('held', outboxd.held_keys(c.relay)));
   end if;
 end
