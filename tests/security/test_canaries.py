@@ -106,6 +106,10 @@ def arrived(pair: Pair, number: int) -> bool:
     return bool(there)
 
 
+def arrives(pair: Pair, number: int) -> None:
+    wait_until(lambda: arrived(pair, number), 60)
+
+
 def test_no_value_and_no_secret_gets_out_over_a_run_of_faults(
     rest: Pair, supabase: EmbeddedSupabase, start: Start
 ) -> None:
@@ -127,7 +131,7 @@ def test_no_value_and_no_secret_gets_out_over_a_run_of_faults(
         wait_until(more)
         heard.ask(name)
         supabase.gateway.fault = None
-        wait_until(lambda n=number: arrived(rest, n), 60)
+        arrives(rest, number)
     break_the_source(rest, heard)
     for number, (name, (refusing, mending)) in enumerate(REFUSALS.items(), 1):
         with rest.target.connect() as conn:
@@ -138,7 +142,7 @@ def test_no_value_and_no_secret_gets_out_over_a_run_of_faults(
             heard.ask(name, commands=True)
             conn.execute(mending.encode())
         write(rest, number + 50)
-        wait_until(lambda n=number: arrived(rest, n + 50), 60)
+        arrives(rest, number + 50)
     heard.ask("the end", commands=True)
     assert outboxd.stop() == 0
     heard.texts["the log"] = outboxd.log.read_text()
@@ -174,7 +178,7 @@ def break_the_source(pair: Pair, heard: Heard) -> None:
             heard.ask(name)
             conn.execute(mending.encode())
             write(pair, number + 50)
-            wait_until(lambda n=number: arrived(pair, n + 50), 60)
+            arrives(pair, number + 50)
 
 
 def a_stranger(pair: Pair, start: Start) -> dict[str, str]:
