@@ -1,0 +1,114 @@
+"""What must be true after every step, of any schedule: the promises I1 to I6, computed from the source's history.
+
+Reads both simulated stores and nothing of the daemon. The strongest sentence is I5: the rows of the target are
+exactly what the transactions made that the target's own cursor sees.
+"""
+
+import json
+from typing import Any
+
+from tests.model.database import Database, Key
+from tests.model.mirror import Applied, Mirror
+from tests.model.wire import seen
+
+State = dict[Key, int]
+
+
+class Broken(AssertionError):
+    """A promise is broken. The first word names it."""
+
+
+class Oracle:
+    """Looks again only when one of the two has changed."""
+
+    def __init__(self, database: Database, mirror: Mirror, limit: int, limit_bytes: int) -> None:
+        self._database = database
+        self._mirror = mirror
+        self._limit = limit
+        self._limit_bytes = limit_bytes
+        self._looked = (-1, -1)
+        self._written: set[tuple[Key, int]] = set()
+        self._newest: State = {}
+        self._cursor: dict[str, Any] | None = None
+        mirror.on_commit = self._committed
+
+    def check(self) -> None:
+        """After a step."""
+        looked = self._database.version, self._mirror.version
+        if looked != self._looked:
+            self._looked = looked
+            self._compare()
+
+    def arrived(self) -> bool:
+        """Is everything on the target that has committed?"""
+        return not self._database.changes or self._compare() == len(self._database.changes)
+
+    def _compare(self) -> int:
+        """How many changes the cursor sees; raises Broken when the rows are not what they made."""
+        cursor = self._mirror.cursor
+        if cursor is None:
+            if self._mirror.rows:
+                raise Broken("I5: rows without a cursor")
+            return 0
+        sees, torn, floor = seen(cursor["snapshot"]), dict(cursor["torn"]), cursor["floor_id"]
+        expected: State = {}
+        count = 0
+        for change in self._database.changes:
+            if sees(change.xid) or change.id <= torn.get(change.xid, 0):
+                count += 1
+                _apply(expected, change)
+            elif change.id <= floor:
+                raise Broken(f"I1: change {change.id} of {change.xid} is neither seen nor above the floor of {cursor}")
+        if expected != self._mirror.rows:
+            raise Broken(f"I5: the target has {_text(self._mirror.rows)}; at its cursor {cursor} the source had {_text(expected)}")
+        for xid in torn:
+            self._check_torn(xid)
+        return count
+
+    def _check_torn(self, xid: int) -> None:
+        transaction = self._database.committed.get(xid)
+        if transaction is None:
+            raise Broken(f"I2: the cursor has begun transaction {xid}, which has not committed")
+        size = sum(change.size for change in transaction.changes)
+        if len(transaction.changes) < self._limit and size < self._limit_bytes:
+            raise Broken(f"atomicity: transaction {xid} is torn, and smaller than a batch")
+
+    def _committed(self, applied: Applied) -> None:
+        """A transaction of the target that changed rows or cursor."""
+        if applied.header["epoch"] != applied.epoch_before:
+            raise Broken(f"I6: epoch {applied.header['epoch']} wrote while {applied.epoch_before} had claimed the target")
+        for key, value in applied.values:
+            if (key, value) in self._written:
+                raise Broken(f"I3: {key} = {value} took effect twice")
+            self._written.add((key, value))
+            if abs(value) < self._newest.get(key, 0):
+                raise Broken(f"I4: {key} went back to {value} from {self._newest[key]}")
+            self._newest[key] = abs(value)
+        self._check_durable(applied)
+
+    def _check_durable(self, applied: Applied) -> None:
+        cursor, before = applied.header["cursor"], self._cursor
+        self._cursor = cursor
+        sees = seen(cursor["snapshot"])
+        saw = seen(before["snapshot"]) if before else lambda _: False
+        for xid, transaction in self._database.committed.items():
+            begun = sees(xid) or any(xid == torn for torn, _ in cursor["torn"])
+            if saw(xid) and not sees(xid):
+                raise Broken(f"I4: the cursor saw transaction {xid} and does not any more")
+            if begun and transaction.changes and transaction.lsn > self._database.flushed:
+                raise Broken(f"I2: transaction {xid} was applied before it was durable")
+
+
+def _apply(state: State, change: Any) -> None:
+    if change.op == "truncate":
+        for key in [key for key in state if key[0] == change.table]:
+            del state[key]
+    elif change.op == "delete":
+        state.pop((change.table, json.loads(change.key)["id"]), None)
+    else:
+        row = json.loads(change.row)
+        state[change.table, row["id"]] = row["v"]
+
+
+def _text(rows: State) -> str:
+    return "{" + ", ".join(f"{table.removeprefix('public.')} {key}: {value}" for (table, key), value in sorted(rows.items())) + "}"

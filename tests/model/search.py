@@ -1,0 +1,141 @@
+"""Running schedules by the thousand; when one breaks a promise, the shortest that still does, and its story."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+from tests.model import process, world
+from tests.model.choices import Choices
+from tests.model.clockwork import Clock
+from tests.model.mirror import Mirror
+from tests.model.oracle import Broken
+
+
+class _Mute:
+    """A logger that costs nothing."""
+
+    def info(self, *_: Any, **__: Any) -> None: ...
+
+    warning = error = log = debug = info
+
+
+class _Time:
+    """The module `time`, as the daemon's modules see it: the clock of the world that runs."""
+
+    clock = Clock()
+
+    def monotonic(self) -> float:
+        return self.clock.now
+
+    def time(self) -> float:
+        return self.clock.now
+
+
+@contextmanager
+def simulated() -> Iterator[_Time]:
+    """The daemon's modules connect to the simulated source, ask the simulated clock and are silent."""
+    clock = _Time()
+    with ExitStack() as stack:
+        for module in ("daemon.relay", "daemon.source", "daemon.target"):
+            stack.enter_context(patch(f"{module}.time", clock))
+        stack.enter_context(patch("daemon.relay.log", _Mute()))
+        stack.enter_context(patch("daemon.source.connect", process.connect))
+        # Small numbers, so that short schedules come by them.
+        stack.enter_context(patch("daemon.source._FLOOR_EVERY", 3))
+        stack.enter_context(patch("daemon.source._FLOORS", 4))
+        stack.enter_context(patch("daemon.source._LONGEST_SPAN", 4))
+        yield clock
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A promise broken: by which seed, after how many schedules, and the shortest story found."""
+
+    seed: int
+    schedules: int
+    broken: str
+    history: tuple[str, ...]
+
+    @property
+    def promise(self) -> str:
+        """I1 … I6, or atomicity."""
+        return self.broken.partition(":")[0]
+
+    def __str__(self) -> str:
+        lines = "\n".join(self.history)
+        return f"seed {self.seed} (schedule {self.schedules}) breaks a promise.\n{lines}\n  {self.broken}\n"
+
+
+def search(
+    seeds: Sequence[int], mirror: Callable[[], Mirror] = Mirror, *, shrink_seconds: float = 10.0
+) -> Failure | None:
+    """Run one schedule a seed; None when every promise held in all of them."""
+    with simulated() as clock:
+        for count, seed in enumerate(seeds, 1):
+            choices = Choices(seed)
+            if broken := _outcome(clock, choices, mirror):
+                return _shortest(clock, seed, count, choices.drawn, broken, mirror, shrink_seconds)
+    return None
+
+
+def _outcome(
+    clock: _Time, choices: Choices, mirror: Callable[[], Mirror], history: list[str] | None = None
+) -> str | None:
+    """What a schedule breaks; None when nothing."""
+    scene = world.World(choices, mirror, history)
+    clock.clock = scene.clock
+    try:
+        scene.run()
+    except Broken as broken:
+        return str(broken)
+    except Exception as error:  # noqa: BLE001  a schedule that makes the daemon fall over is a finding, too
+        if history is not None:
+            import traceback
+
+            history.extend(traceback.format_exc().splitlines())
+        return f"{type(error).__name__}: {error}"
+    finally:
+        scene.end()
+    return None
+
+
+def _shortest(
+    clock: _Time, seed: int, count: int, drawn: Sequence[int], broken: str, mirror: Callable[[], Mirror], seconds: float
+) -> Failure:
+    """Strike out and soften decisions as long as the same promise breaks."""
+    promise = broken.partition(":")[0]
+    deadline = time.monotonic() + seconds
+    best = list(drawn)
+
+    def still(candidate: list[int]) -> bool:
+        outcome = _outcome(clock, Choices(seed, candidate), mirror)
+        return outcome is not None and outcome.partition(":")[0] == promise
+
+    size = len(best) // 2
+    while size and time.monotonic() < deadline:
+        at, shorter = 0, False
+        while at < len(best) and time.monotonic() < deadline:
+            candidate = best[:at] + best[at + size :]
+            if still(candidate):
+                best, shorter = candidate, True
+            else:
+                at += size
+        if not shorter or size > 1:
+            size = size // 2 if size > 1 else (1 if shorter else 0)
+    for at in range(len(best)):
+        if best[at] and time.monotonic() < deadline and still(softer := [*best[:at], 0, *best[at + 1 :]]):
+            best = softer
+    history: list[str] = []
+    told = _outcome(clock, Choices(seed, best), mirror, history)
+    return Failure(seed, count, told or broken, tuple(history))
+
+
+if __name__ == "__main__":
+    first, last = int(sys.argv[1]), int(sys.argv[2])
+    began = time.monotonic()
+    found = search(range(first, last))
+    print(found or f"every promise held in {last - first} schedules, {time.monotonic() - began:.1f} s")

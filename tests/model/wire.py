@@ -1,0 +1,199 @@
+"""The daemon's connections to the source: its own queries, by name, answered from the simulated database.
+
+Stands in for psycopg where daemon.source connects. Each query is a call that waits until the world serves it, one
+statement after the other; anything may happen in between.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from daemon import source as daemon_source
+from daemon.plan import Change
+from tests.model.database import SHAPE, Database
+
+if TYPE_CHECKING:
+    from tests.model.process import Process
+
+NAMES = {text: name for name, text in daemon_source._QUERIES.items()}
+
+Rows = list[Any]
+Statement = Callable[[], Rows]
+
+
+class Gone(BaseException):
+    """The process does not exist any more: whatever it awaits ends here."""
+
+
+class Call:
+    """Something a process waits for. `serve` runs the next statement; with the last one comes the answer."""
+
+    __slots__ = ("future", "name", "results", "statements")
+
+    def __init__(self, name: str, statements: list[Statement], future: "asyncio.Future[Any]") -> None:
+        self.name = name
+        self.statements = statements
+        self.results: list[Rows] = []
+        self.future = future
+
+    def serve(self) -> bool:
+        """True when all statements have run."""
+        self.results.append(self.statements[len(self.results)]())
+        return len(self.results) == len(self.statements)
+
+
+class Results:
+    """What psycopg's cursor offers, as far as daemon.source asks."""
+
+    __slots__ = ("_at", "_results")
+
+    def __init__(self, results: list[Rows]) -> None:
+        self._results = results
+        self._at = 0
+
+    def nextset(self) -> bool:
+        self._at += 1
+        return self._at < len(self._results)
+
+    async def fetchone(self) -> Any:
+        rows = self._results[self._at]
+        return rows[0] if rows else None
+
+    async def fetchall(self) -> Rows:
+        return self._results[self._at]
+
+
+class Connection:
+    """A connection of one process to one incarnation of the server."""
+
+    def __init__(self, process: "Process", database: Database) -> None:
+        self._process = process
+        self._database = database
+        self._incarnation = database.incarnation
+        self.adapters = self
+        self.broken = False
+
+    def register_loader(self, *_: Any) -> None:
+        """psycopg's loaders are not needed: values come as they are."""
+
+    async def execute(self, text: bytes, parameters: Mapping[str, Any] | None = None, **_: Any) -> Results:
+        name = NAMES[text]
+        statements = _STATEMENTS[name](self._database, parameters or {})
+        return Results(await self._process.call(name, [self._alive(statement) for statement in statements]))
+
+    async def close(self) -> None:
+        self.broken = True
+
+    def _alive(self, statement: Statement) -> Statement:
+        def run() -> Rows:
+            if self.broken or self._incarnation != self._database.incarnation:
+                raise psycopg.OperationalError("server closed the connection unexpectedly")
+            return statement()
+
+        return run
+
+
+# -- the queries, as sql/queries has them ----------------------------------------------------------------------
+
+
+def _nothing() -> Rows:
+    return []
+
+
+def _identity(database: Database, _: Mapping[str, Any]) -> list[Statement]:
+    return [lambda: [("7001", False, 170000, 1, 0, 4)]]
+
+
+def _floor(database: Database, _: Mapping[str, Any]) -> list[Statement]:
+    return [
+        _nothing,
+        lambda: [(database.sequence,)],
+        lambda: [(database.spend_xid(flush=False),)],
+        _nothing,
+    ]
+
+
+def _flush(database: Database, _: Mapping[str, Any]) -> list[Statement]:
+    return [lambda: [(database.spend_xid(flush=True),)]]
+
+
+def _window_open(database: Database, _: Mapping[str, Any]) -> list[Statement]:
+    return [
+        _nothing,
+        lambda: [(database.snapshot(), False)],
+        lambda: [(database.sequence,)],
+        lambda: [(database.lsn <= database.flushed, database.now_us)],
+        _nothing,
+    ]
+
+
+def _by_id(database: Database, p: Mapping[str, Any]) -> list[Statement]:
+    before, goal = seen(p["from_snapshot"]), seen(p["to_snapshot"])
+    return [
+        lambda: _limited(
+            (c for c in database.changes if p["after"] < c.id <= p["upto"] and not before(c.xid) and goal(c.xid)), p
+        )
+    ]
+
+
+def _by_xid(database: Database, p: Mapping[str, Any]) -> list[Statement]:
+    inside = _within(p)
+    return [lambda: _limited((c for c in database.changes if p["after"] < c.id <= p["upto"] and inside(c.xid)), p)]
+
+
+def _beyond(database: Database, p: Mapping[str, Any]) -> list[Statement]:
+    inside = _within(p)
+    return [
+        lambda: list({c.xid: c.id for c in database.changes if p["upto"] < c.id <= p["ceiling"] and inside(c.xid)}.items())
+    ]
+
+
+def _rest(database: Database, p: Mapping[str, Any]) -> list[Statement]:
+    begun = dict(zip(_numbers(p["xids"]), _numbers(p["above"]), strict=True))
+    return [lambda: [c for c in database.changes if c.xid in begun and begun[c.xid] < c.id <= p["upto"]]]
+
+
+def _shapes(_: Database, p: Mapping[str, Any]) -> list[Statement]:
+    return [lambda: [(id_, SHAPE[id_]) for id_ in p["ids"]]]
+
+
+_STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]] = {
+    "source_identity": _identity,
+    "floor": _floor,
+    "flush": _flush,
+    "window_open": _window_open,
+    "window_by_id": _by_id,
+    "window_by_xid": _by_xid,
+    "window_beyond": _beyond,
+    "window_rest": _rest,
+    "shapes": _shapes,
+}
+
+
+def seen(snapshot: str) -> Callable[[int], bool]:
+    """pg_visible_in_snapshot, written without daemon.snapshot, which is under test."""
+    _, end, listed = snapshot.split(":")
+    xmax, running = int(end), frozenset(map(int, listed.split(","))) if listed else frozenset()
+    return lambda xid: xid < xmax and xid not in running
+
+
+def _within(p: Mapping[str, Any]) -> Callable[[int], bool]:
+    runs = list(zip(_numbers(p["first"]), _numbers(p["last"]), strict=True))
+    return lambda xid: any(first <= xid <= last for first, last in runs)
+
+
+def _numbers(array: str) -> list[int]:
+    return list(map(int, array[1:-1].split(","))) if len(array) > 2 else []
+
+
+def _limited(changes: Iterable[Change], p: Mapping[str, Any]) -> Rows:
+    page: Rows = []
+    size = 0
+    for change in changes:
+        if len(page) == p["limit"] or (page and size >= p["bytes"]):
+            break
+        page.append(change)
+        size += change.size
+    return page
