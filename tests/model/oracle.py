@@ -5,8 +5,11 @@ exactly what the transactions made that the target's own cursor sees.
 """
 
 import json
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
+from daemon.plan import Change
 from tests.model.database import Database, Key
 from tests.model.mirror import Applied, Mirror
 from tests.model.wire import seen
@@ -27,6 +30,7 @@ class Oracle:
         self._limit = limit
         self._limit_bytes = limit_bytes
         self._looked = (-1, -1)
+        self._arrived = False
         self._written: set[tuple[Key, int]] = set()
         self._newest: State = {}
         self._cursor: dict[str, Any] | None = None
@@ -37,11 +41,20 @@ class Oracle:
         looked = self._database.version, self._mirror.version
         if looked != self._looked:
             self._looked = looked
-            self._compare()
+            self._arrived = self._compare() == len(self._database.changes)
 
     def arrived(self) -> bool:
         """Is everything on the target that has committed?"""
-        return not self._database.changes or self._compare() == len(self._database.changes)
+        self.check()
+        return self._arrived
+
+    def check_told(self, changes: Iterable[Change]) -> None:
+        """A relay has just counted these changes as applied."""
+        cursor = self._mirror.cursor
+        sees, torn = (seen(cursor["snapshot"]), dict(cursor["torn"])) if cursor else ((lambda _: False), {})
+        for change in changes:
+            if not sees(change.xid) and change.id > torn.get(change.xid, 0):
+                raise Broken(f"I1: the relay says change {change.id} is applied; the target's cursor {cursor} does not see it")
 
     def _compare(self) -> int:
         """How many changes the cursor sees; raises Broken when the rows are not what they made."""
@@ -99,15 +112,23 @@ class Oracle:
                 raise Broken(f"I2: transaction {xid} was applied before it was durable")
 
 
-def _apply(state: State, change: Any) -> None:
+def _apply(state: State, change: Change) -> None:
     if change.op == "truncate":
         for key in [key for key in state if key[0] == change.table]:
             del state[key]
     elif change.op == "delete":
-        state.pop((change.table, json.loads(change.key)["id"]), None)
+        state.pop((change.table, _read(change.key)[0]), None)
     else:
-        row = json.loads(change.row)
-        state[change.table, row["id"]] = row["v"]
+        assert change.row is not None
+        key, value = _read(change.row)
+        state[change.table, key] = value
+
+
+@lru_cache(4096)
+def _read(text: str) -> tuple[int, int]:
+    """Key and value of a row's or key's JSON."""
+    row = json.loads(text)
+    return row["id"], row.get("v", 0)
 
 
 def _text(rows: State) -> str:

@@ -11,9 +11,10 @@ import psycopg
 
 from daemon.breaker import Breaker
 from daemon.errors import Fenced, SourceUnavailable
+from daemon.plan import Plan
 from daemon.relay import Relay, Timing
-from daemon.source import Limits, Source
-from daemon.target import Target
+from daemon.source import Batch, Limits, Source
+from daemon.target import Answer, Target
 from daemon.wakeup import Bell
 from tests.model.clockwork import Loop
 from tests.model.wire import Call, Connection, Gone, Rows, Statement
@@ -29,10 +30,11 @@ TIMING = Timing(poll=1.0, recheck=15.0)
 class Request:
     """A document on its way: the sender's future, and the answer once the target has given one."""
 
-    __slots__ = ("answer", "document", "future", "number", "running", "sender")
+    __slots__ = ("answer", "applies", "document", "future", "number", "running", "sender")
 
     def __init__(self, number: int, sender: "Process", document: str, future: "asyncio.Future[str]") -> None:
         self.number, self.sender, self.document, self.future = number, sender, document, future
+        self.applies = document.startswith('{"mode":"apply"')
         self.running: Any = None  # the target's transactions, once it has begun
         self.answer: str | None = None
 
@@ -51,7 +53,7 @@ class Process:
         clock = world.clock.monotonic
         source = Source(cast("str", self), limits, breaker=Breaker("source", clock=clock, random=_half))
         target = Target(Door(self), "main", Breaker("target", clock=clock, random=_half))
-        self.relay = Relay(source, target, cast("Bell", self.bell), Silent(), TIMING)
+        self.relay = Relay(source, target, cast("Bell", self.bell), Told(world), TIMING)
         self.task = asyncio.Task(self.relay.run(), loop=self.loop)
         self.task._log_destroy_pending = False  # type: ignore[attr-defined]  # a schedule may end at any time
         self.loop.turn()
@@ -112,6 +114,16 @@ class Process:
         self.loop.turn()
         assert self.task.done(), "a crashed process still waits for something"
         self.task.exception()
+
+
+class Told(Silent):
+    """The relay's observer: what it says is applied must be so."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+
+    def batch_applied(self, batch: Batch, plan: Plan, answer: Answer, seconds: float) -> None:
+        self._world.oracle.check_told(batch.changes)
 
 
 def _half() -> float:

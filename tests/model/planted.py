@@ -1,0 +1,260 @@
+"""Bugs, planted one at a time: each replaces one piece of the daemon or of the target by a plausible wrong one.
+
+What the model must find. Each is a context in which the wrong piece is in place; those of the target are a Mirror.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+from unittest.mock import patch
+
+from daemon import snapshot, source, window
+from daemon.plan import Change
+from daemon.relay import Relay
+from daemon.source import Batch, Source
+from daemon.window import Cut, Window
+from outbox import Cursor
+from tests.model.mirror import Applied, Group, Mirror
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """`promises`: one of these must break; `within`: in at most so many schedules."""
+
+    name: str
+    promises: tuple[str, ...]
+    within: int = 2000
+    mirror: Callable[[], Mirror] = Mirror
+    context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+
+
+# -- of the target ---------------------------------------------------------------------------------------------
+
+
+class Unfenced(Mirror):
+    """The epoch is not compared."""
+
+    fences = False
+
+
+class WithoutDigest(Mirror):
+    """A batch of the stored number passes for the one that is stored."""
+
+    compares_digest = False
+
+
+class CursorLater(Mirror):
+    """Rows in one transaction, the cursor in a second."""
+
+    def _move(self, header: dict[str, Any], groups: list[Group]) -> Iterator[str]:
+        applied = Applied(header, self.epoch)
+        self._write(groups, applied)
+        yield cast("str", None)
+        self._advance(header)
+        self.on_commit(applied)
+        yield self._answer("applied")
+
+
+class CursorFirst(Mirror):
+    """The cursor in one transaction, the rows in a second."""
+
+    def _move(self, header: dict[str, Any], groups: list[Group]) -> Iterator[str]:
+        applied = Applied(header, self.epoch)
+        self._advance(header)
+        yield cast("str", None)
+        self._write(groups, applied)
+        self.on_commit(applied)
+        yield self._answer("applied")
+
+
+class Uncounted(Mirror):
+    """Any batch is applied, whatever its number."""
+
+    def _apply(self, header: dict[str, Any], records: list[str]) -> Iterator[str]:
+        if header["epoch"] == self.epoch:
+            header = {**header, "batch_no": self.batch_no + 1}
+        yield from super()._apply(header, records)
+
+
+# -- of the source ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def ids_after_the_last() -> Iterator[None]:
+    """No windows: whatever is visible with an id above the last one."""
+
+    async def read(self: Source, cursor: Cursor) -> Batch:
+        async with self._connected() as conn:
+            opened = await self._open(conn, cursor)
+            everything = {"from_snapshot": "3:3:", "to_snapshot": str(opened.goal), "after": cursor.floor_id}
+            page = await self._changes(
+                conn, "window_by_id", {**everything, "upto": opened.ceiling, "limit": 10**6, "bytes": 10**6}
+            )
+            await self._learn_shapes(conn, {c.shape for c in page if c.shape is not None} - self._shapes.keys())
+            await conn.execute(source.query("flush"))
+            last = max((change.id for change in page), default=cursor.floor_id)
+            return Batch(tuple(page), Cursor(str(opened.goal), last, (), "7001"), self._shapes, 0, False, 0)
+
+    with patch.object(Source, "read", read):
+        yield
+
+
+@contextmanager
+def cut_by_id() -> Iterator[None]:
+    """A page is a batch: what a transaction has beyond it comes later."""
+
+    def cut(self: Window, page: Sequence[Change], *, upto: int, beyond: Mapping[int, int]) -> Cut | None:
+        before = self.after
+        self._last.update(beyond)
+        unfinished = {change.xid for change in page} & self._last.keys()
+        unfinished = {xid for xid in unfinished if self._last[xid] > upto}
+        changes = tuple(change for change in page if change.id > self._torn.get(change.xid, 0))
+        taken = {change.xid for change in page} - unfinished
+        self.after = upto
+        ended = self.after >= self.ceiling
+        if not (changes or ended):
+            return None
+        for xid in taken:
+            self._last.pop(xid, None)
+            self._torn.pop(xid, None)
+        self._torn.update(dict.fromkeys(unfinished, upto))
+        self.reached = snapshot.cut(self.reached, self.goal, taken, self._last)
+        return Cut(changes, {}, before, bool(unfinished), ended)
+
+    with patch.object(Window, "cut", cut):
+        yield
+
+
+@contextmanager
+def no_wait_for_the_disk() -> Iterator[None]:
+    """Commits with synchronous_commit = off are sent as soon as they are visible."""
+    with patch.dict(source._QUERIES, {"flush": source._QUERIES["shapes"]}), patch.object(Source, "_batch", _unflushed):
+        yield
+
+
+async def _unflushed(self: Source, conn: Any, window_: Window, cut: Cut) -> Batch:
+    self._flushed = True
+    return await _REAL_BATCH(self, conn, window_, cut)
+
+
+_REAL_BATCH = Source._batch
+
+
+@contextmanager
+def cursor_beyond_the_disk() -> Iterator[None]:
+    """The cursor goes to the window's goal, whether that is durable or not."""
+    real = Window.move
+    with patch.object(Window, "move", lambda self, sent, system, to_goal: real(self, sent, system, to_goal=self.after >= self.ceiling)):
+        yield
+
+
+@contextmanager
+def memory_outlives_a_crash() -> Iterator[None]:
+    """After the connection was lost the relay goes on from where an empty window led, and does not ask the target."""
+    real = Source._drop
+
+    async def drop(self: Source) -> None:
+        self._ended = None
+        await real(self)
+
+    async def step(self: Relay) -> bool:
+        batch = await self._read()
+        if batch is not None:
+            await self._apply(batch)
+        return batch is not None
+
+    with patch.object(Source, "_drop", drop), patch.object(Relay, "step", step):
+        yield
+
+
+@contextmanager
+def floor_without_an_xid() -> Iterator[None]:
+    """The floor is the sequence as it is, whoever is still running."""
+    with patch.object(Source, "_floor", lambda self, goal: max((id_ for _, id_ in self._floors), default=0)):
+        yield
+
+
+@contextmanager
+def running_transactions_forgotten() -> Iterator[None]:
+    """The cut's snapshot has no list of those that are not taken."""
+
+    def cut(reached: Any, goal: Any, taken: Any, untaken: Any) -> Any:
+        return snapshot.Snapshot.of(max(reached.xmax, 1 + max(taken, default=0)), goal.running - frozenset(taken))
+
+    with patch.object(window, "cut", cut):
+        yield
+
+
+@contextmanager
+def beyond_not_asked() -> Iterator[None]:
+    """A transaction is taken for whole when the page has no more of it."""
+
+    async def nothing(*_: Any) -> dict[int, int]:
+        return {}
+
+    with patch.object(Source, "_beyond", nothing):
+        yield
+
+
+# -- of the relay ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def goes_on_from_what_was_meant() -> Iterator[None]:
+    """After a mismatch the relay goes on from its own cursor, not from the target's."""
+    real_apply, real_go_on = Relay._apply, Relay._go_on_from
+
+    async def apply(self: Relay, batch: Batch) -> None:
+        await real_apply(self, batch)
+        self._cursor = batch.cursor
+
+    with patch.object(Relay, "_apply", apply), patch.object(Relay, "_go_on_from", real_go_on):
+        yield
+
+
+@contextmanager
+def sleeps_without_another_look() -> Iterator[None]:
+    """Having taken K the relay waits at once."""
+
+    async def rest(self: Relay) -> None:
+        if self._pace.pause(1e9) is None and await self._bell.try_arm():
+            await self._bell.wait(1.0)
+            await self._bell.disarm()
+
+    with patch.object(Relay, "_rest", rest):
+        yield
+
+
+@contextmanager
+def newest_by_transaction() -> Iterator[None]:
+    """Of one key the change of the highest transaction id is taken for the newest."""
+    real = Relay._apply
+
+    async def apply(self: Relay, batch: Batch) -> None:
+        ordered = tuple(sorted(batch.changes, key=lambda change: (change.xid, change.id)))
+        await real(self, Batch(ordered, batch.cursor, batch.shapes, batch.torn, batch.more, batch.read_us))
+
+    with patch.object(Relay, "_apply", apply):
+        yield
+
+
+PLANTED = (
+    Planted("windows replaced by id > last", ("I1", "I4", "I5"), context=ids_after_the_last),
+    Planted("the fence removed", ("I6",), mirror=Unfenced),
+    Planted("the cursor written in a second transaction", ("I5",), mirror=CursorLater),
+    Planted("the rows written in a second transaction", ("I5",), mirror=CursorFirst),
+    Planted("the digest not compared", ("I1", "I5"), within=5000, mirror=WithoutDigest),
+    Planted("windows cut by id", ("atomicity",), context=cut_by_id),
+    Planted("batch numbers not compared", ("I3", "I4", "I5"), mirror=Uncounted),
+    Planted("unflushed commits sent", ("I2",), context=no_wait_for_the_disk),
+    Planted("the cursor beyond the disk", ("I1", "I2", "I5"), within=5000, context=cursor_beyond_the_disk),
+    Planted("memory outlives a crash", ("I1", "I5"), within=5000, context=memory_outlives_a_crash),
+    Planted("the floor without an xid", ("I1",), context=floor_without_an_xid),
+    Planted("running transactions forgotten", ("I1", "I5"), context=running_transactions_forgotten),
+    Planted("beyond the page not asked", ("I1", "I5", "atomicity"), context=beyond_not_asked),
+    Planted("goes on from what was meant", ("I1", "I5"), within=5000, context=goes_on_from_what_was_meant),
+    Planted("sleeps without another look", ("I1",), within=5000, context=sleeps_without_another_look),
+    Planted("newest by transaction", ("I4", "I5"), context=newest_by_transaction),
+)
