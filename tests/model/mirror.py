@@ -5,6 +5,7 @@ nothing of the source.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,7 @@ class Mirror:
 
     def __init__(self) -> None:
         self.version = 0
+        self.answers: Counter[str] = Counter()
         self.rows: dict[Key, int] = {}
         self.epoch = 0
         self.batch_no = 0
@@ -103,6 +105,7 @@ class Mirror:
         self.batch_no, self.digest, self.cursor = header["batch_no"], header["digest"], header["cursor"]
 
     def _answer(self, what: str, more: dict[str, Any] | None = None) -> str:
+        self.answers[what] += 1
         return json.dumps({
             "answer": what, "epoch": self.epoch, "batch_no": self.batch_no, "digest": self.digest,
             "cursor": self.cursor, "more": more,

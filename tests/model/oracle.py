@@ -31,6 +31,7 @@ class Oracle:
         self._limit_bytes = limit_bytes
         self._looked = (-1, -1)
         self._arrived = False
+        self.torn = 0  # how often a transaction was seen to be on the target in part
         self._written: set[tuple[Key, int]] = set()
         self._newest: State = {}
         self._cursor: dict[str, Any] | None = None
@@ -75,6 +76,7 @@ class Oracle:
         if expected != self._mirror.rows:
             raise Broken(f"I5: the target has {_text(self._mirror.rows)}; at its cursor {cursor} the source had {_text(expected)}")
         for xid in torn:
+            self.torn += 1
             self._check_torn(xid)
         return count
 

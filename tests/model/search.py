@@ -2,6 +2,8 @@
 
 import sys
 import time
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -66,24 +68,32 @@ class Failure:
         return self.broken.partition(":")[0]
 
     def __str__(self) -> str:
-        lines = "\n".join(self.history)
-        return f"seed {self.seed} (schedule {self.schedules}) breaks a promise.\n{lines}\n  {self.broken}\n"
+        again = f"python -m tests.model.search {self.seed}"
+        return "\n".join((f"Seed {self.seed} breaks a promise ({again}). The shortest history found:", *self.history, self.broken))
 
 
 def search(
-    seeds: Sequence[int], mirror: Callable[[], Mirror] = Mirror, *, shrink_seconds: float = 10.0
+    seeds: Sequence[int],
+    mirror: Callable[[], Mirror] = Mirror,
+    *,
+    met: Counter[str] | None = None,
+    shrink_seconds: float = 10.0,
 ) -> Failure | None:
-    """Run one schedule a seed; None when every promise held in all of them."""
+    """Run one schedule a seed; None when every promise held in all of them. `met` counts what happened in them."""
     with simulated() as clock:
         for count, seed in enumerate(seeds, 1):
             choices = Choices(seed)
-            if broken := _outcome(clock, choices, mirror):
+            if broken := _outcome(clock, choices, mirror, met=met):
                 return _shortest(clock, seed, count, choices.drawn, broken, mirror, shrink_seconds)
     return None
 
 
 def _outcome(
-    clock: _Time, choices: Choices, mirror: Callable[[], Mirror], history: list[str] | None = None
+    clock: _Time,
+    choices: Choices,
+    mirror: Callable[[], Mirror],
+    history: list[str] | None = None,
+    met: Counter[str] | None = None,
 ) -> str | None:
     """What a schedule breaks; None when nothing."""
     scene = world.World(choices, mirror, history)
@@ -94,12 +104,12 @@ def _outcome(
         return str(broken)
     except Exception as error:  # noqa: BLE001  a schedule that makes the daemon fall over is a finding, too
         if history is not None:
-            import traceback
-
             history.extend(traceback.format_exc().splitlines())
         return f"{type(error).__name__}: {error}"
     finally:
         scene.end()
+        if met is not None:
+            met.update(scene.met)
     return None
 
 
@@ -135,7 +145,8 @@ def _shortest(
 
 
 if __name__ == "__main__":
-    first, last = int(sys.argv[1]), int(sys.argv[2])
-    began = time.monotonic()
-    found = search(range(first, last))
-    print(found or f"every promise held in {last - first} schedules, {time.monotonic() - began:.1f} s")
+    first = int(sys.argv[1])
+    seeds = range(first, int(sys.argv[2]) if len(sys.argv) > 2 else first + 1)
+    began, met = time.monotonic(), Counter[str]()
+    print(search(seeds, met=met) or f"Every promise held in {len(seeds)} schedules.")
+    print(f"{time.monotonic() - began:.1f} s:", ", ".join(f"{what} {count}" for what, count in met.most_common()))

@@ -4,6 +4,7 @@
 without faults and asks whether all has arrived. The oracle looks after every step.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,7 @@ class World:
         self._choices = choices
         self._history = history
         self.setting = Setting.drawn(choices)
+        self.met: Counter[str] = Counter()  # what happened in this schedule
         self.clock = Clock()
         self.database = Database()
         self.database.on_notify = self._notify
@@ -105,6 +107,8 @@ class World:
 
     def end(self) -> None:
         """Nothing of it runs any more."""
+        self.met.update(self.mirror.answers)
+        self.met["torn"] += bool(self.oracle.torn)
         for process in self.processes:
             if not process.task.done():
                 process.kill()
@@ -116,6 +120,7 @@ class World:
         self._do(act, arguments)
 
     def _do(self, act: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        self.met[act.__name__.strip("_")] += 1
         if self._history is not None:
             self._history.append(f"{len(self._history):4}  {self._told(act, arguments)}")
             at = len(self._history) - 1
@@ -331,6 +336,8 @@ class World:
         if request.running is None:
             request.running = iter(self.mirror.call(request.document))
         answer = next(request.running)
+        if request.future.done():
+            self.met["deliver late"] += 1
         if answer is not None:
             request.answer = answer
             if request.future.done():
@@ -378,6 +385,7 @@ class World:
     def _source_crash(self) -> None:
         lost = self.database.crash(self.sessions)
         if lost:
+            self.met["commits lost"] += 1
             self._note(f"commits lost: {lost}")
         self.leader = None
         for process in self.processes:
