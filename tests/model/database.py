@@ -33,6 +33,14 @@ class Session:
 
 
 @dataclass(slots=True)
+class Letter:
+    """A row of outbox.held."""
+
+    change: Change
+    wanted: bool = False  # a person asked for a retry
+
+
+@dataclass(slots=True)
 class Committed:
     """A transaction that has committed: where in the log."""
 
@@ -51,6 +59,7 @@ class Database:
         self.running: dict[int, Session | None] = {}
         self.committed: dict[int, Committed] = {}
         self.changes: list[Change] = []  # of committed transactions, in id order
+        self.letters: dict[int, Letter] = {}  # durable: whoever writes one waits for the disk
         self.sequence = 0
         self.values = 0
         self.lsn = 0
@@ -153,6 +162,13 @@ class Database:
             self.flushed = lsn
         self._end(xid)
         return xid
+
+    def want(self) -> None:
+        """A person asks for a retry of every dead letter, and rings."""
+        for letter in self.letters.values():
+            letter.wanted = True
+        if self.sleeper is not None:
+            self.on_notify()
 
     # -- the server ------------------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ class Mirror:
         self.batch_no = 0
         self.digest: str | None = None
         self.cursor: dict[str, Any] | None = None
+        self.held: set[tuple[str, str]] = set()  # table, and the key as JSON
         self.strict = True  # poisoned values are refused
         self.on_commit: Callable[[Applied], None] = lambda _: None
 
@@ -55,27 +56,49 @@ class Mirror:
             case "claim":
                 self.epoch += 1
                 self.version += 1
-                yield self._answer("claimed", DESCRIPTION)
+                yield self._answer("claimed", {**DESCRIPTION, **self._holds()})
             case "cursor":
-                yield self._answer("cursor")
+                yield self._answer("cursor", self._holds())
             case "describe":
                 yield json.dumps({"answer": "described", "more": DESCRIPTION})
+            case "isolate":
+                groups = _groups(records)
+                yield self._turned_away(header) or self._answer("isolated", {"refused": self._refused(groups)})
             case "apply":
                 yield from self._apply(header, records)
 
     def _apply(self, header: dict[str, Any], records: list[str]) -> Iterator[str]:
-        if self.fences and header["epoch"] != self.epoch:
-            yield self._answer("fenced")
-        elif header["batch_no"] == self.batch_no and (header["digest"] == self.digest or not self.compares_digest):
-            yield self._answer("duplicate")
-        elif header["batch_no"] != self.batch_no + 1:
-            yield self._answer("mismatch")
+        if answer := self._turned_away(header):
+            yield answer
+            return
+        groups = _groups(records)
+        if self._refused(groups):
+            yield self._answer("refused", {"sqlstate": "23514", "gear": 1, "table": groups[0][0]["table"]})
         else:
-            groups = [(json.loads(records[i]), json.loads(records[i + 1])) for i in range(0, len(records), 2)]
-            if self.strict and any(row.get("v", 1) < 0 for _, rows in groups for row in rows):
-                yield self._answer("refused", {"sqlstate": "23514", "gear": 1, "table": groups[0][0]["table"]})
-            else:
-                yield from self._move(header, groups)
+            yield from self._move(header, groups)
+
+    def _turned_away(self, header: dict[str, Any]) -> str | None:
+        if self.fences and header["epoch"] != self.epoch:
+            return self._answer("fenced")
+        if header["batch_no"] == self.batch_no and (header["digest"] == self.digest or not self.compares_digest):
+            return self._answer("duplicate", self._holds())
+        if header["batch_no"] != self.batch_no + 1:
+            return self._answer("mismatch", self._holds())
+        return None
+
+    def _refused(self, groups: list[Group]) -> list[dict[str, Any]]:
+        """Poisoned rows, as outboxd.isolate names them."""
+        if not self.strict:
+            return []
+        return [
+            {"part": 2 + 2 * at, "pos": pos, "why": {"sqlstate": "23514", "constraint": "healthy"}}
+            for at, (head, rows) in enumerate(groups)
+            for pos, row in enumerate(rows)
+            if head["op"] == "upsert" and row["v"] < 0
+        ]
+
+    def _holds(self) -> dict[str, Any]:
+        return {"held": sorted(self.held)}
 
     def _move(self, header: dict[str, Any], groups: list[Group]) -> Iterator[str]:
         """Rows and cursor, in one transaction."""
@@ -92,6 +115,10 @@ class Mirror:
             if head["op"] == "truncate":
                 keep = {row["id"] for row in rows}
                 self.rows = {key: v for key, v in self.rows.items() if key[0] != table or key[1] in keep}
+            elif head["op"] == "hold":
+                self.held |= {(table, _key(row)) for row in rows}
+            elif head["op"] == "release":
+                self.held -= {(table, _key(row)) for row in rows}
             elif head["op"] == "delete":
                 for row in rows:
                     self.rows.pop((table, row["id"]), None)
@@ -110,3 +137,12 @@ class Mirror:
             "answer": what, "epoch": self.epoch, "batch_no": self.batch_no, "digest": self.digest,
             "cursor": self.cursor, "more": more,
         })  # fmt: skip
+
+
+def _groups(records: list[str]) -> list[Group]:
+    return [(json.loads(records[at]), json.loads(records[at + 1])) for at in range(0, len(records), 2)]
+
+
+def _key(row: dict[str, Any]) -> str:
+    """As tests.model.database writes it."""
+    return json.dumps(row, separators=(",", ":"))

@@ -24,13 +24,12 @@ class Broken(AssertionError):
 class Oracle:
     """Looks again only when one of the two has changed."""
 
-    def __init__(self, database: Database, mirror: Mirror, limit: int, limit_bytes: int) -> None:
+    def __init__(self, database: Database, mirror: Mirror) -> None:
         self._database = database
         self._mirror = mirror
-        self._limit = limit
-        self._limit_bytes = limit_bytes
         self._looked = (-1, -1)
         self._arrived = False
+        self.may_tear: set[int] = set()  # transactions that filled a batch by themselves when they were read
         self.torn = 0  # how often a transaction was seen to be on the target in part
         self._written: set[tuple[Key, int]] = set()
         self._newest: State = {}
@@ -66,27 +65,52 @@ class Oracle:
             return 0
         sees, torn, floor = seen(cursor["snapshot"]), dict(cursor["torn"]), cursor["floor_id"]
         expected: State = {}
-        count = 0
+        passed: list[Change] = []
         for change in self._database.changes:
             if sees(change.xid) or change.id <= torn.get(change.xid, 0):
-                count += 1
+                passed.append(change)
                 _apply(expected, change)
             elif change.id <= floor:
                 raise Broken(f"I1: change {change.id} of {change.xid} is neither seen nor above the floor of {cursor}")
-        if expected != self._mirror.rows:
+        rows = self._mirror.rows
+        if self._mirror.held:
+            rows = dict(rows)
+            for table, key in self._mirror.held:
+                self._check_held(table, key, passed)
+                of_key = table, _read(key)[0]
+                expected.pop(of_key, None)
+                rows.pop(of_key, None)
+        if expected != rows:
             raise Broken(f"I5: the target has {_text(self._mirror.rows)}; at its cursor {cursor} the source had {_text(expected)}")
         for xid in torn:
             self.torn += 1
-            self._check_torn(xid)
-        return count
+            if xid not in self._database.committed:
+                raise Broken(f"I2: the cursor has begun transaction {xid}, which has not committed")
+            if xid not in self.may_tear:
+                raise Broken(f"atomicity: transaction {xid} is torn, and smaller than a batch")
+        return len(passed)
 
-    def _check_torn(self, xid: int) -> None:
+    def read_torn(self, xid: int, changes: int, size: int) -> None:
+        """A relay has read a part of a transaction, with these limits of a batch."""
         transaction = self._database.committed.get(xid)
-        if transaction is None:
-            raise Broken(f"I2: the cursor has begun transaction {xid}, which has not committed")
-        size = sum(change.size for change in transaction.changes)
-        if len(transaction.changes) < self._limit and size < self._limit_bytes:
-            raise Broken(f"atomicity: transaction {xid} is torn, and smaller than a batch")
+        if transaction is not None and (
+            len(transaction.changes) >= changes or sum(change.size for change in transaction.changes) >= size
+        ):
+            self.may_tear.add(xid)
+
+    def _check_held(self, table: str, key: str, passed: Iterable[Change]) -> None:
+        """The target has the row as it once was; every change since then that the cursor has passed is a letter."""
+        of_key = table, _read(key)[0]
+        there = self._mirror.rows.get(of_key)
+        state: State = {}
+        explained = there is None
+        for change in passed:
+            if change.table != table or (change.key != key and change.op != "truncate"):
+                continue
+            _apply(state, change)
+            explained = state.get(of_key) == there or (explained and change.id in self._database.letters)
+        if not explained:
+            raise Broken(f"I1: held key {key} of {table} has {there}, and changes since then are no letters")
 
     def _committed(self, applied: Applied) -> None:
         """A transaction of the target that changed rows or cursor."""

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 from unittest.mock import patch
 
-from daemon import snapshot, source, window
+from daemon import delivery, hold, snapshot, source, window
+from daemon.delivery import Delivery
+from daemon.letters import Letters
 from daemon.plan import Change
 from daemon.relay import Relay
 from daemon.source import Batch, Source
@@ -86,7 +88,7 @@ def ids_after_the_last() -> Iterator[None]:
     """No windows: whatever is visible with an id above the last one."""
 
     async def read(self: Source, cursor: Cursor) -> Batch:
-        async with self._connected() as conn:
+        async with self.connected() as conn:
             opened = await self._open(conn, cursor)
             everything = {"from_snapshot": "3:3:", "to_snapshot": str(opened.goal), "after": cursor.floor_id}
             page = await self._changes(
@@ -215,6 +217,73 @@ def goes_on_from_what_was_meant() -> Iterator[None]:
 
 
 @contextmanager
+def held_without_a_letter() -> Iterator[None]:
+    """A refused change is left out of the batch, and nobody writes it down."""
+
+    async def hold(self: Letters, letters: Any) -> None: ...
+
+    with patch.object(Letters, "hold", hold):
+        yield
+
+
+@contextmanager
+def letter_after_the_cursor() -> Iterator[None]:
+    """The target's cursor moves first, the letter is written after it."""
+    real_hold, real_settled = Letters.hold, Delivery._settled
+    late: dict[int, Any] = {}
+
+    async def hold(self: Letters, letters: Any) -> None:
+        late[id(self)] = letters
+
+    async def settled(self: Delivery, load: Any, cursor: Cursor) -> None:
+        if letters := late.pop(id(self._letters), None):
+            await real_hold(self._letters, letters)
+        await real_settled(self, load, cursor)
+
+    with patch.object(Letters, "hold", hold), patch.object(Delivery, "_settled", settled):
+        yield
+
+
+class NotRecorded(Mirror):
+    """The target does not write down which keys are held."""
+
+    def _write(self, groups: list[Group], applied: Applied) -> None:
+        super()._write([group for group in groups if group[0]["op"] != "hold"], applied)
+
+
+@contextmanager
+def flows_past_a_held_change() -> Iterator[None]:
+    """A later change of a held key does not wait."""
+
+    with patch.object(delivery, "part", lambda changes, held, row_bytes: hold.part(changes, (), row_bytes)):
+        yield
+
+
+@contextmanager
+def letters_forgotten_first() -> Iterator[None]:
+    """A retry removes the letters, then sends them."""
+    real = Delivery.send
+
+    async def send(self: Delivery, parcel: Any) -> Any:
+        if parcel.retried:
+            await self._letters.forget(parcel.retried, parcel.cursor)
+        return await real(self, parcel)
+
+    with patch.object(Delivery, "send", send):
+        yield
+
+
+@contextmanager
+def letters_of_any_attempt() -> Iterator[None]:
+    """A retry sends whatever letters there are, also of what the cursor has not passed."""
+    everything = Cursor("99999:99999:")
+    real = Letters.wanted
+
+    with patch.object(Letters, "wanted", lambda self, cursor, limit: real(self, everything, limit)):
+        yield
+
+
+@contextmanager
 def sleeps_without_another_look() -> Iterator[None]:
     """Having taken K the relay waits at once."""
 
@@ -256,5 +325,11 @@ PLANTED = (
     Planted("beyond the page not asked", ("I1", "I5", "atomicity"), context=beyond_not_asked),
     Planted("goes on from what was meant", ("I1", "I5"), within=5000, context=goes_on_from_what_was_meant),
     Planted("sleeps without another look", ("I1",), within=5000, context=sleeps_without_another_look),
+    Planted("a refused change without a letter", ("I1",), context=held_without_a_letter),
+    Planted("the letter after the cursor", ("I1",), context=letter_after_the_cursor),
+    Planted("held keys not recorded with the cursor", ("I5",), mirror=NotRecorded),
+    Planted("flows past a held change", ("I1", "I4", "I5"), within=5000, context=flows_past_a_held_change),
+    Planted("letters forgotten before they are sent", ("I1",), within=5000, context=letters_forgotten_first),
+    Planted("letters of any attempt", ("I3", "I4", "I5"), within=10000, context=letters_of_any_attempt),
     Planted("newest by transaction", ("I4", "I5"), context=newest_by_transaction),
 )

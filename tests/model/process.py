@@ -53,7 +53,7 @@ class Process:
         clock = world.clock.monotonic
         source = Source(cast("str", self), limits, breaker=Breaker("source", clock=clock, random=_half))
         target = Target(Door(self), "main", Breaker("target", clock=clock, random=_half))
-        self.relay = Relay(source, target, cast("Bell", self.bell), Told(world), TIMING)
+        self.relay = Relay(source, target, cast("Bell", self.bell), Told(world, source), TIMING)
         self.task = asyncio.Task(self.relay.run(), loop=self.loop)
         self.task._log_destroy_pending = False  # type: ignore[attr-defined]  # a schedule may end at any time
         self.loop.turn()
@@ -119,8 +119,14 @@ class Process:
 class Told(Silent):
     """The relay's observer: what it says is applied must be so."""
 
-    def __init__(self, world: "World") -> None:
+    def __init__(self, world: "World", source: Source) -> None:
         self._world = world
+        self._source = source
+
+    def batch_read(self, batch: Batch, seconds: float) -> None:
+        if batch.torn and (window := self._source._window):
+            for xid, _ in batch.cursor.torn:
+                self._world.oracle.read_torn(xid, window.max_changes, window.max_bytes)
 
     def batch_applied(self, batch: Batch, plan: Plan, answer: Answer, seconds: float) -> None:
         self._world.oracle.check_told(batch.changes)

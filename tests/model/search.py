@@ -42,9 +42,10 @@ def simulated() -> Iterator[_Time]:
     """The daemon's modules connect to the simulated source, ask the simulated clock and are silent."""
     clock = _Time()
     with ExitStack() as stack:
-        for module in ("daemon.relay", "daemon.source", "daemon.target"):
+        for module in ("daemon.relay", "daemon.delivery", "daemon.source", "daemon.target"):
             stack.enter_context(patch(f"{module}.time", clock))
-        stack.enter_context(patch("daemon.relay.log", _Mute()))
+        for module in ("daemon.relay", "daemon.delivery"):
+            stack.enter_context(patch(f"{module}.log", _Mute()))
         stack.enter_context(patch("daemon.source.connect", process.connect))
         # Small numbers, so that short schedules come by them.
         stack.enter_context(patch("daemon.source._FLOOR_EVERY", 3))

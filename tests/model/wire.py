@@ -5,14 +5,15 @@ statement after the other; anything may happen in between.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 from daemon import source as daemon_source
 from daemon.plan import Change
-from tests.model.database import SHAPE, Database
+from tests.model.database import SHAPE, Database, Letter
 
 if TYPE_CHECKING:
     from tests.model.process import Process
@@ -47,11 +48,12 @@ class Call:
 class Results:
     """What psycopg's cursor offers, as far as daemon.source asks."""
 
-    __slots__ = ("_at", "_results")
+    __slots__ = ("_at", "_results", "rowcount")
 
     def __init__(self, results: list[Rows]) -> None:
         self._results = results
         self._at = 0
+        self.rowcount = len(results[-1])
 
     def nextset(self) -> bool:
         self._at += 1
@@ -74,14 +76,51 @@ class Connection:
         self._incarnation = database.incarnation
         self.adapters = self
         self.broken = False
+        self._effects: list[Callable[[], None]] | None = None  # of the transaction that is open
 
     def register_loader(self, *_: Any) -> None:
         """psycopg's loaders are not needed: values come as they are."""
 
     async def execute(self, text: bytes, parameters: Mapping[str, Any] | None = None, **_: Any) -> Results:
+        if self._effects is not None and text not in NAMES:
+            return Results([[]])  # set local synchronous_commit = on, which every transaction here has
         name = NAMES[text]
+        if name in _WRITES:
+            return await self._write(name, parameters or {})
         statements = _STATEMENTS[name](self._database, parameters or {})
         return Results(await self._process.call(name, [self._alive(statement) for statement in statements]))
+
+    async def _write(self, name: str, parameters: Mapping[str, Any]) -> Results:
+        """A statement on the letters; outside a transaction it commits at once."""
+        open_, effects = self._effects, list[Callable[[], None]]()
+
+        def run() -> Rows:
+            rows, effect = _WRITES[name](self._database, parameters)
+            effects.append(effect)
+            if open_ is None:
+                self._commit(effects)
+            else:
+                open_.extend(effects)
+            return rows
+
+        return Results(await self._process.call(name, [self._alive(run)]))
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        await self._process.call("begin", [self._alive(_nothing)])
+        self._effects = effects = []
+        try:
+            yield
+        finally:
+            self._effects = None
+        await self._process.call("commit", [self._alive(lambda: self._commit(effects))])
+
+    def _commit(self, effects: list[Callable[[], None]]) -> Rows:
+        for effect in effects:
+            effect()
+        if effects:
+            self._database.spend_xid(flush=True)
+        return []
 
     async def close(self) -> None:
         self.broken = True
@@ -159,6 +198,26 @@ def _shapes(_: Database, p: Mapping[str, Any]) -> list[Statement]:
     return [lambda: [(id_, SHAPE[id_]) for id_ in p["ids"]]]
 
 
+def _held_keys(database: Database, _: Mapping[str, Any]) -> list[Statement]:
+    return [lambda: sorted({(letter.change.table, letter.change.key) for letter in database.letters.values()})]
+
+
+def _held_wanted(database: Database, p: Mapping[str, Any]) -> list[Statement]:
+    passed = _passed(p)
+
+    def run() -> Rows:
+        letters = sorted(database.letters.values(), key=lambda letter: letter.change.id)
+        keys = {(letter.change.table, letter.change.key) for letter in letters if letter.wanted}
+        changes = [letter.change for letter in letters]
+        return [(*c[:8], False, c.created_us, False) for c in changes if (c.table, c.key) in keys and passed(c)]
+
+    return [run]
+
+
+def _on_error(_: Database, __: Mapping[str, Any]) -> list[Statement]:
+    return [_nothing]
+
+
 _STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]] = {
     "source_identity": _identity,
     "floor": _floor,
@@ -169,7 +228,56 @@ _STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]]
     "window_beyond": _beyond,
     "window_rest": _rest,
     "shapes": _shapes,
+    "held_keys": _held_keys,
+    "held_wanted": _held_wanted,
+    "on_error": _on_error,
 }
+
+
+# -- what writes: its rows, and what its commit does -------------------------------------------------------------
+
+
+def _hold(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[], None]]:
+    wanted = set(zip(map(int, p["xids"]), p["ids"], strict=True))
+    changes = [change for change in database.changes if (change.xid, change.id) in wanted]
+
+    def effect() -> None:
+        for change in changes:
+            database.letters.setdefault(change.id, Letter(change))
+
+    return list(changes), effect
+
+
+def _hold_again(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[], None]]:
+    def effect() -> None:
+        for id_ in p["ids"]:
+            if id_ in database.letters:
+                database.letters[id_].wanted = False
+
+    return [], effect
+
+
+def _forget(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[], None]]:
+    keys, passed = set(zip(p["tables"], p["keys"], strict=True)), _passed(p)
+    gone = [id_ for id_, held in database.letters.items() if (held.change.table, held.change.key) in keys and passed(held.change)]
+
+    def effect() -> None:
+        for id_ in gone:
+            database.letters.pop(id_, None)
+
+    return [], effect
+
+
+_WRITES: dict[str, Callable[[Database, Mapping[str, Any]], tuple[Rows, Callable[[], None]]]] = {
+    "hold": _hold,
+    "hold_again": _hold_again,
+    "held_forget": _forget,
+}
+
+
+def _passed(p: Mapping[str, Any]) -> Callable[[Change], bool]:
+    sees, torn = seen(p["snapshot"]), dict(zip(map(int, p["torn"]), p["upto"], strict=True))
+    return lambda change: sees(change.xid) or change.id <= torn.get(change.xid, 0)
 
 
 def seen(snapshot: str) -> Callable[[int], bool]:

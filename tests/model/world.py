@@ -6,6 +6,7 @@ without faults and asks whether all has arrived. The oracle looks after every st
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.model.wire import Call
 Action = tuple[int, Callable[..., None], tuple[Any, ...]]  # weight, what, with what
 
 _REST = 600  # steps in which a world without faults must come to rest
+_RETRIES = 60  # retries after which a mended letter must have arrived
 _TOLD = 40  # of which a story tells so many
 _NETWORK = ("lose", "stray", "refuse", "garble", "twice")
 _SOURCE = ("unflushed", "source_crash", "drop_query", "split")
@@ -77,8 +79,7 @@ class World:
         self.database = Database()
         self.database.on_notify = self._notify
         self.mirror = mirror()
-        limits = self.setting.limits
-        self.oracle = Oracle(self.database, self.mirror, limits.changes, limits.bytes)
+        self.oracle = Oracle(self.database, self.mirror)
         self.sessions = [Session(number) for number in range(1, self.setting.writers + 1)]
         self.requests: list[Request] = []  # not yet answered, or still to arrive
         self._posted = 0
@@ -162,6 +163,10 @@ class World:
             actions.append((1, self.database.flush, ()))
         if "source_crash" in faults and self.database.lsn:
             actions.append((1, self._source_crash, ()))
+        if self.database.letters:
+            actions.append((2, self._want, ()))
+        if "poison" in faults:
+            actions.append((1, self._mend if self.mirror.strict else self._spoil, ()))
         if self._next_timer() is not None:
             actions.append((3, self._pass_time, ()))
         return actions
@@ -283,6 +288,10 @@ class World:
         return done
 
     def _drop_query(self, process: Process, call: Call) -> None:
+        if self._choices.chance(40):  # it was the answer that was lost
+            with suppress(psycopg.Error):
+                while not call.serve():
+                    pass
         process.answered(call, psycopg.OperationalError("server closed the connection unexpectedly"))
 
     def _crash(self, process: Process) -> None:
@@ -356,7 +365,7 @@ class World:
         request.sender.go_on()
 
     def _refuse(self, request: Request) -> None:
-        kind = (Kind.TRANSIENT, Kind.THROTTLE, Kind.AMBIGUOUS)[self._choices.below(3)]
+        kind = (Kind.TRANSIENT, Kind.THROTTLE, Kind.AMBIGUOUS, Kind.SIZE)[self._choices.below(4)]
         self._settle(request, error=TargetError(kind, "the target answered 503"))
 
     def _garble(self, request: Request) -> None:
@@ -400,6 +409,15 @@ class World:
                 process.bell.ring()
                 process.go_on()
 
+    def _want(self) -> None:
+        self.database.want()
+
+    def _mend(self) -> None:
+        self.mirror.strict = False
+
+    def _spoil(self) -> None:
+        self.mirror.strict = True
+
     def _next_timer(self) -> float | None:
         due = [process.loop.next_timer() for process in self.processes if not process.dead and not process.frozen]
         return min((when for when in due if when is not None), default=None)
@@ -416,7 +434,6 @@ class World:
     def _calm(self) -> None:
         """No more faults; whoever writes commits, and somebody leads."""
         self._note("-- no more faults --")
-        self.mirror.strict = False
         while any(session.xid or session.waits for session in self.sessions):
             self._finish_writers()
         self.database.flush()
@@ -461,6 +478,15 @@ class World:
                 break
         if not self.oracle.arrived():
             raise Broken("I1: what had arrived is gone")
+        self.mirror.strict = False
+        for _ in range(_RETRIES):
+            if not self.mirror.held:
+                return
+            self._do(self._want, ())
+            self._notify()  # or the poll timer would find it, a second later
+            for _ in range(10):
+                self._go_on_without_faults()
+        raise Broken("I1: a dead letter that was mended does not arrive")
 
     def _go_on_without_faults(self) -> bool:
         """One step that a healthy world takes by itself."""
