@@ -31,7 +31,8 @@ _NETWORK = ("lose", "stray", "refuse", "garble", "twice")
 _SOURCE = ("unflushed", "source_crash", "drop_query", "split")
 _PROCESS = ("crash", "freeze", "cut_bell", "stray")
 _FAULTS = tuple(dict.fromkeys((*_NETWORK, *_SOURCE, *_PROCESS, "poison", "truncate")))
-_THEMES = ((), _NETWORK, _SOURCE, _PROCESS)
+_LATE = ("stray",)  # nothing else: requests that arrive after their successors
+_THEMES = ((), _NETWORK, _SOURCE, _PROCESS, _LATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +46,15 @@ class Setting:
     processes: int
     limits: Limits
     faults: frozenset[str]
+    deletes: bool  # mostly
     quick: bool  # a relay's read is one step, so that more of the schedule is about the target
     warm: bool  # a relay leads already
 
     @classmethod
     def drawn(cls, choices: Choices) -> "Setting":
-        theme = _THEMES[choices.below(4)]
-        faults = frozenset(fault for fault in _FAULTS if choices.below(4) == 1) | frozenset(theme)
+        theme = _THEMES[choices.below(len(_THEMES))]
+        others = [fault for fault in _FAULTS if choices.below(4) == 1]
+        faults = frozenset(theme) if theme is _LATE else frozenset((*theme, *others))
         return cls(
             steps=30 + choices.below(50),
             writers=1 + choices.below(3),
@@ -60,7 +63,8 @@ class Setting:
             processes=1 + choices.below(2),
             limits=Limits(changes=(3, 2, 1, 4, 2000)[choices.below(5)], bytes=(4096, 30)[choices.below(4) == 1]),
             faults=faults,
-            quick=theme is _NETWORK or choices.below(3) == 1,
+            deletes=choices.below(4) == 1,
+            quick=theme in (_NETWORK, _LATE) or choices.below(3) == 1,
             warm=choices.below(4) != 1,
         )
 
@@ -205,7 +209,7 @@ class World:
             # Late is worst when its successor is on its way.
             late = 12 if any(other.applies and not other.future.done() for other in self.requests) else 1
             actions.append((8 if waits else late, self._deliver, (request,)))
-            if not waits:
+            if not waits and "lose" in faults:
                 actions.append((1, self._vanish, (request,)))
         if waits:
             if request.answer is not None:
@@ -244,7 +248,8 @@ class World:
             session.durable = not ("unflushed" in faults and choices.chance(50))
         table = TABLES[choices.below(self.setting.tables)]
         key = 1 + choices.below(self.setting.keys)
-        op = ("upsert", "upsert", "upsert", "delete")[choices.below(4)]
+        ops = ("delete", "delete", "upsert") if self.setting.deletes else ("upsert", "upsert", "upsert", "delete")
+        op = ops[choices.below(len(ops))]
         if "truncate" in faults and choices.chance(15):
             op, key = "truncate", 0
         self._write(session, op, table, key)
