@@ -25,10 +25,7 @@ class Choices:
 
     def below(self, count: int) -> int:
         """One of 0 … count - 1."""
-        if self._given is None:
-            choice = int(self._random() * count)
-        else:
-            choice = self._repeated() % count
+        choice = int(self._random() * count) if self._given is None else self._repeated() % count
         self.drawn.append(choice)
         return choice
 

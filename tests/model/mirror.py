@@ -48,6 +48,11 @@ class Mirror:
         self.strict = True  # poisoned values are refused
         self.on_commit: Callable[[Applied], None] = lambda _: None
 
+    def __str__(self) -> str:
+        at = (self.cursor or {}).get("snapshot")
+        held = f", holds {sorted(self.held)}" if self.held else ""
+        return f"target {self.rows} at {at}, batch {self.batch_no}, epoch {self.epoch}{held}"
+
     def call(self, document: str) -> Iterator[str]:
         """The function, one yield a transaction; the last one is the answer."""
         first, *records = document.split(SEPARATOR)

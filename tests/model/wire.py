@@ -108,7 +108,8 @@ class Connection:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
         await self._process.call("begin", [self._alive(_nothing)])
-        self._effects = effects = []
+        effects: list[Callable[[], None]] = []
+        self._effects = effects
         try:
             yield
         finally:
@@ -185,7 +186,9 @@ def _by_xid(database: Database, p: Mapping[str, Any]) -> list[Statement]:
 def _beyond(database: Database, p: Mapping[str, Any]) -> list[Statement]:
     inside = _within(p)
     return [
-        lambda: list({c.xid: c.id for c in database.changes if p["upto"] < c.id <= p["ceiling"] and inside(c.xid)}.items())
+        lambda: list(
+            {c.xid: c.id for c in database.changes if p["upto"] < c.id <= p["ceiling"] and inside(c.xid)}.items()
+        )
     ]
 
 
@@ -259,7 +262,11 @@ def _hold_again(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callabl
 
 def _forget(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[], None]]:
     keys, passed = set(zip(p["tables"], p["keys"], strict=True)), _passed(p)
-    gone = [id_ for id_, held in database.letters.items() if (held.change.table, held.change.key) in keys and passed(held.change)]
+    gone = [
+        id_
+        for id_, held in database.letters.items()
+        if (held.change.table, held.change.key) in keys and passed(held.change)
+    ]
 
     def effect() -> None:
         for id_ in gone:
