@@ -7,7 +7,8 @@ import pytest
 
 from daemon.demo.binaries import MissingPostgrest, postgrest_binary
 from daemon.demo.supabase import EmbeddedSupabase
-from daemon.target import PostgresDoor, RestDoor
+from daemon.rest import RestDoor
+from daemon.target import PostgresDoor
 from tests.databases import Database, clone
 from tests.fidelity.stores import Stores, stores
 
