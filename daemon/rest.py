@@ -117,7 +117,7 @@ def _rest_error(response: httpx.Response, body: bytes) -> TargetError:
         code, said = (str(given.get(name) or "") for name in ("code", "message"))
     except (ValueError, RecursionError, AttributeError):
         code = said = ""
-    if not re.fullmatch("[A-Za-z0-9_]{1,40}", code):
+    if not re.fullmatch("[0-9A-Z]{5}|PGRST[0-9A-Z]{1,4}|[0-9]{3}", code):  # whoever answers there may say anything
         code = ""
     status = response.status_code
     rule = rule_for(code, status)
