@@ -159,8 +159,9 @@ class Delivery:
         """Which keys the target refuses; or its answer, when it stands elsewhere by now. Raises `exc` when no row can
         be blamed for it."""
         if exc.kind is Kind.SIZE and len(flow) == 1:
-            if alone(exc) is Kind.TRANSIENT:
-                raise TargetError(Kind.TRANSIENT, f"{exc}, for a single change", exc.refusal) from None
+            kind = alone(exc, flow[0].size)
+            if kind is not Kind.DATA:
+                raise TargetError(kind, f"{exc}, for a single change", exc.refusal) from None
             too_large = Why(f"the target refuses a row of {flow[0].size} bytes as too large ({exc})", "54000")
             return {key_of(flow[0]): too_large}
         if exc.kind is not Kind.DATA:

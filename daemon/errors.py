@@ -265,12 +265,17 @@ def counts(error: TargetError) -> bool:
     )
 
 
-def alone(error: TargetError) -> Kind:
-    """What a SIZE error of a batch of one change is: there is no smaller one."""
+SMALL = 64 * 1024  # bytes of a row that every gateway takes which is any use
+
+
+def alone(error: TargetError, size: int) -> Kind:
+    """What a SIZE error of a batch of one change of so many bytes is: there is no smaller one."""
     if error.kind is not Kind.SIZE:
         return error.kind
-    # Too slow: somebody may hold the row. Too large: no waiting makes it smaller.
-    return Kind.TRANSIENT if error.refusal.sqlstate == "57014" else Kind.DATA
+    if error.refusal.sqlstate == "57014":
+        return Kind.TRANSIENT  # too slow: somebody may hold the row
+    # Too large: no waiting makes it smaller. But a gateway that takes nothing must not make dead letters of everything.
+    return Kind.DATA if size > SMALL else Kind.CONTRACT
 
 
 def advice(kind: Kind, refusal: Refusal) -> str:
@@ -280,6 +285,11 @@ def advice(kind: Kind, refusal: Refusal) -> str:
         return refusal.message
     if code in {"42883", "3F000"} and not refusal.table:
         return "function outboxd is not on the target: run `outboxd setup target`"
+    if kind is Kind.CONTRACT and refusal.status == 413:
+        return (
+            "something before the Data API refuses even a small request: check OUTBOXD_SUPABASE_URL, and the largest "
+            "body that a proxy in between lets pass"
+        )
     if code == "42501" and refusal.table:
         return f"a right is missing on the target: {refusal.message or '`outboxd check` names it'}"
     if kind is Kind.DATA:

@@ -99,6 +99,24 @@ async def test_a_row_above_the_targets_limit_is_a_dead_letter_with_its_size(note
     assert "413" in reason
 
 
+async def test_a_gateway_that_takes_nothing_makes_no_dead_letter(notes):
+    """413 for a few bytes says nothing about the row: a person is asked, and all of it arrives once it is mended."""
+    notes.write("insert into note select n, 'n' from generate_series(1, 8) n")
+    door = NarrowDoor(notes.target.dsn, limit=10)
+    async with notes.relay(door=door) as parts:
+        for _ in range(8):
+            with pytest.raises(TargetError) as caught:
+                await parts.relay.step()
+            parts.relay._stumble(caught.value)
+        assert caught.value.kind is Kind.CONTRACT
+        assert parts.relay.status.state == "paused"
+        door.limit = 10**6
+        await until_idle(parts)
+    notes.assert_equal("note")
+    with notes.source.connect() as conn:
+        assert conn.execute("select count(*) from outbox.held").fetchone() == (0,)
+
+
 async def test_a_statement_timeout_halves_the_batch_and_spares_a_single_change(notes):
     """57014 for one change is a lock or a slow target: no row is blamed for it."""
     notes.write("insert into note select n, 'n' from generate_series(1, 64) n")

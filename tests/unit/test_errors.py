@@ -135,12 +135,20 @@ def test_what_counts_for_the_breaker(code, status, expected):
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "kind"),
-    [("57014", None, Kind.TRANSIENT), (None, 413, Kind.DATA), ("23514", None, Kind.DATA), (None, 503, Kind.TRANSIENT)],
+    ("code", "status", "size", "kind"),
+    [
+        ("57014", None, 10**6, Kind.TRANSIENT),
+        (None, 413, 10**6, Kind.DATA),
+        (None, 413, 200, Kind.CONTRACT),
+        ("23514", None, 200, Kind.DATA),
+        (None, 503, 200, Kind.TRANSIENT),
+    ],
 )
-def test_a_batch_of_one_cannot_be_halved(code, status, kind):
-    """Too slow alone: somebody holds the row, wait. Too large alone: the row itself is refused."""
-    assert alone(TargetError(classify(code, status), "", Refusal(code, status))) is kind
+def test_a_batch_of_one_cannot_be_halved(code, status, size, kind):
+    """Too slow alone: somebody holds the row, wait. Too large alone: the row itself, if it is large at all."""
+    error = TargetError(classify(code, status), "", Refusal(code, status))
+    assert alone(error, size) is kind
+    assert kind is not Kind.CONTRACT or "proxy" in advice(kind, error.refusal)
 
 
 @pytest.mark.parametrize("kind", Kind)
