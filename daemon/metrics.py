@@ -25,7 +25,7 @@ STATES = ("starting", "catching_up", "streaming", "paused", "standby", "stopping
 STAGES = ("wait", "read", "plan", "apply")
 OPS = ("upsert", "delete", "truncate")
 # The kinds of `errors`, and a source that cannot be reached.
-RETRIES = ("transient", "ambiguous", "throttle", "size", "data", "contract", "auth", "source", "other")
+RETRIES = ("transient", "ambiguous", "throttle", "size", "data", "contract", "auth", "fencing", "source", "other")
 WAKEUPS = ("notify", "poll", "backlog", "retry")
 MODES = ("claim", "apply", "isolate", "cursor", "describe")
 OUTCOMES = ("ok", "retryable", "refused")

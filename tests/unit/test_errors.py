@@ -197,4 +197,5 @@ def test_advice_names_what_to_do(kind, refusal, parts):
 
 def test_a_lost_key_says_which_command_helps():
     """CaptureLost is the one error of the source that carries a table."""
-    assert "outboxd watch 'public.t'" in str(CaptureLost("public.t"))
+    assert "`outboxd watch public.t` again" in str(CaptureLost("public.t"))
+    assert """`outboxd watch 'public."T"'` again""" in str(CaptureLost('public."T"'))
