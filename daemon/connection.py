@@ -1,38 +1,148 @@
 """Opening a Postgres connection for a process that must notice a dead peer.
 
 Knows connection options, and how a failure to connect is told. Knows nothing of what is asked over it.
+
+A dead peer is found in three ways. Idle: by keepalives. With bytes on their way: by tcp_user_timeout. A frozen server
+still acknowledges both: there only a clock of our own helps, which every wait on a `Link` has.
 """
 
+import asyncio
+import contextlib
+import os
 import re
+import socket
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg
+from psycopg import waiting
+from psycopg.conninfo import conninfo_to_dict
 
-# Idle, a dead link is found by keepalives; with a query in flight only by tcp_user_timeout. A frozen server
-# process still acknowledges: only the caller's own deadline finds that.
+_IDLE, _INTERVAL, _COUNT, _UNACKNOWLEDGED = 5, 3, 3, 15_000  # seconds, and for the last milliseconds
+_CONNECT = 10.0  # in all: name, every address behind it, TLS, login
+PATIENCE = 15.0
+
+# The address' own word wins. connect_timeout is for each address, so that a dead first one leaves time for the next.
 _OPTIONS: dict[str, Any] = {
-    "connect_timeout": 10,
+    "connect_timeout": 4,
     "keepalives": 1,
-    "keepalives_idle": 5,
-    "keepalives_interval": 3,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 15_000,
+    "keepalives_idle": _IDLE,
+    "keepalives_interval": _INTERVAL,
+    "keepalives_count": _COUNT,
+    "tcp_user_timeout": _UNACKNOWLEDGED,
+}
+
+# The same, for a socket that libpq does not open.
+SOCKET_OPTIONS: list[tuple[int, int, int]] = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (
+            ("TCP_KEEPIDLE", _IDLE),
+            ("TCP_KEEPINTVL", _INTERVAL),
+            ("TCP_KEEPCNT", _COUNT),
+            ("TCP_USER_TIMEOUT", _UNACKNOWLEDGED),
+        )
+        if hasattr(socket, name)
+    ),
+]
+
+# What a role or a database was given by ALTER ROLE … SET is meant for the application. The server gives up before we
+# do, and looks by itself whether we are still there: a query that we have left does not run on.
+SETTINGS: Mapping[str, str] = {
+    "statement_timeout": "14s",
+    "lock_timeout": "10s",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "client_connection_check_interval": "5s",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
 }
 
 
-async def connect(dsn: str, application_name: str) -> psycopg.AsyncConnection[Any]:
-    """An autocommit connection.
+class Unanswered(psycopg.OperationalError):
+    """The other side kept silent for too long; the connection is closed."""
+
+
+class Link(psycopg.AsyncConnection[Any]):
+    """A connection on which no wait lasts longer than `patience`, and a cancelled one ends at once.
+
+    psycopg alone would first ask the server to cancel the query, and wait for that: ten seconds more, if it is the
+    server that hangs.
+    """
+
+    patience = PATIENCE
+
+    async def wait(self, gen: Any, *_: Any, **__: Any) -> Any:
+        """Every wait of psycopg passes here."""
+        gave_up = False
+
+        def give_up() -> None:
+            nonlocal gave_up
+            gave_up = True
+            _cut(self.pgconn.socket)
+
+        timer = asyncio.get_running_loop().call_later(self.patience, give_up)
+        try:
+            return await waiting.wait_async(gen, self.pgconn.socket, 0.1)
+        except asyncio.CancelledError:
+            self.pgconn.finish()  # who waited here no longer knows what the connection is in the middle of
+            raise
+        except psycopg.OperationalError:
+            if not gave_up:
+                raise
+            self.pgconn.finish()
+            raise Unanswered(f"no answer within {self.patience:g} s") from None
+        finally:
+            timer.cancel()
+
+
+def _cut(descriptor: int) -> None:
+    """End the conversation on a socket, so that whoever waits for it is told at once."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as twin:
+        twin.shutdown(socket.SHUT_RDWR)
+
+
+async def connect(
+    dsn: str, application_name: str, *, settings: Mapping[str, str] = SETTINGS, patience: float = PATIENCE
+) -> Link:
+    """An autocommit connection, or Unanswered within 10 s whatever hangs: a name server, an address, a login.
 
     Nothing is prepared: a generic plan does not know a window's bounds and would scan the outbox, and behind a
-    transaction pooler a prepared statement belongs to somebody else.
+    transaction pooler a prepared statement belongs to somebody else. For the same reason `settings` are never SET:
+    they come with the login, or, where a pooler refuses that, not at all.
     """
-    return await psycopg.AsyncConnection.connect(
-        dsn, autocommit=True, prepare_threshold=None, application_name=application_name, **_OPTIONS
-    )
+    told = conninfo_to_dict(dsn)
+    options = {**_OPTIONS, **told, "application_name": application_name}
+    ours = " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in settings.items())
+    try:
+        async with asyncio.timeout(min(_CONNECT, patience)):
+            try:
+                link = await _open(options | {"options": f"{ours} {told.get('options') or ''}".strip()})
+            except psycopg.OperationalError as exc:
+                if not _refuses_settings(exc):
+                    raise
+                link = await _open(options)
+    except TimeoutError:
+        raise Unanswered(f"no connection within {min(_CONNECT, patience):g} s") from None
+    link.patience = patience
+    return link
+
+
+async def _open(options: Mapping[str, Any]) -> Link:
+    return await Link.connect("", autocommit=True, prepare_threshold=None, **options)
+
+
+def _refuses_settings(exc: psycopg.Error) -> bool:
+    """PgBouncer: unsupported startup parameter: options. RDS Proxy: doesn't support command-line options."""
+    return bool(re.search("startup parameter|command-line option", str(exc)))
 
 
 def cause(exc: psycopg.Error) -> str:
     """Why, in a few words: the SQLSTATE, or what was said of the connection, which names no password."""
+    if isinstance(exc, Unanswered):
+        return str(exc)
     said = re.findall(r"failed: +(?:FATAL: +)?(.+)", str(exc))
     return exc.sqlstate or (said[-1] if said else type(exc).__name__)
 

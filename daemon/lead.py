@@ -18,6 +18,8 @@ from daemon.wakeup import Bell
 
 log = structlog.get_logger()
 
+_LONGEST = 5.0  # seconds between two attempts to connect
+
 
 class Keeper:
     """Runs beside the relay. `observe(leads, connected)` is told of every change."""
@@ -52,6 +54,8 @@ class Keeper:
 
     async def step(self) -> float:
         """Connect, lead or ping, whichever is due; returns the seconds until the next."""
+        # One that was opened and is lost again at once has proved nothing: the waits go on growing.
+        proved = self._bell.connected
         try:
             if not self._bell.connected:
                 await self._bell.connect()
@@ -63,6 +67,7 @@ class Keeper:
                     )
             elif self.leads:
                 await self._bell.ping()
+                self._failures = 0
                 return self._ping
             if not self.leads and await self._bell.try_lead():
                 self.leads = True
@@ -70,12 +75,13 @@ class Keeper:
                 log.info("leadership_won", pooled=self._bell.pooled)
             if not self.leads:
                 self._relay.follow()
-            self._failures = 0
+            if proved:
+                self._failures = 0
             self._observe(self.leads, self._bell.connected)
             return self._ping if self.leads else self._attempt
         except (SourceUnavailable, SourceUnfit) as exc:
             self._failures += 1
-            delay = min(0.2 * 2.0 ** min(self._failures, 8), 15.0) * (0.8 + 0.4 * random.random())  # noqa: S311  jitter
+            delay = min(0.2 * 2.0 ** min(self._failures, 8), _LONGEST) * (0.8 + 0.4 * random.random())  # noqa: S311  jitter
             self._on_lost()
             self._relay.follow(str(exc))
             log.warning("listener_lost", error=str(exc), retry_in_s=round(delay, 2))

@@ -158,7 +158,7 @@ class Daemon:
                 oldest, rows, size, newest = await self.gauges.health()
                 self.metrics.source_query("status", time.monotonic() - started)
                 self.metrics.source_health(oldest_transaction=oldest, rows=rows, size=size, newest_id=newest)
-            except DaemonError as exc:
+            except (DaemonError, BreakerOpen) as exc:
                 log.debug("gauges_failed", error=str(exc))
             due = time.monotonic() + _GAUGES
             await asyncio.sleep(_GAUGES)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from daemon.connection import SOCKET_OPTIONS
 from daemon.errors import LONGEST_PAUSE, Kind, Refusal, TargetError, rule_for
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class RestDoor:
     """
 
     def __init__(
-        self, url: str, key: str, *, exposed_schema: str = "public", deadline: float = 30.0, user_agent: str = "outboxd",
+        self, url: str, key: str, *, exposed_schema: str = "public", deadline: float = 20.0, user_agent: str = "outboxd",
         trust: ssl.SSLContext | None = None,
     ) -> None:  # fmt: skip
         self._url = url.rstrip("/")
@@ -98,10 +99,13 @@ class RestDoor:
                     request.headers.pop("authorization", None)
 
             # A redirect would carry the key to another host; a proxy from the environment would see it.
+            transport = httpx.AsyncHTTPTransport(
+                verify=self._trust or True, http2=False, trust_env=False, socket_options=SOCKET_OPTIONS,
+                limits=httpx.Limits(max_connections=4, keepalive_expiry=30.0),
+            )  # fmt: skip
             self._http = httpx.AsyncClient(
-                verify=self._trust or True, http2=False, follow_redirects=False, trust_env=False,
-                timeout=httpx.Timeout(self._deadline, connect=5.0),
-                limits=httpx.Limits(max_connections=4, keepalive_expiry=30.0), event_hooks={"request": [keep_one_key]},
+                transport=transport, follow_redirects=False, trust_env=False,
+                timeout=httpx.Timeout(self._deadline, connect=5.0), event_hooks={"request": [keep_one_key]},
             )  # fmt: skip
             options = self._supabase.AsyncClientOptions(
                 httpx_client=self._http, auto_refresh_token=False, persist_session=False

@@ -101,9 +101,10 @@ class Settings(BaseSettings):
     batch_bytes: int = Field(default=4 * 1024**2, ge=64 * 1024, le=64 * 1024**2)
     wake: Literal["auto", "notify", "poll"] = "auto"
     poll_interval: float = Field(default=1.0, gt=0, le=30)  # the seat belt while asleep
-    # Above PostgREST's wait for a connection (10 s) and the 25 s that the target's function gives itself, below
-    # the 60 s of the gateway in front.
-    request_timeout: float = Field(default=40.0, ge=36, lt=60)
+    # Above the 12 s that the target's function gives itself, below the 60 s of the gateway in front. A target that
+    # hangs is known after it. Were PostgREST to wait for a connection first (up to 10 s), the request may still commit
+    # after we gave up: harmless, because the target is asked where it stands before anything is sent again.
+    request_timeout: float = Field(default=20.0, ge=15, lt=60)
     breaker: BreakerSettings = BreakerSettings()
     admin: bool = True
     admin_host: str = Field(default="127.0.0.1", min_length=1)

@@ -4,7 +4,6 @@ Knows the outbox's tables and how far a batch may reach. Knows nothing of the ta
 and the cursor it leads to come out, and reading the same window twice gives the same changes.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -60,12 +59,12 @@ class _Microseconds(Loader):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one batch may hold, and how long one statement on the source may take (seconds)."""
+    """What one batch may hold, and how long the source may keep silent (seconds)."""
 
     changes: int = 2000
     bytes: int = 4 * 1024 * 1024
     row_bytes: int = 16 * 1024 * 1024
-    deadline: float = 30.0
+    deadline: float = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,14 +321,10 @@ class Source:
     @asynccontextmanager
     async def _guarded(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         try:
-            async with asyncio.timeout(self.limits.deadline):
-                if self._conn is None:
-                    await self._connect()
-                assert self._conn is not None
-                yield self._conn
-        except TimeoutError:
-            await self._drop()
-            raise SourceUnavailable(f"the source did not answer within {self.limits.deadline:g} s") from None
+            if self._conn is None:
+                await self._connect()
+            assert self._conn is not None
+            yield self._conn
         except psycopg.Error as exc:
             await self._drop()
             raise _failure(exc) from None
@@ -338,7 +333,7 @@ class Source:
             raise
 
     async def _connect(self) -> None:
-        self._conn = await connect(self._dsn, self._name)
+        self._conn = await connect(self._dsn, self._name, patience=self.limits.deadline)
         self._conn.adapters.register_loader("xid8", _BigEndian)
         self._conn.adapters.register_loader("timestamptz", _Microseconds)
         row = await (await self._conn.execute(query("source_identity"))).fetchone()
@@ -362,6 +357,17 @@ def _failure(exc: psycopg.Error) -> SourceUnavailable | SourceUnfit:
             return SourceUnfit(f"the source's role lacks a right: {exc.diag.message_primary}; see sql/source/role.sql")
         case psycopg.errors.UndefinedTable() | psycopg.errors.InvalidSchemaName():
             return SourceUnfit("schema outbox is not installed on the source: run `outboxd setup source`")
+        case psycopg.errors.LockNotAvailable():
+            return SourceUnavailable("another session holds a lock on the outbox (55P03): pg_locks names it")
+        case psycopg.errors.QueryCanceled():
+            return SourceUnavailable(
+                "the source ended a statement that took too long, or somebody cancelled it (57014); behind a pooler the "
+                "role's own limit holds: alter role … set statement_timeout = '14s'"
+            )
+        case psycopg.errors.IdleSessionTimeout() | psycopg.errors.IdleInTransactionSessionTimeout():
+            return SourceUnavailable(
+                f"the source closes idle connections ({exc.sqlstate}): alter role … set idle_session_timeout = 0"
+            )
         case psycopg.OperationalError() | psycopg.InterfaceError():
             return SourceUnavailable(f"the connection to the source failed ({cause(exc)})")
     return SourceUnfit(f"the source cannot be read ({cause(exc)}): is its schema of this version? See `outboxd check`")

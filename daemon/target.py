@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 
 from daemon.breaker import Breaker
-from daemon.connection import cause, connect, turned_away
+from daemon.connection import SETTINGS, cause, connect, turned_away
 from daemon.errors import Fenced, Kind, Refusal, TargetError, classify, counts
 from daemon.plan import SEPARATOR, Plan
 from outbox import Cursor
@@ -167,17 +167,26 @@ def _fits(answer: Answer, header: Mapping[str, Any]) -> bool:
     return what in _MOVES[mode]
 
 
+# The exposed function carries these for PostgREST; a statement_timeout of a function's own does nothing by itself.
+_SETTINGS = {**SETTINGS, "statement_timeout": "12s", "lock_timeout": "6s"}
+_LOCALLY = (
+    "set transaction isolation level read committed, read write; "
+    "set local statement_timeout = '12s'; set local lock_timeout = '6s'"
+)
+
+
 class PostgresDoor:
     """A direct connection to the project's database: no gateway in between."""
 
     def __init__(
-        self, dsn: str, *, exposed_schema: str = "public", deadline: float = 30.0, application_name: str = "outboxd"
+        self, dsn: str, *, exposed_schema: str = "public", deadline: float = 20.0, application_name: str = "outboxd"
     ) -> None:
         self._dsn = dsn
         self._name = application_name
         self._deadline = deadline
         self._call = sql.SQL("select {}(%s)::text").format(sql.Identifier(exposed_schema, "outboxd"))
         self._conn: psycopg.AsyncConnection[Any] | None = None
+        self._told = False  # did the server take our settings?
 
     async def send(self, document: str) -> str:
         """Call the function in a transaction of its own."""
@@ -186,7 +195,7 @@ class PostgresDoor:
             async with asyncio.timeout(self._deadline):
                 conn = await self._opened()
                 sent = True
-                row = await (await conn.execute(self._call, (document,))).fetchone()
+                row = await self._called(conn, document)
         except TimeoutError:
             await self._lost()
             raise TargetError(
@@ -213,12 +222,18 @@ class PostgresDoor:
 
     async def _opened(self) -> psycopg.AsyncConnection[Any]:
         if self._conn is None:
-            self._conn = await connect(self._dsn, self._name)
-            # The function's own SET does this for PostgREST alone.
-            await self._conn.execute(
-                "set statement_timeout = '25s'; set default_transaction_isolation = 'read committed'"
-            )
+            self._conn = await connect(self._dsn, self._name, settings=_SETTINGS, patience=self._deadline)
+            row = await (await self._conn.execute("show statement_timeout")).fetchone()
+            self._told = row is not None and row[0] == _SETTINGS["statement_timeout"]
         return self._conn
+
+    async def _called(self, conn: psycopg.AsyncConnection[Any], document: str) -> Any:
+        if self._told:
+            return await (await conn.execute(self._call, (document,))).fetchone()
+        # A pooler swallowed them. What is SET for a session there may reach somebody else's.
+        async with conn.transaction():
+            await conn.execute(_LOCALLY)
+            return await (await conn.execute(self._call, (document,))).fetchone()
 
 
 def _postgres_error(exc: psycopg.Error, *, sent: bool, broken: bool) -> TargetError:

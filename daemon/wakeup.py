@@ -27,10 +27,9 @@ _SQL = {
     "guard": "set idle_session_timeout = '10s'",
     "standby": "select pg_is_in_recovery()",
     "listen": "listen outbox",
-    "pid": "select pg_backend_pid()",
     "arm": "select pg_try_advisory_lock(%s, %s)",
     "disarm": "select pg_advisory_unlock(%s, %s)",
-    "ping": "select 1",
+    "ping": "select pg_backend_pid()",
 }
 
 
@@ -69,6 +68,7 @@ class Bell:
         self._turn = asyncio.Lock()
         self._rung = asyncio.Event()
         self._watched_fd: int | None = None
+        self._backend = 0  # the server process at the other end
         self.on_lost: Callable[[], None] = lambda: None
         self.armed = False
         self.rings = 0
@@ -92,7 +92,7 @@ class Bell:
         await self.close()
         try:
             async with asyncio.timeout(self._deadline):
-                conn = await connect(self._dsn, f"{self._name} bell")
+                conn = await connect(self._dsn, f"{self._name} bell", patience=self._deadline)
                 try:
                     await self._settle(conn)
                 except BaseException:
@@ -120,16 +120,20 @@ class Bell:
         """Two clients, one backend, or one client, two backends?
 
         A pooler gives the server connection just used to whoever asks next, or takes its server connections in turn.
+        A busy one may lend it to a third, so it is asked more than once.
         """
-        other = await connect(self._dsn, f"{self._name} probe")
+        other = await connect(self._dsn, f"{self._name} probe", patience=self._deadline)
         try:
-            mine = await (await conn.execute(_SQL["pid"])).fetchone()
-            again = await (await conn.execute(_SQL["pid"])).fetchone()
-            async with other.transaction():
-                theirs = await (await other.execute(_SQL["pid"])).fetchone()
+            for _ in range(3):
+                mine, again = await _backend(conn), await _backend(conn)
+                async with other.transaction():
+                    theirs = await _backend(other)
+                if mine != again or again == theirs:
+                    return True
+                self._backend = mine
         finally:
             await other.close()
-        return mine != again or again == theirs
+        return False
 
     async def try_lead(self) -> bool:
         """Take the leader's lock if it is free. It is held as long as this connection lives."""
@@ -159,8 +163,11 @@ class Bell:
         return rung
 
     async def ping(self) -> None:
-        """Prove the connection alive, to both ends. Raises SourceUnavailable when it is not."""
-        await self._command("ping", ())
+        """Prove the connection alive, to both ends. Raises SourceUnavailable when it is not, or not the same."""
+        backend = await self._command("ping", ())
+        if not self.pooled and backend != self._backend:
+            await self._fail()
+            raise SourceUnavailable("another server process answers: a pooler is in between")
 
     async def close(self) -> None:
         """Drop the connection, and with it the locks."""
@@ -176,11 +183,10 @@ class Bell:
                 raise SourceUnavailable("the bell's connection to the source is gone")
             self._unwatch()  # psycopg watches the same descriptor while a command runs
             try:
-                async with asyncio.timeout(self._deadline):
-                    row = await (await conn.execute(_SQL[name], parameters or None)).fetchone()
-            except (TimeoutError, psycopg.Error) as exc:
+                row = await (await conn.execute(_SQL[name], parameters or None)).fetchone()
+            except psycopg.Error as exc:
                 await self._fail()
-                raise SourceUnavailable(f"the bell's connection to the source failed ({type(exc).__name__})") from None
+                raise SourceUnavailable(f"the bell's connection to the source failed ({cause(exc)})") from None
             except BaseException:
                 await self._fail()
                 raise
@@ -224,3 +230,8 @@ class Bell:
         while conn.pgconn.notifies():
             self.rings += 1
             self.ring()
+
+
+async def _backend(conn: psycopg.AsyncConnection[Any]) -> int:
+    row = await (await conn.execute(_SQL["ping"])).fetchone()
+    return int(row[0]) if row else 0

@@ -7,8 +7,8 @@
 create or replace function public.outboxd(text) returns json
 language sql volatile security invoker
 set search_path = pg_catalog, pg_temp
-set statement_timeout = '25s'
-set lock_timeout = '10s'
+set statement_timeout = '12s'
+set lock_timeout = '6s'
 set default_transaction_isolation = 'read committed'
 as 'select outboxd.door($1)';
 

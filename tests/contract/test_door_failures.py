@@ -59,7 +59,7 @@ async def test_a_statement_that_takes_too_long(stand: Stand) -> None:
 async def test_the_doors_own_timeouts_hold(stand: Stand) -> None:
     """Below the client's deadline: the function's lock_timeout is transient, and it is the door that carries it."""
     settings = stand.rows("select proconfig from pg_proc where oid = 'public.outboxd(text)'::regprocedure")[0][0]
-    assert {"statement_timeout=25s", "lock_timeout=10s", "default_transaction_isolation=read committed"} <= {
+    assert {"statement_timeout=12s", "lock_timeout=6s", "default_transaction_isolation=read committed"} <= {
         setting.replace('"', "").replace("'", "") for setting in settings
     }
     target = stand.target()
@@ -69,7 +69,7 @@ async def test_the_doors_own_timeouts_hold(stand: Stand) -> None:
         with stand.cursor_locked():
             error = await failure(target)
     finally:
-        stand.owner.execute("alter function public.outboxd(text) set lock_timeout = '10s'")
+        stand.owner.execute("alter function public.outboxd(text) set lock_timeout = '6s'")
     assert (error.kind, error.refusal.sqlstate) == (Kind.TRANSIENT, "55P03")
     assert (await target.apply(upserts((1, "a")), at(10), 1, 1)).what == "applied"
 
