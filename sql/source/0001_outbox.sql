@@ -84,12 +84,14 @@ $$;
 -- Ring the bell of a sleeping relay; say nothing to one that is awake.
 -- The relay holds this lock exclusively only while it sleeps. A writer that gets the shared lock keeps it
 -- until after its commit is visible, so the relay, which must first get the lock, reads that commit.
+-- Promise I7: a NOTIFY that finds the server's queue full (somebody listens and sits in a transaction) fails the
+-- commit. Well before that nobody rings: the relay's timer finds the change.
 create or replace function outbox.ring() returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if not pg_try_advisory_xact_lock_shared(1869968482, 1) then
+  if not pg_try_advisory_xact_lock_shared(1869968482, 1) and pg_notification_queue_usage() < 0.5 then
     perform pg_notify('outbox', '');
   end if;
 end

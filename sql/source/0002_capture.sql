@@ -297,7 +297,7 @@ begin
     execute %9$s, tg_relid, tg_op);
   end if;
   get diagnostics captured = row_count;
-  if captured > 0 and not pg_try_advisory_xact_lock_shared(1869968482, 1) then
+  if captured > 0 and not pg_try_advisory_xact_lock_shared(1869968482, 1) and pg_notification_queue_usage() < 0.5 then
     perform pg_notify('outbox', '');
   end if;
   return null;
