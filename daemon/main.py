@@ -6,6 +6,7 @@ supervisor starts it again. SIGTERM finishes the current turn and exits 0; a sec
 
 import asyncio
 import contextlib
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ log = structlog.get_logger()
 OK, FAILED, AWAY = 0, 1, 75
 NAME = f"outboxd/{__version__}"
 _GAUGES = 2.0
+_FENCED = 5.0
 _BREAKER_MOVED = {
     State.OPEN: "breaker_opened",
     State.HALF_OPEN: "breaker_half_opened",
@@ -224,6 +226,10 @@ async def run(settings: Settings, metrics: Metrics, *, until_idle: bool = False)
         code = AWAY if _passing(first) else FAILED
         fix = advice(first.kind, first.refusal) if isinstance(first, TargetError) else None
         log.error("daemon_failed", error=str(first), advice=fix)
+        if isinstance(first, Fenced) and daemon.bell.pooled:
+            # Nobody can elect behind a transaction pooler: two processes that are started again at once would fence
+            # each other off without end.
+            await asyncio.sleep(_FENCED * (1 + random.random()))  # noqa: S311  jitter
     finally:
         await daemon.close()
     return code

@@ -30,9 +30,12 @@ class Outboxd:
         *,
         name: str = "outboxd",
         environment: Mapping[str, str] | None = None,
+        enter: Sequence[str] = (),
     ) -> None:
-        """`settings` are named as in the documentation, without OUTBOXD_ and in any case."""
+        """`settings` are named as in the documentation, without OUTBOXD_ and in any case. `enter` is put before the command."""
         self.port = free_port()
+        self.host = settings.get("admin_host", "127.0.0.1")
+        self._enter = list(enter)
         self.log = folder / f"{name}.log"
         self._folder = folder
         self._read = 0
@@ -44,7 +47,7 @@ class Outboxd:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -57,7 +60,7 @@ class Outboxd:
         return self._process.poll() if self._process else None
 
     def start(self, arguments: Sequence[str] = ("run",)) -> None:
-        command = [sys.executable, "-P", "-m", "daemon", *arguments]
+        command = [*self._enter, sys.executable, "-P", "-m", "daemon", *arguments]
         self._process = spawn(Command(command, self.environment, self._folder, self.log))
 
     def answering(self, seconds: float = 30.0) -> bool:
@@ -89,7 +92,7 @@ class Outboxd:
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of one of its pages; 0 while nobody answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=2)
         with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
             connection.request("GET", path)
             response = connection.getresponse()
