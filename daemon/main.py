@@ -10,7 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -36,6 +36,7 @@ OK, FAILED, AWAY = 0, 1, 75
 NAME = f"outboxd/{__version__}"
 _GAUGES = 2.0
 _FENCED = 5.0
+_SOURCE_AWAY = 10.0  # seconds: it has no gateway that asks for patience, and connecting costs it little
 _BREAKER_MOVED = {
     State.OPEN: "breaker_opened",
     State.HALF_OPEN: "breaker_half_opened",
@@ -84,7 +85,7 @@ class Daemon:
         source = Source(
             settings.source_conninfo,
             Limits(settings.batch_changes, settings.batch_bytes),
-            breaker=_breaker("source", settings, metrics),
+            breaker=_breaker("source", settings, metrics, open_cap=_SOURCE_AWAY),
             application_name=NAME,
         )
         gauges = Source(settings.source_conninfo, application_name=f"{NAME} gauges")
@@ -179,7 +180,7 @@ class Daemon:
             await asyncio.sleep(interval or 10.0)
 
 
-def _breaker(name: str, settings: Settings, metrics: Metrics) -> Breaker:
+def _breaker(name: str, settings: Settings, metrics: Metrics, *, open_cap: float = float("inf")) -> Breaker:
     def moved(transition: Transition) -> None:
         metrics.breaker_changed(transition.breaker, transition.new)
         log.warning(
@@ -189,7 +190,8 @@ def _breaker(name: str, settings: Settings, metrics: Metrics) -> Breaker:
             retry_in_s=round(transition.retry_in, 2),
         )
 
-    return Breaker(name, settings.breaker.thresholds, on_transition=moved)
+    limits = settings.breaker.thresholds
+    return Breaker(name, replace(limits, open_cap=min(limits.open_cap, open_cap)), on_transition=moved)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ Knows the order of things and what each failure means for the next turn. Knows n
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -350,7 +351,8 @@ class Relay:
             return min(exc.retry_after, 300.0)
         breaker = self._target.breaker if isinstance(exc, TargetError) else self._source.breaker
         # An open breaker has its own ladder; two of them would keep a store waiting that is back.
-        return breaker.retry_in or min(self._timing.retry_first * doubled, self._timing.retry_cap)
+        jitter = 0.8 + 0.4 * random.random()  # noqa: S311
+        return breaker.retry_in or min(self._timing.retry_first * doubled, self._timing.retry_cap) * jitter
 
     def _quiet(self) -> None:
         self._failures = 0
