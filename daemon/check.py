@@ -133,8 +133,8 @@ def _server(identity: Identity) -> Iterator[Item]:
         yield Item("source schema", "OK", f"migration {newest}")
     if identity.identity_cache != 1:
         yield Item(
-            "identity", "FAIL", f"outbox.change.id has CACHE {identity.identity_cache}: ids do not follow commits",
-            "alter table outbox.change alter column id set cache 1",
+            "identity", "FAIL", f"outbox.change_id_seq has CACHE {identity.identity_cache}: ids do not follow commits",
+            "alter sequence outbox.change_id_seq cache 1",
         )  # fmt: skip
 
 

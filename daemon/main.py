@@ -21,6 +21,7 @@ from daemon.breaker import Breaker, BreakerOpen, State, Transition
 from daemon.errors import DaemonError, Fenced, Kind, SourceUnavailable, TargetError, advice
 from daemon.lead import Keeper
 from daemon.metrics import Metrics
+from daemon.prune import Pruner
 from daemon.relay import Relay, Timing
 from daemon.report import Observed, Report
 from daemon.rest import RestDoor
@@ -84,7 +85,7 @@ class Daemon:
         breaker = _breaker("target", settings, metrics)
         source = Source(
             settings.source_conninfo,
-            Limits(settings.batch_changes, settings.batch_bytes),
+            Limits(settings.batch_changes, settings.batch_bytes, settings.row_bytes),
             breaker=_breaker("source", settings, metrics, open_cap=_SOURCE_AWAY),
             application_name=NAME,
         )
@@ -92,7 +93,11 @@ class Daemon:
         target = Target(open_door(settings), settings.relay, breaker, metrics.target_request)
         bell = Bell(settings.source_conninfo, application_name=NAME)
         timing = Timing(poll=settings.poll_interval, wake=settings.wake)
-        relay = Relay(source, target, bell, Observed(metrics), timing)
+        pruner = Pruner(
+            settings.retention,
+            lambda done: metrics.pruned(emptied=done.emptied is not None, up_to_id=done.up_to_id),
+        )
+        relay = Relay(source, target, bell, Observed(metrics), timing, pruner=pruner)
 
         keeper = Keeper(bell, relay, lambda leads, listening: metrics.leadership(leads=leads, listening=listening))
         report = Report(settings.relay, relay, breaker, bell, keeper, metrics, settings.request_timeout, time.time())

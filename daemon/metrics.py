@@ -187,6 +187,8 @@ class Metrics:
         )
         self._rows = make(Gauge, "outbox_rows_estimate", "Rows kept in the outbox, as the planner estimates.")
         self._bytes = make(Gauge, "outbox_size_bytes", "Size of the outbox with its indexes.")
+        self._pruned = make(Counter, "pruned_total", "Slots of the outbox emptied of applied changes.")
+        self._pruned_id = make(Gauge, "outbox_pruned_id", "Highest change that has been removed from the outbox.")
         self._listener = make(Gauge, "listener_connected", "1 while the LISTEN connection is up.")
         self._reconnects = make(Counter, "source_reconnects_total", "Connections to the source opened anew.")
         self._query = make(
@@ -309,6 +311,10 @@ class Metrics:
         self._rows.set(max(rows, 0))  # -1 says that the table was never analysed
         self._bytes.set(size)
         self._source_id.set(newest_id)
+
+    def pruned(self, *, emptied: bool, up_to_id: int) -> None:
+        self._pruned.inc(emptied)
+        self._pruned_id.set(up_to_id)
 
     def source_query(self, query: str, seconds: float) -> None:
         self._query.labels(query).observe(seconds)

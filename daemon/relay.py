@@ -19,6 +19,7 @@ from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnavailable, Sou
 from daemon.failpoint import reach
 from daemon.letters import Letters
 from daemon.plan import Plan
+from daemon.prune import Pruner
 from daemon.sizing import Sizing
 from daemon.source import Batch, Source
 from daemon.target import Answer, Target
@@ -83,13 +84,22 @@ class Relay:
     """Moves changes from one source to one target. `step` is one turn of the wheel; `run` decides when."""
 
     def __init__(
-        self, source: Source, target: Target, bell: Bell, observer: Observer, timing: Timing | None = None
+        self,
+        source: Source,
+        target: Target,
+        bell: Bell,
+        observer: Observer,
+        timing: Timing | None = None,
+        *,
+        pruner: Pruner | None = None,
     ) -> None:
         self._source = source
         self._target = target
         self._bell = bell
         self._observer = observer
         self._timing = timing or Timing()
+        self._pruner = pruner
+        self._stated: Cursor | None = None  # the target's own word, which `_cursor` may be ahead of
         self._pace = Pace()
         self._leads = asyncio.Event()
         self._unled: str | None = None
@@ -238,6 +248,7 @@ class Relay:
                 await self._bell.wait(self._timing.poll)
                 continue
             try:
+                await self._prune()
                 if await self.step():
                     self._observer.woken("backlog")
                 else:
@@ -249,6 +260,15 @@ class Relay:
             except (TargetError, SourceUnavailable, SourceUnfit, CaptureLost) as exc:
                 await self._wait(self._stumble(exc))
         await self._wind_up()
+
+    async def _prune(self) -> None:
+        """Let go of what the target has had for the time of retention.
+
+        Promise I1: by the floor of the cursor that the target stated last in this term. The one in memory moves past
+        empty windows untold: a target that answers with its own again would want what lies between.
+        """
+        if self._pruner is not None and self._stated is not None:
+            await self._pruner.turn(self._source, self._stated.floor_id)
 
     async def _wind_up(self) -> None:
         """What was committed before `stop` still goes, unless it takes long or does not go at once."""
@@ -268,7 +288,7 @@ class Relay:
     def lead(self) -> None:
         """Leadership was won: the next turn claims the target."""
         self._claimed = False
-        self._cursor = self._ahead = None
+        self._cursor = self._ahead = self._stated = None
         self._leads.set()
         self._bell.ring()
 

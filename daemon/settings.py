@@ -99,6 +99,8 @@ class Settings(BaseSettings):
     exposed_schema: str = Field(default="public", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")
     batch_changes: int = Field(default=2000, ge=1, le=10_000)
     batch_bytes: int = Field(default=4 * 1024**2, ge=64 * 1024, le=64 * 1024**2)
+    row_bytes: int = Field(default=16 * 1024**2, ge=64 * 1024, le=128 * 1024**2)
+    retention: float = Field(default=86_400.0, ge=1)
     wake: Literal["auto", "notify", "poll"] = "auto"
     poll_interval: float = Field(default=1.0, gt=0, le=30)  # the seat belt while asleep
     # Above the 12 s that the target's function gives itself, below the 60 s of the gateway in front. A target that

@@ -26,7 +26,7 @@ from outbox.migrations import FILES
 # Two clocks never meet: created_at and the window's instant are both the source's.
 _POSTGRES_EPOCH_US = 946_684_800_000_000
 _FLOORS = 64
-_FLOOR_EVERY = 10_000  # ids: each floor spends a transaction id
+_FLOOR_EVERY = 10_000, 60.0  # ids, or seconds while any were drawn: each floor spends a transaction id
 _LONGEST_SPAN = 500_000  # ids looked at for one page, where the window has few
 
 
@@ -59,7 +59,10 @@ class _Microseconds(Loader):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one batch may hold, and how long the source may keep silent (seconds)."""
+    """What one batch may hold, and how long the source may keep silent (seconds).
+
+    A row of more than `row_bytes` is not fetched: its change has a size and no row.
+    """
 
     changes: int = 2000
     bytes: int = 4 * 1024 * 1024
@@ -96,6 +99,18 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Pruned:
+    """What one pruning did: the slot it emptied, the highest id removed so far, whether a slot that was due could
+    not be locked, whether new changes go to another slot now.
+    """
+
+    emptied: int | None
+    up_to_id: int
+    locked: bool
+    rotated: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Ended:
     """The last window that was read to its end. `durable`: a crash of the source cannot take the cursor back."""
 
@@ -123,6 +138,7 @@ class Source:
         self._window: Window | None = None
         self._shapes: dict[int, tuple[str, ...]] = {}
         self._floors: list[tuple[int, int]] = []  # (xid, id): see floor.sql
+        self._floor_noted = 0.0
         # Of the window being read: is its goal durable, when was it taken (by both clocks), how its next page is
         # found.
         self._flushed, self._opened, self._read_us, self._by_id, self._span = False, 0.0, 0, True, 0
@@ -164,6 +180,26 @@ class Source:
             row = await (await conn.execute(query("source_health"))).fetchone()
         return row or (0.0, 0.0, 0.0, 0)
 
+    async def prune(self, floor_id: int, retention: float) -> Pruned:
+        """Remove applied changes older than `retention` seconds, a slot at most; see outbox.prune.
+
+        `floor_id` must be that of a cursor the target has stated. A refusal leaves the connection, and with it the
+        window that is being read, as they are.
+        """
+        given = {"floor_id": floor_id, "retention": retention}
+        refused: psycopg.Error | None = None
+        async with self._connected() as conn:
+            try:
+                async with conn.transaction():
+                    row = await (await conn.execute(query("prune"), given)).fetchone()
+                    assert row is not None
+                    return Pruned(*row)
+            except psycopg.Error as exc:
+                if conn.closed:
+                    raise
+                refused = exc
+        raise _failure(refused)
+
     async def identify(self) -> Identity:
         """Connect if need be, and say what server this is."""
         async with self.connected():
@@ -192,6 +228,8 @@ class Source:
         results.nextset()
         ceiling = self._newest = _first(await results.fetchone())
         results.nextset()
+        pruned = _first(await results.fetchone())
+        results.nextset()
         self._flushed, self._read_us = await results.fetchone() or (False, 0)
         self._opened = time.monotonic()
         if in_recovery:
@@ -202,6 +240,7 @@ class Source:
                 "the target's cursor lies in this source's future: the source was restored from a backup or is "
                 "another database; nothing is applied until that is settled"
             )
+        _not_pruned(pruned, cursor)
         window = Window(cursor, goal, self._floor(goal), ceiling, self.limits.changes, self.limits.bytes)
         # Two ways to the first page: by the window's transactions, which costs its rows, or up from the floor,
         # which costs the rows between floor and window: many, while a transaction is open for hours.
@@ -216,8 +255,8 @@ class Source:
             raise SourceUnfit(STANDBY)
         if self.identity.identity_cache != 1:
             raise SourceUnfit(
-                f"the identity of outbox.change has CACHE {self.identity.identity_cache}, so ids do not follow commits: "
-                "alter table outbox.change alter column id set cache 1"
+                f"outbox.change_id_seq has CACHE {self.identity.identity_cache}, so ids do not follow commits: "
+                "alter sequence outbox.change_id_seq cache 1"
             )
         if cursor.system and cursor.system != self.identity.system:
             raise SourceUnfit(
@@ -230,12 +269,15 @@ class Source:
         while True:
             page, upto = await self._page(conn, window) if window.goal != window.reached else ([], window.ceiling)
             beyond = await self._beyond(conn, window, page, upto) if page and upto < window.ceiling else {}
+            # Promise I1: one that no longer leads may prune by a cursor that the target, restored, has taken back.
+            _not_pruned(_first(await (await conn.execute(query("pruned"))).fetchone()), window.cursor)
             if cut := window.cut(page, upto=upto, beyond=beyond):
                 return await self._batch(conn, window, cut)
 
     async def _page(self, conn: psycopg.AsyncConnection[Any], window: Window) -> tuple[list[Change], int]:
         """The next changes of the window in id order, and the id up to which these are all."""
         limits = {"after": window.after, "limit": self.limits.changes, "bytes": self.limits.bytes}
+        limits["row_bytes"] = self.limits.row_bytes
         upto = window.ceiling
         if self._by_id:
             # A stretch of ids at a time: without statistics Postgres would sort all that is left for each page.
@@ -245,7 +287,7 @@ class Source:
         else:
             self._by_id = True  # for the pages that follow: each begins where the last one ended
             page = await self._changes(conn, "window_by_xid", {**limits, "upto": upto, **_runs(window.runs())})
-        if len(page) >= self.limits.changes or sum(change.size for change in page) >= self.limits.bytes:
+        if len(page) >= self.limits.changes or sum(c.size for c in page if c.row is not None) >= self.limits.bytes:
             self._span = 0
             return page, page[-1].id
         self._span = min(2 * (upto - window.after), _LONGEST_SPAN)
@@ -261,6 +303,7 @@ class Source:
         changes = cut.changes
         if cut.rest:
             begun = {"xids": _array(cut.rest), "above": _array(cut.rest.values()), "upto": cut.upto}
+            begun["row_bytes"] = self.limits.row_bytes
             changes = (*await self._changes(conn, "window_rest", begun), *changes)
         if not self._flushed and any(change.unflushed for change in changes):
             # Promise I2: a commit with synchronous_commit = off is visible before it is durable. A crash would
@@ -287,13 +330,16 @@ class Source:
         return [Change._make(row) for row in await results.fetchall()]
 
     async def _note_floor(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        if self._floors and self._newest - self._floors[-1][1] < _FLOOR_EVERY:
-            return
+        if self._floors:
+            drawn, elapsed = self._newest - self._floors[-1][1], time.monotonic() - self._floor_noted
+            if drawn < _FLOOR_EVERY[0] and (drawn <= 0 or elapsed < _FLOOR_EVERY[1]):
+                return
         results = await conn.execute(query("floor"))
         results.nextset()
         floor = _first(await results.fetchone())
         results.nextset()
         self._floors.append((_first(await results.fetchone()), floor))
+        self._floor_noted = time.monotonic()
         if len(self._floors) > _FLOORS:
             del self._floors[1::2]
 
@@ -371,6 +417,15 @@ def _failure(exc: psycopg.Error) -> SourceUnavailable | SourceUnfit:
         case psycopg.OperationalError() | psycopg.InterfaceError():
             return SourceUnavailable(f"the connection to the source failed ({cause(exc)})")
     return SourceUnfit(f"the source cannot be read ({cause(exc)}): is its schema of this version? See `outboxd check`")
+
+
+def _not_pruned(up_to_id: int, cursor: Cursor) -> None:
+    """Every change that a reader at `cursor` wants has an id above its floor."""
+    if cursor.floor_id < up_to_id:
+        raise SourceUnfit(
+            "the outbox no longer holds the changes after the target's cursor (they were kept for `retention`): "
+            "`outboxd rebase` leads on"
+        )
 
 
 def _reached(cursor: Cursor) -> Snapshot:

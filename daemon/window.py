@@ -128,7 +128,7 @@ class Window:
     def _note(self, change: Change) -> _Begun:
         begun = self._begun.setdefault(change.xid, _Begun(change.id))
         begun.rows += 1
-        begun.size += change.size
+        begun.size += change.size if change.row is not None else 0  # one too large is not fetched
         return begun
 
     def _is_full(self, rows: int, size: int) -> bool:

@@ -1,6 +1,9 @@
--- Age of the oldest open transaction (all that this role may see), rows and bytes of the outbox.
+-- Age of the oldest open transaction (all that this role may see), rows and bytes of the outbox, highest id drawn.
 select coalesce((select extract(epoch from clock_timestamp() - min(xact_start)) from pg_stat_activity
                   where xact_start is not null and pid <> pg_backend_pid() and datname = current_database())::float8, 0),
-       greatest((select reltuples from pg_class where oid = 'outbox.change'::regclass)::float8, 0),
-       pg_total_relation_size('outbox.change')::float8,
-       coalesce(pg_sequence_last_value(pg_get_serial_sequence('outbox.change', 'id')::regclass), 0)
+       slots.rows,
+       slots.bytes,
+       coalesce(pg_sequence_last_value('outbox.change_id_seq'), 0)
+  from (select coalesce(sum(pg_stat_get_live_tuples(i.inhrelid)), 0)::float8 as rows,
+               coalesce(sum(pg_total_relation_size(i.inhrelid)), 0)::float8 as bytes
+          from pg_inherits i where i.inhparent = 'outbox.change'::regclass) slots

@@ -12,35 +12,67 @@ create table if not exists outbox.migration (
   applied_at timestamptz not null default now()
 );
 
--- One row a changed row. INSERT-only.
+-- Which slot of outbox.change is written: its last value modulo 4 (none yet: 0). A sequence, because it is read
+-- without a snapshot and moved by one setval: no writer waits, and nothing is left for vacuum.
+create sequence if not exists outbox.slot as bigint minvalue 0 cache 1;
+
+-- Without CACHE: an id is drawn while the row's lock is held, so per key the order of ids is the order of commits.
+create sequence if not exists outbox.change_id_seq as bigint cache 1;
+
+-- One row a changed row. INSERT-only; outbox.prune (0006) empties one slot at a time by TRUNCATE.
 --
 -- `xid` stands before `id` on purpose: defaults are evaluated in column order, so a transaction has its
 -- xid before it draws its first id. The reader's floor (sql/queries/floor.sql) rests on that.
--- CACHE 1: `id` is drawn while the row's lock is held, so per key the order of ids is the order of commits.
 create table if not exists outbox.change (
   xid        xid8 not null default pg_current_xact_id(),
-  id         bigint not null generated always as identity (cache 1),
+  id         bigint not null default nextval('outbox.change_id_seq'),
   table_name text not null,
-  op         text not null check (op in ('upsert', 'delete', 'truncate', 'resync')),
+  op         text not null check (op in ('upsert', 'delete', 'truncate', 'resync', 'too_large')),
   shape      int,
   key        text not null,
   row        text,
   headers    text,
   unflushed  boolean not null default current_setting('synchronous_commit') = 'off',
+  slot       smallint not null default coalesce(pg_sequence_last_value('outbox.slot') % 4, 0),
   created_at timestamptz not null default clock_timestamp()
-);
+) partition by list (slot);
 
 comment on table outbox.change is
   'Changes of watched tables, one row each, written by triggers or outbox.emit in the application''s own transaction. outboxd reads them; do not update or delete.';
 comment on column outbox.change.key is 'JSON object of the key columns, in the canonical text of their types';
-comment on column outbox.change.row is 'JSON object of the row; every value is a scalar: json, arrays and composites travel as their text';
+comment on column outbox.change.row is 'JSON object of the row; every value is a scalar: json, arrays and composites travel as their text. Of a row too large, only its size: {"stored_bytes": n}';
 comment on column outbox.change.shape is 'which columns the row has: outbox.shape.id';
 comment on column outbox.change.unflushed is 'the writer ran with synchronous_commit = off: outboxd waits until the commit is on disk';
+comment on column outbox.change.slot is 'where the row lies until its slot is emptied; says nothing of its order';
+
+-- Vacuum has nothing to do where rows only come and go all at once: without its visits after so many inserts, and
+-- without its giving back of pages, it never stands in the way of a writer or of prune.
+do $$
+begin
+  for n in 0 .. 3 loop
+    execute format(
+      'create table if not exists outbox.change_%s partition of outbox.change for values in (%s) with ('
+      'autovacuum_vacuum_insert_threshold = -1, toast.autovacuum_vacuum_insert_threshold = -1,'
+      ' vacuum_truncate = off, toast.vacuum_truncate = off)', n, n);
+  end loop;
+end
+$$;
+
+alter sequence outbox.change_id_seq owned by outbox.change.id;
+alter sequence outbox.slot owned by outbox.change.slot;
 
 -- (xid, id) finds a window's changes; (id) walks a deep one in order. Neither is unique, so that an
 -- insert never waits for another transaction's.
 create index if not exists change_xid_id on outbox.change (xid, id);
 create index if not exists change_id on outbox.change (id);
+
+-- The highest id that prune has removed: a reader whose cursor lies below it has lost changes.
+create table if not exists outbox.pruned (
+  only_row boolean primary key default true check (only_row),
+  up_to_id bigint not null
+);
+
+insert into outbox.pruned (up_to_id) values (0) on conflict do nothing;
 
 create table if not exists outbox.watched (
   id          int generated always as identity primary key,

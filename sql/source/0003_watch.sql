@@ -15,9 +15,9 @@ begin
   select * into c from pg_class where oid = tbl;
   select * into me from pg_roles where rolname = as_role;
   select s.* into ident from pg_sequence s
-   where s.seqrelid = pg_get_serial_sequence('outbox.change', 'id')::regclass;
+   where s.seqrelid = 'outbox.change_id_seq'::regclass;
   if ident.seqcache <> 1 then
-    return format('the identity of outbox.change has CACHE %s, so ids no longer follow the order of commits: alter table outbox.change alter column id set cache 1', ident.seqcache);
+    return format('outbox.change_id_seq has CACHE %s, so ids no longer follow the order of commits: alter sequence outbox.change_id_seq cache 1', ident.seqcache);
   elsif c.relkind not in ('r', 'p') then
     return format('%s is not a table', tbl);
   elsif c.relnamespace = 'outbox'::regnamespace then
@@ -94,6 +94,10 @@ begin
       return format('the key (%s) of %s is DEFERRABLE: an insert does not wait for a concurrent delete of the same key, and the row would be lost. Recreate the constraint without DEFERRABLE, or choose another unique key', array_to_string(keys, ', '), tbl);
     end if;
     return format('(%s) is no key of %s: it needs a unique index on exactly these columns, all NOT NULL, not partial', array_to_string(keys, ', '), tbl);
+  end if;
+  if not has_table_privilege(as_role, 'outbox.change', 'insert') or not has_sequence_privilege(as_role, 'outbox.change_id_seq', 'usage')
+     or not has_sequence_privilege(as_role, 'outbox.slot', 'usage') then
+    return format('the capture functions run as %I, which may not write the outbox: grant insert on outbox.change to %I; grant usage on all sequences in schema outbox to %I', as_role, as_role, as_role);
   end if;
   return null;
 end

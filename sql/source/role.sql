@@ -15,6 +15,6 @@ grant select on all tables in schema outbox to outboxd;
 grant select on all sequences in schema outbox to outboxd;
 grant execute on function outbox.signature(regclass), outbox.primary_key(regclass), outbox.row_columns(regclass, text[], text[]),
   outbox.unfit(regclass, text[], text[], text[], name), outbox.is_key(regclass, text[]), outbox.column_names(regclass),
-  outbox.base_type(oid) to outboxd;
+  outbox.base_type(oid), outbox.prune(bigint, interval) to outboxd;
 grant insert, update, delete on outbox.held to outboxd;
 grant execute on function outbox.ring() to outboxd;

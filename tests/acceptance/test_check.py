@@ -44,7 +44,7 @@ def test_a_sound_pair_has_nothing_to_object_to(request: pytest.FixtureRequest, w
 
 # Where something is broken and how; which item objects with what; what mends it: None where the printed fix does.
 _BROKEN = [
-    ("source", "alter table outbox.change alter column id set cache 9", "identity", "CACHE 9", None),
+    ("source", "alter sequence outbox.change_id_seq cache 9", "identity", "CACHE 9", None),
     ("source", 'alter table "VideoAsset" drop constraint "VideoAsset_pkey"', 'public."VideoAsset"', "no primary key",
      'alter table "VideoAsset" add primary key ("id")'),
     ("source", 'alter table "VideoAsset" drop constraint "VideoAsset_pkey", add constraint late primary key ("id") deferrable',

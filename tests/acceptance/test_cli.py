@@ -182,7 +182,7 @@ def test_unwatch_stops_recording_and_loses_nothing_recorded(bare: Pair, start: S
         ("create table odd (a float8 primary key)", r"key column a \(double precision\)"),
         ("create unlogged table odd (a int primary key)", "temporary or unlogged"),
         ("create view odd as select 1 as a", "is not a table"),
-        ("create sequence odd cache 1; alter table outbox.change alter column id set cache 7", "has CACHE 7"),
+        ("create sequence odd cache 1; alter sequence outbox.change_id_seq cache 7", "has CACHE 7"),
         ("select 1", 'relation "odd" does not exist'),
     ],
 )  # fmt: skip

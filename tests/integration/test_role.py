@@ -71,7 +71,7 @@ def test_the_role_can_do_nothing_else(least: str) -> None:
             "select outbox.watch('story')",
             "select outbox.unwatch('story')",
             "select outbox.shape_of('x', array['y'])",
-            "select nextval(pg_get_serial_sequence('outbox.change', 'id'))",
+            "select nextval('outbox.change_id_seq')",
             "create table outbox.mine (id int)",
             "create role another",
         ):

@@ -192,9 +192,9 @@ async def test_a_cursor_that_is_none_is_refused(source):
 async def test_an_identity_with_a_cache_is_refused(source):
     """CACHE above 1 hands out ids ahead, so they no longer follow commits: the sentence is the statement that helps."""
     with source.connect() as conn:
-        run(conn, "alter table outbox.change alter column id set cache 20")
-        assert "alter table outbox.change alter column id set cache 1" in await unfit(source, Cursor.beginning())
-        run(conn, "alter table outbox.change alter column id set cache 1")
+        run(conn, "alter sequence outbox.change_id_seq cache 20")
+        assert "alter sequence outbox.change_id_seq cache 1" in await unfit(source, Cursor.beginning())
+        run(conn, "alter sequence outbox.change_id_seq cache 1")
     async with reading(source) as reader:
         assert changes(await batches(reader)) == []
 

@@ -226,7 +226,8 @@ def test_a_lost_right_to_read_is_marked(source: Database, app: Connection, loss:
     for role in (old, new):
         app.execute(f"create role {role}; grant create, usage on schema public, outbox to {role}")
         app.execute(
-            f"grant all on all tables in schema outbox to {role}; grant execute on all functions in schema outbox to {role}"
+            f"grant all on all tables in schema outbox to {role}; grant usage on all sequences in schema outbox to {role};"
+            f" grant execute on all functions in schema outbox to {role}"
         )
     try:
         app.execute(f"set role {old}")

@@ -231,6 +231,11 @@ def test_an_owner_under_a_forced_policy_is_refused(source: Database, app: Connec
     )
     app.execute(f"grant execute on all functions in schema outbox to {nobody}")
     with psycopg.connect(source.cluster.dsn(source.name, nobody), autocommit=True) as owner:
+        owner.execute("create table u (id int primary key)")
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="grant usage on all sequences in schema outbox"):
+            watch(owner, "u")
+    app.execute(f"grant usage on all sequences in schema outbox to {nobody}")
+    with psycopg.connect(source.cluster.dsn(source.name, nobody), autocommit=True) as owner:
         owner.execute("create table t (id int primary key); alter table t enable row level security")
         watch(owner, "t")
         owner.execute("insert into t values (1)")

@@ -179,10 +179,15 @@ def test_an_extensions_text_is_refused_as_a_key(scratch: Connection) -> None:
 def test_a_cached_identity_is_refused(scratch: Connection) -> None:
     """With CACHE > 1 ids would not follow the order of commits."""
     scratch.execute(FITS)
-    scratch.execute("alter table outbox.change alter column id set cache 20")
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"CACHE 20.*set cache 1"), scratch.transaction():
+    scratch.execute("alter sequence outbox.change_id_seq cache 20")
+    with (
+        pytest.raises(
+            psycopg.errors.InvalidParameterValue, match=r"CACHE 20.*alter sequence outbox\.change_id_seq cache 1"
+        ),
+        scratch.transaction(),
+    ):
         watch(scratch, "t")
-    scratch.execute("alter table outbox.change alter column id set cache 1")
+    scratch.execute("alter sequence outbox.change_id_seq cache 1")
     assert watch(scratch, "t") == "public.t"
 
 
