@@ -155,6 +155,78 @@ begin
 end
 $$;
 
+-- A row whose JSON has more bytes than this is recorded by its key alone. Postgres itself makes none above 1 GB.
+create or replace function outbox.row_limit() returns int
+language sql immutable
+return 128 * 1024 * 1024;
+
+-- SQL about the sizes of these columns of alias `t`, from what is stored: nothing is detoasted.
+--   small   the JSON is nowhere near a limit. At most 128 kB stored, which compression may have made of 32 MB; of types
+--           that may write far more than they hold (a jsonb of many 1e131071) 2 kB, and those not compressed
+--   bytes   of text in the row: a lower bound of its JSON
+--   stored  what the row takes on disk, about
+create or replace function outbox.size_sql(
+  tbl regclass, columns text[], out small text, out bytes text, out stored text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  sizes  text[];  -- of every column without a fixed length
+  wide   text[];  -- of those whose text may be far longer
+  packed text[];
+  col    text;
+  base   regtype;
+begin
+  bytes := '0';
+  for col, base in
+    select quote_ident(u.name), outbox.base_type(a.atttypid)
+      from unnest(outbox.column_names(tbl)) with ordinality u(name, n)
+      left join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
+     where u.name = any (columns) and coalesce(a.attlen, -1) < 0 order by u.n
+  loop
+    sizes := sizes || format('pg_column_size(t.%s)', col);
+    case
+      when base in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype) then
+        bytes := format('%s + coalesce(octet_length(t.%s), 0)::bigint', bytes, col);
+      when base = 'bytea'::regtype then
+        bytes := format('%s + 2 * coalesce(octet_length(t.%s), 0)::bigint', bytes, col);
+      when base in ('json'::regtype, 'xml'::regtype, 'numeric'::regtype, 'bit'::regtype, 'varbit'::regtype) then
+        null;
+      else
+        wide := wide || format('pg_column_size(t.%s)', col);
+        packed := packed || format('pg_column_compression(t.%s)', col);
+    end case;
+  end loop;
+  small := concat_ws(' and ', 'true',
+    '(greatest(' || array_to_string(sizes, ', ') || ') > ' || 131072 / cardinality(sizes) || ') is not true',
+    '(greatest(' || array_to_string(wide, ', ') || ') > 2000) is not true and num_nonnulls(' || array_to_string(packed, ', ') || ') = 0');
+  stored := coalesce((select string_agg(format('coalesce(%s, 0)::bigint', s), ' + ') from unnest(sizes) s), '0');
+end
+$$;
+
+-- The JSON of the row at `at` in `rel` (a table, or a partition), or null when it is too large: when making it fails, or
+-- would take too much to try. The way of the few rows that are not small.
+create or replace function outbox.large_row(rel regclass, at tid, row_sql text, bytes_sql text) returns text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  made text;
+begin
+  execute format('select case when %s <= outbox.row_limit() then %s end from only %s t where t.ctid = $1', bytes_sql, row_sql, rel)
+     into made using at;
+  return case when octet_length(made) <= outbox.row_limit() then made end;
+exception
+  when program_limit_exceeded or out_of_memory then
+    return null;
+  when internal_error then
+    if sqlerrm like 'invalid memory alloc request size%' then
+      return null;
+    end if;
+    raise;
+end
+$$;
+
 -- SQL that makes the JSON of the key from an alias. Two spellings of one key must give one text:
 -- numeric loses its trailing zeros here, types that cannot be spelled in one way are refused by watch.
 create or replace function outbox.key_sql(tbl regclass, columns text[], alias text) returns text
@@ -178,9 +250,10 @@ $$;
 
 -- The statement that records what one statement on `rel` did. `rel` is the watched table or one of its
 -- partitions; rows are always re-read from the root, where a row that changed partitions still is.
--- What outbox.watched knows is handed in: an old snapshot may not show that row.
+-- What outbox.watched knows is handed in: an old snapshot may not show that row. `large` calls what makes the JSON
+-- of a row that is not small; without it that call is composed, too, and takes longer for each such row.
 create or replace function outbox.capture_sql(
-  of_table text, key_columns text[], include text[], exclude text[], rel regclass, tg_op text) returns text
+  of_table text, key_columns text[], include text[], exclude text[], rel regclass, tg_op text, large text default null) returns text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -191,6 +264,8 @@ declare
   cols     text[];
   names    text;
   touched  text;
+  row_sql  text;
+  size     record;
   resync   text := format('insert into outbox.change (table_name, op, key) values (%L, ''resync'', ''{}'')', of_table);
 begin
   if namesake <> root then
@@ -216,6 +291,8 @@ begin
   end if;
 
   cols := outbox.row_columns(root, include, exclude);
+  row_sql := outbox.row_sql(root, cols);
+  size := outbox.size_sql(root, cols);
   select string_agg(format('k.%I', c), ', ' order by n) into names from unnest(keys) with ordinality u(c, n);
   touched := case tg_op
     when 'INSERT' then format('select %s from new_rows k', names)
@@ -227,13 +304,17 @@ begin
   -- READ still shows the row that another transaction deleted before this one wrote the key again.
   return format(
     'insert into outbox.change (table_name, op, shape, key, row, headers)'
-    ' select %1$L, case when %8$s then ''upsert'' else ''delete'' end, case when %8$s then %2$s end, %3$s,'
-    ' case when %8$s then %4$s end, nullif(current_setting(''outbox.headers'', true), '''')'
-    ' from (%5$s) k left join lateral (select r.* from %6$s r where %7$s and age(r.xmin) <= 0 limit 1) t on true',
+    ' select %1$L, case when not %8$s then ''delete'' when j.made is null then ''too_large'' else ''upsert'' end,'
+    ' case when j.made is not null then %2$s end, %3$s,'
+    ' case when %8$s then coalesce(j.made, concat(''{"stored_bytes":'', %9$s, ''}'')) end,'
+    ' nullif(current_setting(''outbox.headers'', true), '''')'
+    ' from (%5$s) k left join lateral (select r.*, r.tableoid, r.ctid from %6$s r where %7$s and age(r.xmin) <= 0 limit 1) t on true'
+    ' cross join lateral (select case when not %8$s then null when %10$s then %4$s else %11$s end as made offset 0) j',
     of_table, outbox.shape_of(of_table, cols), outbox.key_sql(root, keys, 'k'),
-    outbox.row_sql(root, cols), touched, root,
+    row_sql, touched, root,
     (select string_agg(format('r.%1$I = k.%1$I', c), ' and ') from unnest(keys) c),
-    format('t.%I is not null', keys[1]));
+    format('(t.%I is not null)', keys[1]), size.stored, size.small,
+    coalesce(large, format('outbox.large_row(t.tableoid, t.ctid, %L, %L)', row_sql, size.bytes)));
 end
 $$;
 
@@ -256,6 +337,38 @@ begin
 end
 $$;
 
+-- outbox.large_row for one table, as static SQL: ten times quicker. Returns how to call it.
+create or replace function outbox.compose_large(watched_id int, tbl regclass, columns text[]) returns text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  title text := 'row_' || watched_id;
+begin
+  execute format(
+    'create or replace function outbox.%I(at tid) returns text language plpgsql set search_path = pg_catalog, pg_temp as %L',
+    title, format($body$
+declare
+  made text;
+begin
+  select case when %s <= outbox.row_limit() then %s end into made from only %s t where t.ctid = at;
+  return case when octet_length(made) <= outbox.row_limit() then made end;
+exception
+  when program_limit_exceeded or out_of_memory then
+    return null;
+  when internal_error then
+    if sqlerrm like 'invalid memory alloc request size%%' then
+      return null;
+    end if;
+    raise;
+end
+$body$, (outbox.size_sql(tbl, columns)).bytes, outbox.row_sql(tbl, columns), tbl));
+  execute format('revoke all on function outbox.%I(tid) from public', title);
+  execute format('alter function outbox.%I(tid) owner to %I', title, current_user);
+  return format('outbox.%I(t.ctid)', title);
+end
+$$;
+
 -- (Re)create the capture function of one watched table: static SQL while the table looks as it did when
 -- this ran, the same SQL composed afresh when it does not. Never an error for the application.
 create or replace function outbox.compose_capture(watched_id int, tbl regclass) returns void
@@ -268,10 +381,14 @@ declare
   title   name;
   compose text;
   body    text;
+  large   text;
 begin
   select * into strict w from outbox.watched where id = watched_id;
   select n.nspname, c.relname into schema, title
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
+  if (select c.relkind = 'r' from pg_class c where c.oid = tbl) then
+    large := outbox.compose_large(watched_id, tbl, outbox.row_columns(tbl, w.include, w.exclude));
+  end if;
   compose := format('outbox.capture_sql(%L, %L, %L, %L', w.table_name, w.key_columns, w.include, w.exclude);
   body := format($body$
 declare
@@ -303,9 +420,9 @@ begin
   return null;
 end
 $body$, title, schema, tbl::text, outbox.signature(tbl), coalesce(w.key_columns, outbox.primary_key(tbl)),
-    outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, 'INSERT'),
-    outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, 'UPDATE'),
-    outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, 'DELETE'), compose);
+    outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, 'INSERT', large),
+    outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, 'UPDATE', large),
+    outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, 'DELETE', large), compose);
   -- row_security = off: a policy must raise an error here, never hide a row. enable_seqscan = off: a plan
   -- made while the table was small must not scan it when it is large. The rest pins how values are spelled.
   execute format(

@@ -222,6 +222,7 @@ begin
   end if;
   perform outbox.remove_triggers(w.id, '{}');
   execute format('drop function if exists outbox.%I()', 'capture_' || w.id);
+  execute format('drop function if exists outbox.%I(tid)', 'row_' || w.id);
   return known[1];
 end
 $$;

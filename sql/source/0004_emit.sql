@@ -92,6 +92,10 @@ begin
                                     else k.value end)::text
       into key_text from (select u.name, given::jsonb -> u.name as value from unnest(keys) u(name)) k;
   end if;
+  if op = 'upsert' and octet_length(row_text) > outbox.row_limit() then
+    raise exception 'emit for %: the row has % bytes, and % is the most that is recorded', w.table_name, octet_length(row_text), outbox.row_limit()
+      using errcode = 'program_limit_exceeded', hint = 'emit the columns that clients need, and keep the large one elsewhere';
+  end if;
   insert into outbox.change (table_name, op, shape, key, row, headers)
   values (w.table_name, op, case when op = 'upsert' then outbox.shape_of(w.table_name, cols) end, key_text,
           case when op = 'upsert' then row_text end, coalesce(emit.headers::text, nullif(current_setting('outbox.headers', true), '')))
