@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock clean
+.PHONY: help setup demo test soak check format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,12 @@ test: setup ## run the tests and print the coverage
 	$(BIN)/coverage run -m pytest -n $(WORKERS) $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(strip $(ARGS)),,--fail-under=90)
+
+CHANGES ?= 1000000 10000000
+soak: setup ## push millions of changes past an open snapshot, and print what becomes of the outbox
+	@for changes in $(CHANGES); do \
+	  $(BIN)/pytest tests/integration/test_retention_soak.py -q -s --changes $$changes $(ARGS) || exit 1; \
+	done
 
 check: setup ## format, lint, types and import rules, changing nothing
 	$(BIN)/ruff format --check .

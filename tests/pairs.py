@@ -9,6 +9,7 @@ import psycopg
 
 from daemon.breaker import Breaker, Thresholds
 from daemon.plan import Change
+from daemon.prune import Pruner
 from daemon.relay import Observer, Relay, Timing
 from daemon.source import Batch, Limits, Source
 from daemon.target import Door, PostgresDoor, Target
@@ -70,13 +71,14 @@ class Pair:
         timing: Timing = QUICK,
         observer: Observer | None = None,
         thresholds: Thresholds | None = None,
+        pruner: Pruner | None = None,
     ) -> AsyncIterator[Parts]:
         """A relay that leads, by the direct transport unless a door is given."""
         source = Source(self.source.dsn, limits)
         breaker = Breaker("target", thresholds or Thresholds())
         target = Target(door or PostgresDoor(self.target.dsn), "main", breaker)
         bell = Bell(self.source.dsn)
-        relay = Relay(source, target, bell, observer or Silent(), timing)
+        relay = Relay(source, target, bell, observer or Silent(), timing, pruner=pruner)
         relay.lead()
         try:
             yield Parts(relay, source, target, bell)

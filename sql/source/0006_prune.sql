@@ -19,6 +19,7 @@ set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' set enable_seqsc
 as $$
 declare
   turn    bigint := coalesce(pg_sequence_last_value('outbox.slot'), 0);
+  slot    smallint;
   last_id bigint;
   is_due  boolean;
 begin
@@ -29,8 +30,8 @@ begin
       using errcode = 'active_sql_transaction';
   end if;
   if pg_try_advisory_xact_lock(1869968482, 4) then
-    for slot in 0 .. 3 loop
-      continue when slot = turn % 4;
+    for n in turn + 1 .. turn + 3 loop  -- the oldest first
+      slot := n % 4;
       execute format('select id, id <= $1 and created_at < clock_timestamp() - $2 from only outbox.change_%s order by id desc limit 1', slot)
          into last_id, is_due using floor_id, retention;
       continue when is_due is not true;
