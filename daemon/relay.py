@@ -99,7 +99,6 @@ class Relay:
         self._observer = observer
         self._timing = timing or Timing()
         self._pruner = pruner
-        self._stated: Cursor | None = None  # the target's own word, which `_cursor` may be ahead of
         self._pace = Pace()
         self._leads = asyncio.Event()
         self._unled: str | None = None

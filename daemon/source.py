@@ -188,7 +188,7 @@ class Source:
         """
         given = {"floor_id": floor_id, "retention": retention}
         refused: psycopg.Error | None = None
-        async with self._connected() as conn:
+        async with self.connected() as conn:
             try:
                 async with conn.transaction():
                     row = await (await conn.execute(query("prune"), given)).fetchone()
