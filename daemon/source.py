@@ -26,7 +26,7 @@ from outbox.migrations import FILES
 # Two clocks never meet: created_at and the window's instant are both the source's.
 _POSTGRES_EPOCH_US = 946_684_800_000_000
 _FLOORS = 64
-_FLOOR_EVERY = 10_000, 60.0  # ids, or seconds while any were drawn: each floor spends a transaction id
+_FLOOR_EVERY = 10_000  # ids: each floor spends a transaction id
 _LONGEST_SPAN = 500_000  # ids looked at for one page, where the window has few
 
 
@@ -138,7 +138,6 @@ class Source:
         self._window: Window | None = None
         self._shapes: dict[int, tuple[str, ...]] = {}
         self._floors: list[tuple[int, int]] = []  # (xid, id): see floor.sql
-        self._floor_noted = 0.0
         # Of the window being read: is its goal durable, when was it taken (by both clocks), how its next page is
         # found.
         self._flushed, self._opened, self._read_us, self._by_id, self._span = False, 0.0, 0, True, 0
@@ -190,13 +189,16 @@ class Source:
         refused: psycopg.Error | None = None
         async with self.connected() as conn:
             try:
-                async with conn.transaction():
-                    row = await (await conn.execute(query("prune"), given)).fetchone()
-                    assert row is not None
-                    return Pruned(*row)
+                # Only values put in by the client allow for several statements in one message.
+                results = await psycopg.AsyncClientCursor(conn).execute(query("prune"), given)
+                results.nextset()
+                pruned = Pruned(*(await results.fetchone() or ()))
+                await self._note_floor(conn, every=1)  # on a quiet source, cursors to come need a floor for the next
+                return pruned
             except psycopg.Error as exc:
                 if conn.closed:
                     raise
+                await conn.rollback()
                 refused = exc
         raise _failure(refused)
 
@@ -329,17 +331,14 @@ class Source:
         results = await conn.execute(query(name), parameters, binary=True)
         return [Change._make(row) for row in await results.fetchall()]
 
-    async def _note_floor(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        if self._floors:
-            drawn, elapsed = self._newest - self._floors[-1][1], time.monotonic() - self._floor_noted
-            if drawn < _FLOOR_EVERY[0] and (drawn <= 0 or elapsed < _FLOOR_EVERY[1]):
-                return
+    async def _note_floor(self, conn: psycopg.AsyncConnection[Any], every: int = _FLOOR_EVERY) -> None:
+        if self._floors and self._newest - self._floors[-1][1] < every:
+            return
         results = await conn.execute(query("floor"))
         results.nextset()
         floor = _first(await results.fetchone())
         results.nextset()
         self._floors.append((_first(await results.fetchone()), floor))
-        self._floor_noted = time.monotonic()
         if len(self._floors) > _FLOORS:
             del self._floors[1::2]
 

@@ -224,6 +224,14 @@ async def test_the_pruner_keeps_its_pace_and_survives_a_refusal(source: Database
         assert [c.id for c in (await reader.read(cursor)).changes] == [2]
 
 
+async def test_a_role_with_another_isolation_prunes_all_the_same(source: Database, item: Connection) -> None:
+    write(item, 1)
+    async with reading(source) as reader:
+        item.execute(f"alter database {source.name} set default_transaction_isolation = 'serializable'")
+        assert await reader.prune(1, 0) == Pruned(None, 0, locked=False, rotated=True)
+        assert await reader.prune(1, 0) == Pruned(0, 1, locked=False, rotated=False)
+
+
 async def test_a_short_retention_is_looked_after_more_often(source: Database) -> None:
     """So that an outbox holds little more than it must."""
     async with reading(source) as reader:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 import pytest
+from structlog.testing import capture_logs
 
 from daemon.prune import Pruner
 from daemon.source import Batch, Pruned
@@ -82,7 +83,7 @@ async def test_the_outbox_stays_small_and_quick_while_a_snapshot_is_held_open(pa
     total = int(pytestconfig.getoption("--changes")) // CHUNK * CHUNK
     pair.create("create table entry (id int primary key, note text, n int)", "public.entry")
     seen, pruned = Watched(total), list[Pruned]()
-    with snapshot_held(pair):
+    with snapshot_held(pair), capture_logs():
         async with pair.relay(observer=seen, pruner=Pruner(RETENTION, pruned.append)) as parts:
             task = asyncio.create_task(parts.relay.run())
             started = time.monotonic()
