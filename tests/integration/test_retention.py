@@ -82,6 +82,17 @@ def test_what_is_not_applied_stays(item: Connection) -> None:
     assert prune(item, floor_id=2)[:2] == (0, 2)
 
 
+def test_when_no_slot_is_free_the_current_one_grows(item: Connection) -> None:
+    """The target is away for days: nothing goes, the slots are left one after the other, and the last stays."""
+    for n in range(1, 8):
+        write(item, n)
+        assert prune(item, floor_id=0) == (None, 0, False, n <= 3)
+    assert slots(item) == [[1], [2], [3], [4, 5, 6, 7]]
+    assert prune(item) == (0, 1, False, True)
+    write(item, 8)
+    assert slots(item) == [[8], [2], [3], [4, 5, 6, 7]]
+
+
 def test_what_is_younger_than_the_retention_stays(item: Connection) -> None:
     """Until then a target that lost it could have it again. A slot is left after half of the time."""
     write(item, 1)
