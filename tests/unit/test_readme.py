@@ -83,7 +83,7 @@ def test_every_command_and_option_that_is_named_exists(document):
     words = {name.split()[0] for name in known}
     for piece in code(document.read_text("utf-8")):
         for line in piece.splitlines():
-            called = re.match(r"outboxd ([a-z]+)", line)
+            called = re.match(r"outboxd ([a-z-]+)", line)
             assert called is None or called[1] in words, line
             if called or line.startswith("--"):
                 assert set(re.findall(r"(?<![\w-])--[a-z-]+", line.partition("#")[0])) <= options, line
