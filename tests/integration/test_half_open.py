@@ -148,7 +148,7 @@ def test_a_link_to_the_target_that_goes_half_open_under_a_request_is_found(direc
 _KNOCKS = """
 import asyncio, sys, time
 from daemon.errors import TargetError
-from daemon.target import RestDoor
+from daemon.rest import RestDoor
 
 async def main():
     door = RestDoor(sys.argv[1], sys.stdin.readline().strip(), deadline=50)
