@@ -123,18 +123,20 @@ async def test_a_frozen_server_is_given_up_on(fragile):
         try:
             await wait_until_async(lambda: given_up(stuck))
         finally:
-            fragile.cluster.thaw()  # psycopg asks the server to cancel the query, and waits for that a while
+            fragile.cluster.thaw()
         with pytest.raises(SourceUnavailable, match=r"within 0\.3 s"):
             await stuck
         await source.read(Cursor.beginning())
 
 
 async def given_up(task: asyncio.Task[Any]) -> bool:
-    return task.cancelling() > 0
+    return task.done()
 
 
 async def test_a_standby_is_refused_until_it_is_promoted(fragile):
     """It cannot say what has durably committed; both the reader and the bell say so, and read on once it is a primary."""
+    with fragile.connect() as conn:
+        run(conn, "insert into outbox.change (table_name, op, key) values ('t', 'delete', '{}')")
     fragile.cluster.stop()
     signal = fragile.cluster.data / "standby.signal"
     signal.touch(mode=0o666)
