@@ -6,6 +6,8 @@ time the place is reached) or ``name:freeze`` (the process stops as a whole, unt
 
 import os
 import signal
+from collections.abc import Mapping
+from typing import Any
 
 VARIABLE = "OUTBOXD_FAILPOINT"
 
@@ -26,3 +28,12 @@ def reach(name: str) -> None:
     _left -= 1
     if _left == 0:
         os.kill(os.getpid(), _ACTIONS[_action])
+
+
+async def _traced(event: str, _: Mapping[str, Any]) -> None:
+    if event == "http11.send_request_body.complete":
+        reach("after_send")
+
+
+# What httpx tells of a request while it is under way: only there can one be met that is sent and not answered.
+EXTENSIONS: Mapping[str, Any] = {"trace": _traced} if _name == "after_send" else {}

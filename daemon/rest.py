@@ -18,6 +18,7 @@ import httpx
 
 from daemon.connection import SOCKET_OPTIONS
 from daemon.errors import LONGEST_PAUSE, Kind, Refusal, TargetError, rule_for
+from daemon.failpoint import EXTENSIONS
 
 if TYPE_CHECKING:
     import supabase
@@ -77,7 +78,9 @@ class RestDoor:
         }
         url = f"{self._url}/rest/v1/rpc/outboxd"
         body = bytearray()
-        async with client.postgrest.session.stream("POST", url, content=document.encode(), headers=headers) as response:
+        async with client.postgrest.session.stream(
+            "POST", url, content=document.encode(), headers=headers, extensions=dict(EXTENSIONS)
+        ) as response:
             async for piece in response.aiter_bytes():
                 body += piece
                 if len(body) > LONGEST_ANSWER:

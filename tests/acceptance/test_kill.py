@@ -1,7 +1,5 @@
 """kill -9, as a machine that runs out of memory does it: nothing is lost, and nothing takes effect twice."""
 
-from collections import Counter
-
 import pytest
 
 from daemon.demo.child import Outboxd
@@ -9,21 +7,10 @@ from daemon.demo.faults import Fault
 from daemon.demo.supabase import EmbeddedSupabase
 from daemon.demo.writer import Writer
 from tests.acceptance.conftest import STORIES, Pair, Start, streaming, wait_until
+from tests.acceptance.counting import count_writes, effects
 
 KILLS = 3
 
-# One row for every row that is written on the target, however it is written.
-_COUNT_WRITES = """
-create table writes (table_name text, id text);
-create function count_write() returns trigger language plpgsql as $$
-begin insert into public.writes values (format('%I.%I', tg_table_schema, tg_table_name), new.id::text); return null; end $$;
-create trigger count_write after insert or update on "Story" for each row execute function count_write();
-create trigger count_write after insert or update on "Scenario" for each row execute function count_write();
-create trigger count_write after insert or update on "Prompt" for each row execute function count_write();
-create trigger count_write after insert or update on "VideoAsset" for each row execute function count_write();
-"""
-_WRITES = "select table_name, id, count(*) from writes group by 1, 2"
-_CHANGES = "select table_name, key::json ->> 'id', count(*) from outbox.change where op = 'upsert' group by 1, 2"
 _BATCH = "select coalesce(max(batch_no), 0) from outboxd.cursor"
 
 
@@ -31,9 +18,7 @@ _BATCH = "select coalesce(max(batch_no), 0) from outboxd.cursor"
 def counted(request: pytest.FixtureRequest) -> Pair:
     """Two stores, the target counting what is written."""
     pair: Pair = request.getfixturevalue(request.param)
-    with pair.target.connect() as conn:
-        conn.execute(_COUNT_WRITES)
-    return pair
+    return count_writes(pair)
 
 
 def batch_no(pair: Pair) -> int:
@@ -50,13 +35,6 @@ def killed_at(pair: Pair, outboxd: Outboxd, batch: int) -> None:
 
     wait_until(reached)
     outboxd.kill()
-
-
-def effects(pair: Pair) -> tuple[Counter[tuple[str, str]], Counter[tuple[str, str]]]:
-    """By table and key: how often the source recorded an upsert, how often the target wrote."""
-    recorded = {(table, key): count for table, key, count in pair.ask(pair.source, _CHANGES)}
-    written = {(table, key): count for table, key, count in pair.ask(pair.target, _WRITES)}
-    return Counter(recorded), Counter(written)
 
 
 @pytest.mark.parametrize("counted", ["rest"], indirect=True)

@@ -1,0 +1,157 @@
+"""The process ends, or stands still, exactly at each edge of the relay's turn: nothing lost, nothing twice.
+
+`OUTBOXD_FAILPOINT` names the place (daemon/failpoint.py). Every row of the load is written once on the source, so
+the target, which counts, must have written every row exactly once, too.
+"""
+
+import signal
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from daemon.demo.child import Outboxd
+from daemon.failpoint import VARIABLE
+from tests.acceptance.conftest import STORIES, Pair, Start, ended, measured, streaming, wait_until
+from tests.acceptance.counting import count_writes, effects
+from tests.databases import Database
+
+PASSINGS = (1, 2, 5)
+_HANG_UP = (
+    "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()"
+    " and application_name like 'outboxd% bell'"
+)
+
+# The transport makes a difference only to what is on its way.
+REST = ["before_send", "after_send", "after_answer"]
+DIRECT = ["after_claim", "after_arm", "after_read", "before_send", "after_answer"]
+
+
+class Drip:
+    """An application that commits small transactions, some of them in a row, and notes how long each commit took.
+
+    `pause` follows each twentieth: as long as it is never quiet, the relay does not go to sleep.
+    """
+
+    def __init__(self, database: Database, pause: float = 0.01) -> None:
+        self.seconds: list[float] = []
+        self.failure: Exception | None = None
+        self._database = database
+        self._pause = pause
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="drip", daemon=True)
+
+    def __enter__(self) -> "Drip":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        assert self.failure is None, self.failure  # promise I7
+
+    def _run(self) -> None:
+        try:
+            with self._database.connect() as conn:
+                while not self._stopped.wait(0.01 if len(self.seconds) % 20 else self._pause):
+                    self._commit(conn)
+        except Exception as error:  # noqa: BLE001  (a thread has nobody above it: __exit__ asks)
+            self.failure = error
+
+    def _commit(self, conn: psycopg.Connection[Any]) -> None:
+        began = time.monotonic()
+        conn.execute(STORIES.encode(), (2,))
+        self.seconds.append(time.monotonic() - began)
+
+
+@pytest.fixture
+def counted(request: pytest.FixtureRequest) -> Pair:
+    """Two stores by one of both transports, the target counting what is written."""
+    pair: Pair = request.getfixturevalue(request.param)
+    return count_writes(pair)
+
+
+def at(start: Start, pair: Pair, failpoint: str) -> Outboxd:
+    """A daemon with small batches that meets its end there."""
+    return start({**pair.settings, "batch_changes": "10"}, environment={VARIABLE: failpoint})
+
+
+def hang_up_on(pair: Pair, outboxd: Outboxd) -> None:
+    """Close the leader's connection whenever it moves, until the process ends: each time it claims the target again."""
+
+    def hang_up() -> bool:
+        if (outboxd.status() or {}).get("leads"):
+            pair.ask(pair.source, _HANG_UP)
+        return outboxd.returncode is not None
+
+    wait_until(hang_up)
+
+
+def dies(outboxd: Outboxd) -> None:
+    assert ended(outboxd) == -signal.SIGKILL, outboxd.last_words()
+
+
+def settled(pair: Pair, outboxd: Outboxd) -> None:
+    """Everything arrives, row by row; no row was written twice."""
+    pair.arrives()
+    recorded, written = effects(pair)
+    assert len(recorded) > 10
+    assert written == recorded
+    assert outboxd.returncode is None
+
+
+@pytest.mark.parametrize(
+    ("counted", "point"),
+    [*(("rest", point) for point in REST), *(("direct", point) for point in DIRECT)],
+    indirect=["counted"],
+)
+def test_killed_at(counted: Pair, start: Start, point: str) -> None:
+    """Killed at the first, the second and the fifth passing of this place, it goes on where the target stands."""
+    with Drip(counted.source, pause=0.9 if point == "after_arm" else 0.01):
+        for passing in PASSINGS:
+            outboxd = at(start, counted, f"{point}:kill:{passing}")
+            if point == "after_claim" and passing > 1:
+                hang_up_on(counted, outboxd)
+            dies(outboxd)
+        last = streaming(start(counted.settings))
+    settled(counted, last)
+
+
+@pytest.mark.parametrize(
+    ("counted", "point"),
+    [("direct", "before_send"), ("rest", "after_send"), ("direct", "after_arm")],
+    indirect=["counted"],
+)
+def test_frozen_at(counted: Pair, start: Start, point: str) -> None:
+    """Frozen with its locks, it loses them to a second daemon; thawed, it writes nothing. Commits go on as ever."""
+    leader = at(start, counted, f"{point}:freeze:3")
+    with Drip(counted.source, pause=0.9 if point == "after_arm" else 0.01) as drip:
+        wait_until(lambda: stopped(leader))
+        before = len(drip.seconds)
+        frozen = time.monotonic()
+        second = start({**counted.settings, "batch_changes": "10"})
+        wait_until(lambda: (second.status() or {}).get("leads"))
+        assert time.monotonic() - frozen < 20  # 10 s without a ping, 1 s until it is tried again, and patience
+        reached = counted.mirrored()
+        wait_until(lambda: counted.mirrored() > reached)
+        leader.send(signal.SIGCONT)
+        if point == "after_arm":  # it holds no batch: it finds its connection gone and stands by
+            wait_until(lambda: (leader.status() or {}).get("state") == "standby")
+        else:
+            assert ended(leader) == 75, leader.last_words()
+            assert "claimed this relay" in leader.last_words()
+        during = drip.seconds[before:]
+    settled(counted, second)
+    # Promise I7: one wait on a lock of the frozen process would have lasted for seconds.
+    assert max(during) < 2.0
+    assert statistics.median(during) < 0.05
+    assert measured(second, "outboxd_leader") == 1
+
+
+def stopped(outboxd: Outboxd) -> bool:
+    assert outboxd.returncode is None, outboxd.last_words()
+    return Path(f"/proc/{outboxd.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
