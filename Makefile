@@ -5,11 +5,13 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 DEMO := daemon/demo
 ARGS ?=
+SECONDS ?= 60
+SEED ?=
 # Tests wait more than they compute: more workers than cores. WORKERS=0 runs them one after the other.
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak check format lock clean
+.PHONY: help setup demo test torture soak check format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +35,9 @@ soak: setup ## push millions of changes past an open snapshot, and print what be
 	@for changes in $(CHANGES); do \
 	  $(BIN)/pytest tests/integration/test_retention_soak.py -q -s --changes $$changes $(ARGS) || exit 1; \
 	done
+
+torture: setup ## hurt everything at random for SECONDS=60 and count what is lost (SEED=… to repeat)
+	@$(BIN)/python -m tests.torture --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 check: setup ## format, lint, types and import rules, changing nothing
 	$(BIN)/ruff format --check .

@@ -9,7 +9,7 @@ import statistics
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 import pytest
@@ -45,7 +45,7 @@ class Drip:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drip", daemon=True)
 
-    def __enter__(self) -> "Drip":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
