@@ -85,8 +85,8 @@ class Checker:
                 self.wrong.append(f"shrunk: list {key} is gone")
         self._note_lag(seen.target)
         self._last = seen.target
-        # Lists of two generations ago are full; the verdict reads them all once more.
-        newest = max(seen.source, default=0) // SLOTS
+        # Lists that were full two generations ago are left to the verdict.
+        newest = max(seen.target, default=0) // SLOTS
         self._floor = max(0, newest - 2) * SLOTS
 
     @property
