@@ -8,12 +8,14 @@ import signal
 import statistics
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, Self
 
 import psycopg
 import pytest
 
+from daemon.dead_letters import ask
 from daemon.demo.child import Outboxd
 from daemon.failpoint import VARIABLE
 from tests.acceptance.conftest import STORIES, Pair, Start, ended, measured, streaming, wait_until
@@ -26,6 +28,20 @@ _HANG_UP = (
     " and application_name like 'outboxd% bell'"
 )
 
+# A row that the target refuses, and one more change of such a row.
+_POISON = """insert into "Story" ("id", "title", "updatedAt") values (gen_random_uuid(), 'poison', clock_timestamp())"""
+_TOUCH = """
+update "Story" set "isPublic" = true
+ where "id" = (select "id" from "Story" where "title" = 'poison' order by "updatedAt" desc limit 1)
+"""
+_REFUSE = """alter table "Story" add constraint no_poison check ("title" <> 'poison')"""
+_ACCEPT = """alter table "Story" drop constraint no_poison"""
+_POISONED = """
+select id from outbox.change where key::json ->> 'id' in (select "id"::text from "Story" where "title" = 'poison') order by id
+"""
+_POISONED_KEYS = """select "id"::text from "Story" where "title" = 'poison' order by 1"""
+_HELD_KEYS = "select key::json ->> 'id' from outboxd.held order by 1"
+
 # The transport makes a difference only to what is on its way.
 REST = ["before_send", "after_send", "after_answer"]
 DIRECT = ["after_claim", "after_arm", "after_read", "before_send", "after_answer"]
@@ -37,11 +53,13 @@ class Drip:
     `pause` follows each twentieth: as long as it is never quiet, the relay does not go to sleep.
     """
 
-    def __init__(self, database: Database, pause: float = 0.01) -> None:
+    def __init__(self, database: Database, pause: float = 0.01, *, poison: bool = False) -> None:
+        """`poison`: each twentieth transaction writes a row that the target refuses, and again the one before it."""
         self.seconds: list[float] = []
         self.failure: Exception | None = None
         self._database = database
         self._pause = pause
+        self._poison = poison
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drip", daemon=True)
 
@@ -65,6 +83,10 @@ class Drip:
     def _commit(self, conn: psycopg.Connection[Any]) -> None:
         began = time.monotonic()
         conn.execute(STORIES.encode(), (2,))
+        if self._poison and len(self.seconds) % 20 == 0:
+            with conn.transaction():
+                conn.execute(_TOUCH)
+                conn.execute(_POISON)
         self.seconds.append(time.monotonic() - began)
 
 
@@ -155,3 +177,79 @@ def test_frozen_at(counted: Pair, start: Start, point: str) -> None:
 def stopped(outboxd: Outboxd) -> bool:
     assert outboxd.returncode is None, outboxd.last_words()
     return Path(f"/proc/{outboxd.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.mark.parametrize("point", ["before_hold", "after_hold"])
+@pytest.mark.parametrize("counted", ["direct"], indirect=True)
+def test_killed_while_holding(counted: Pair, start: Start, point: str) -> None:
+    """Killed around the writing of a dead letter: every refused change is a letter once, every other row is there."""
+    tell(counted, _REFUSE)
+    with Drip(counted.source, poison=True):
+        for passing in PASSINGS:
+            dies(at(start, counted, f"{point}:kill:{passing}"))
+        last = streaming(start(counted.settings))
+    wait_until(lambda: not counted.waits())
+    assert counted.ask(counted.source, "select id from outbox.held order by id") == counted.ask(
+        counted.source, _POISONED
+    )
+    poisoned = counted.ask(counted.source, _POISONED_KEYS)
+    assert len(poisoned) >= 3
+    assert counted.ask(counted.target, _HELD_KEYS) == poisoned
+    recorded, written = effects(counted)
+    assert written == Counter({row: 1 for row in recorded if (row[1],) not in poisoned})
+    # Nothing was skipped: with the constraint gone each letter arrives, and the key flows again.
+    tell(counted, _ACCEPT)
+    assert ask(counted.source.dsn, "retry", None).waiting == 0
+    counted.arrives()
+    assert last.returncode is None
+
+
+@pytest.mark.parametrize("point", ["before_release", "after_release"])
+@pytest.mark.parametrize("counted", ["direct"], indirect=True)
+def test_killed_while_releasing(counted: Pair, start: Start, point: str) -> None:
+    """Killed when the target has a retried letter and the source has not removed it: it is not sent again."""
+    tell(counted, _REFUSE)
+    first = start(counted.settings)
+    with Drip(counted.source, poison=True):
+        wait_until(lambda: len(held(counted)) >= 10)
+    wait_until(lambda: not counted.waits())
+    first.stop()
+    tell(counted, _ACCEPT)
+    with Drip(counted.source):
+        for passing in PASSINGS:
+            outboxd = at(start, counted, f"{point}:kill:{passing}")
+            ask_until_it_ends(counted, outboxd)
+            dies(outboxd)
+        last = streaming(start(counted.settings))
+        assert ask(counted.source.dsn, "retry", None).waiting == 0
+    counted.arrives()
+    assert held(counted) == counted.ask(counted.target, _HELD_KEYS) == []
+    recorded, written = effects(counted)
+    assert written == Counter(recorded.keys())  # the two changes of a held row arrive as one
+    assert last.returncode is None
+
+
+def tell(pair: Pair, statement: str) -> None:
+    """The target's owner does something."""
+    with pair.target.connect() as conn:
+        conn.execute(statement.encode())
+
+
+def held(pair: Pair) -> list[Any]:
+    """Letters that were refused, by id."""
+    return [
+        letter
+        for (letter,) in pair.ask(pair.source, "select id from outbox.held where sqlstate is not null order by id")
+    ]
+
+
+def ask_until_it_ends(pair: Pair, outboxd: Outboxd) -> None:
+    """Ask for one letter after the other, each when the last is gone, until the process has ended."""
+
+    def ended_or_asked() -> bool:
+        wanted = pair.ask(pair.source, "select from outbox.held where wanted is not null limit 1")
+        if outboxd.returncode is None and not wanted and (left := held(pair)):
+            ask(pair.source.dsn, "retry", left[:1], patience=0)
+        return outboxd.returncode is not None
+
+    wait_until(ended_or_asked)
