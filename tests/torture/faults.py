@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from signal import SIGCONT, SIGSTOP
 
+from daemon.dead_letters import ask
 from daemon.demo.faults import Fault as GatewayFault
 from daemon.demo.process import poll_until
 from tests.torture.fleet import Member
@@ -61,11 +62,15 @@ def frozen(world: World, random: Random) -> Iterator[None]:
 
 @contextmanager
 def taken_over(world: World, random: Random) -> Iterator[None]:
-    """3, 4: frozen until a second daemon leads, which then goes on; thawed, the first must not write."""
-    first = _one(world, random)
+    """3, 4: frozen with a batch in hand until a second daemon leads; thawed, the first must not write."""
+    place = random.choice(("after_read", "before_send", "after_send"))
+    before = world.fleet.members
+    first = world.fleet.add(f"{place}:freeze:{random.randint(2, 6)}")
+    for each in before:
+        world.fleet.retire(each)
+    poll_until(lambda: first.stopped or world.stopped.is_set(), 15)
     second = world.fleet.add()
-    poll_until(lambda: bool(second.status) or world.stopped.is_set(), 20)
-    first.outboxd.send(SIGSTOP)
+    first.outboxd.send(SIGSTOP)  # whether or not it came that far
     try:
         poll_until(lambda: second.leads or world.stopped.is_set(), 30)
         yield
@@ -199,6 +204,19 @@ def cursor_locked(world: World, _: Random) -> Iterator[None]:
         conn.execute("rollback")
 
 
+@contextmanager
+def rows_refused(world: World, _: Random) -> Iterator[None]:
+    """33: some rows cannot be: they are held, their neighbours flow. Mended, they are asked for again."""
+    with world.connect(world.mirror) as conn:
+        conn.execute("set lock_timeout = '10s'")
+        conn.execute("alter table receipt add constraint no_sevens check (amount % 7 <> 0) not valid")
+        try:
+            yield
+        finally:
+            conn.execute("alter table receipt drop constraint no_sevens")
+    ask(world.bank.dsn, "retry", None, patience=0)
+
+
 # -- the way between ------------------------------------------------------------------------------------------
 
 
@@ -247,7 +265,7 @@ ON_DAEMONS: Sequence[Fault] = (
     Fault("daemon killed", 8, (0, 0), killed),
     Fault("daemon terminated", 3, (0, 0), terminated),
     Fault("daemon frozen", 3, (1, 4), frozen),
-    Fault("daemon taken over", 2, (0, 1), taken_over, needs=20),
+    Fault("daemon taken over", 2, (0, 1), taken_over, needs=25),
     Fault("connections to the source closed", 3, (0, 0), hung_up_on_by_the_source),
 )
 ON_STORES: Sequence[Fault] = (
@@ -260,6 +278,7 @@ ON_STORES: Sequence[Fault] = (
     Fault("target frozen", 3, (1, 4), target_frozen),
     Fault("connections to the target closed", 3, (0, 0), target_hung_up),
     Fault("rows of the target locked", 3, (1, 4), row_locked),
+    Fault("rows refused", 3, (1, 5), rows_refused),
     Fault("the cursor locked", 2, (1, 3), cursor_locked),
     Fault("PostgREST killed", 3, (0.5, 3), postgrest_stopped),
     Fault("gateway stopped", 2, (0.5, 3), gateway_stopped),

@@ -12,8 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from daemon.demo.child import Outboxd
+from daemon.failpoint import VARIABLE
 
 AWAY = 75  # fenced, or a store was away: starting again may help
+# Some processes are born with a place where they die.
+_DEADLY = 0.3
+_PLACES = (
+    "after_claim", "after_arm", "after_read", "before_send", "after_send", "after_answer", "before_hold", "after_hold",
+    "before_release", "after_release",
+)  # fmt: skip
 _QUICK = {
     "breaker__open_first": "0.2", "breaker__open_cap": "1.0", "poll_interval": "0.5", "batch_changes": "400",
 }  # fmt: skip
@@ -30,6 +37,14 @@ class Member:
     @property
     def status(self) -> Mapping[str, object]:
         return self.outboxd.status() or {}
+
+    @property
+    def stopped(self) -> bool:
+        """Does it stand still, at a failpoint?"""
+        try:
+            return Path(f"/proc/{self.outboxd.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        except OSError:
+            return False
 
     @property
     def started(self) -> bool:
@@ -66,10 +81,10 @@ class Fleet:
         with self._lock:
             return [member for member in self._members if not member.retired]
 
-    def add(self) -> Member:
+    def add(self, failpoint: str | None = None) -> Member:
         """One more daemon: it stands by while another leads."""
         with self._lock:
-            member = Member(self._launch())
+            member = self._launch(failpoint)
             self._members.append(member)
             return member
 
@@ -101,13 +116,19 @@ class Fleet:
         for member in self.members:
             self.retire(member)
 
-    def _launch(self) -> Outboxd:
-        name = f"outboxd-{next(self._numbers)}"
+    def _launch(self, failpoint: str | None = None) -> Member:
         way = self._random.choices(list(self._ways), (3, 1))[0]
-        outboxd = Outboxd(self._folder, {**_QUICK, **self._ways[way]}, name=name)
+        expected: set[int] = set()
+        if failpoint is None and self._random.random() < _DEADLY:
+            failpoint = f"{self._random.choice(_PLACES)}:kill:{self._random.randint(1, 30)}"
+            expected.add(-signal.SIGKILL)
+        outboxd = Outboxd(
+            self._folder, {**_QUICK, **self._ways[way]}, name=f"outboxd-{next(self._numbers)}",
+            environment={VARIABLE: failpoint or ""},
+        )  # fmt: skip
         outboxd.start()
         self.logs.add(outboxd.log)
-        return outboxd
+        return Member(outboxd, expected)
 
     def _supervise(self) -> None:
         while not self._stopped.wait(0.05):
@@ -115,7 +136,8 @@ class Fleet:
                 for member in self.members:
                     if member.outboxd.returncode is not None:
                         self._note(member)
-                        member.outboxd, member.expected = self._launch(), set()
+                        successor = self._launch()
+                        member.outboxd, member.expected = successor.outboxd, successor.expected
                         self.restarts += 1
 
     def _note(self, member: Member) -> None:

@@ -13,22 +13,30 @@ from dataclasses import dataclass
 
 import psycopg
 
+from daemon.demo.process import poll_until
 from tests.torture.faults import ON_DAEMONS, ON_STORES, Fault
 from tests.torture.world import World
 
+_PATIENT = 0.8
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Lane:
-    """One fault after another, with about so many seconds between them."""
+    """One fault after another, with about so many seconds between them; mostly once things are `ready` for it."""
 
     name: str
     faults: Sequence[Fault]
     pause: float
+    ready: Callable[[World], bool]
 
 
-LANES = (Lane("daemons", ON_DAEMONS, 2.5), Lane("stores", ON_STORES, 1.0))
+def _one_leads(world: World) -> bool:
+    return any(member.leads for member in world.fleet.members)
+
+
+# A daemon that is killed before it has begun, again and again, meets nothing of what the other lane does.
+LANES = (Lane("daemons", ON_DAEMONS, 2.5, _one_leads), Lane("stores", ON_STORES, 1.0, lambda _: True))
 
 
 class Nemesis:
@@ -55,11 +63,12 @@ class Nemesis:
 
     def _run(self) -> None:
         try:
-            while True:
+            while not self._world.stopped.is_set():
+                if self._random.random() < _PATIENT:
+                    poll_until(lambda: self._lane.ready(self._world) or self._world.stopped.is_set(), 15)
                 self._world.wait(self._lane.pause * self._random.uniform(0.5, 1.5))
-                if self._world.stopped.is_set():
-                    return
-                self._inflict(self._next())
+                if not self._world.stopped.is_set():
+                    self._inflict(self._next())
         except Exception:  # noqa: BLE001  (a thread has nobody above it: the verdict asks)
             self.failure = traceback.format_exc()
             self._world.stopped.set()

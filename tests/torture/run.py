@@ -3,6 +3,7 @@
 Knows the order of things and what the end must look like.
 """
 
+import json
 import threading
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 
 import psycopg
 
+from daemon.dead_letters import ask
 from daemon.demo.compare import compare
 from tests.torture.checker import Checker
 from tests.torture.nemesis import LANES, Nemesis
@@ -22,6 +24,7 @@ _PATIENCE = 90.0  # seconds for everything to arrive, once nobody hurts anybody
 _TELL = 10.0
 _REACHED = "select coalesce(max(cursor::json ->> 'snapshot'), '3:3:') from outboxd.cursor"
 _WAITING = "select exists (select from outbox.change where not pg_visible_in_snapshot(xid, %s))"
+_HELD = "select count(*) from outbox.held"
 _VIOLATIONS = "select what, said from torture.violation order by id limit 50"
 _EFFECTS = "select coalesce(sum(writes), 0) from torture.seen"
 _KEYS = {"checking": "id", "savings": "id", "list": "key", "receipt": "id"}
@@ -37,6 +40,7 @@ class Verdict:
     transactions: dict[str, int]
     changes: int
     effects: int
+    held: int
     batches: int
     looks: int
     restarts: int
@@ -59,7 +63,7 @@ class Verdict:
             "seed": f"{self.seed}, {self.seconds:.0f} s",
             "faults injected": f"{sum(self.faults.values())}: {_listed(self.faults)}",
             "transactions": f"{sum(self.transactions.values())}: {_listed(self.transactions)}",
-            "changes": f"{self.changes} recorded, {self.effects} written in {self.batches} batches",
+            "changes": f"{self.changes} recorded, {self.effects} written in {self.batches} batches, {self.held} held for a while",
             "looks": f"{self.looks}, and one at every batch",
             "restarts": f"{self.restarts}: {_listed(self.exits)}",
             "worst lag": f"{self.worst_lag:.1f} s; at rest {self.settled_in:.1f} s after the last fault",
@@ -103,13 +107,13 @@ def torture(folder: Path, seconds: float, seed: int, say: Callable[[str], None],
         wrong += [nemesis.failure for nemesis in nemeses if nemesis.failure]
         faults: Counter[str] = sum((nemesis.inflicted for nemesis in nemeses), Counter())
         return _judged(world, checker, faults, Verdict(
-            seed, time.monotonic() - began, dict(faults), dict(world.ledger.transactions), 0, 0, 0, checker.looks,
+            seed, time.monotonic() - began, dict(faults), dict(world.ledger.transactions), 0, 0, 0, 0, checker.looks,
             world.fleet.restarts, dict(world.fleet.codes), checker.worst_lag, settled, 0, 0, wrong,
         ))  # fmt: skip
 
 
 def _rest(world: World, patience: float) -> bool:
-    """Wait until the target's cursor sees every change that is committed."""
+    """Wait until the target's cursor sees every change that is committed, and no dead letter is left."""
     deadline = time.monotonic() + patience
     pause = threading.Event()
     while time.monotonic() < deadline:
@@ -117,8 +121,11 @@ def _rest(world: World, patience: float) -> bool:
             with world.connect(world.mirror) as target, world.connect(world.bank) as source:
                 ((reached,),) = target.execute(_REACHED).fetchall()
                 ((waiting,),) = source.execute(_WAITING, (reached,)).fetchall()
-                if not waiting:
+                ((held,),) = source.execute(_HELD).fetchall()
+                if not (waiting or held):
                     return True
+            if held and not waiting:
+                ask(world.bank.dsn, "retry", None, patience=1)
         except psycopg.OperationalError:
             pass  # still recovering
         pause.wait(0.05)
@@ -138,6 +145,7 @@ def _judged(world: World, checker: Checker, faults: Counter[str], verdict: Verdi
     lost = ledger.acknowledged.keys() - numbers.keys()
     twice = sorted(number for number, times in numbers.items() if times > 1)
     phantoms = ledger.forbidden & numbers.keys()
+    verdict.held = _held(world)
     verdict.lost = len(lost)
     verdict.duplicated = len(twice) + sum(line.startswith("repeated") for line in noted)
     verdict.wrong += [
@@ -152,12 +160,18 @@ def _judged(world: World, checker: Checker, faults: Counter[str], verdict: Verdi
 
 def _told(world: World) -> list[str]:
     """Promise I10, and no traceback: in every line that a daemon of this run wrote."""
-    wrong = []
+    wrong: list[str] = []
     for log in sorted(world.fleet.logs):
         text = log.read_text(errors="replace")
         wrong += [f"{log.name} shows {what}" for what, secret in world.secrets.items() if secret in text]
         wrong += [f"{log.name} shows a traceback"] * ("Traceback" in text)
     return wrong
+
+
+def _held(world: World) -> int:
+    """Changes that became dead letters."""
+    lines = [line for log in world.fleet.logs for line in log.read_bytes().splitlines() if b'"changes_held"' in line]
+    return sum(said["changes"] for said in map(json.loads, lines) if not said["again"])
 
 
 def _listed(counts: dict[str, int]) -> str:
