@@ -23,6 +23,7 @@ from tests.acceptance.counting import count_writes, effects
 from tests.databases import Database
 
 PASSINGS = (1, 2, 5)
+PATIENCE = 90.0  # seconds: five processes start here, one after the other
 _HANG_UP = (
     "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()"
     " and application_name like 'outboxd% bell'"
@@ -50,10 +51,10 @@ DIRECT = ["after_claim", "after_arm", "after_read", "before_send", "after_answer
 class Drip:
     """An application that commits small transactions, some of them in a row, and notes how long each commit took.
 
-    `pause` follows each twentieth: as long as it is never quiet, the relay does not go to sleep.
+    `pause` follows each twentieth: the relay goes to sleep only when it was quiet for a second at most.
     """
 
-    def __init__(self, database: Database, pause: float = 0.01, *, poison: bool = False) -> None:
+    def __init__(self, database: Database, pause: float = 0.02, *, poison: bool = False) -> None:
         """`poison`: each twentieth transaction writes a row that the target refuses, and again the one before it."""
         self.seconds: list[float] = []
         self.failure: Exception | None = None
@@ -75,7 +76,7 @@ class Drip:
     def _run(self) -> None:
         try:
             with self._database.connect() as conn:
-                while not self._stopped.wait(0.01 if len(self.seconds) % 20 else self._pause):
+                while not self._stopped.wait(0.02 if len(self.seconds) % 20 else self._pause):
                     self._commit(conn)
         except Exception as error:  # noqa: BLE001  (a thread has nobody above it: __exit__ asks)
             self.failure = error
@@ -110,16 +111,16 @@ def hang_up_on(pair: Pair, outboxd: Outboxd) -> None:
             pair.ask(pair.source, _HANG_UP)
         return outboxd.returncode is not None
 
-    wait_until(hang_up)
+    wait_until(hang_up, PATIENCE)
 
 
 def dies(outboxd: Outboxd) -> None:
-    assert ended(outboxd) == -signal.SIGKILL, outboxd.last_words()
+    assert ended(outboxd, PATIENCE) == -signal.SIGKILL, outboxd.last_words()
 
 
 def settled(pair: Pair, outboxd: Outboxd) -> None:
     """Everything arrives, row by row; no row was written twice."""
-    pair.arrives()
+    pair.arrives(PATIENCE)
     recorded, written = effects(pair)
     assert len(recorded) > 10
     assert written == recorded
@@ -133,7 +134,7 @@ def settled(pair: Pair, outboxd: Outboxd) -> None:
 )
 def test_killed_at(counted: Pair, start: Start, point: str) -> None:
     """Killed at the first, the second and the fifth passing of this place, it goes on where the target stands."""
-    with Drip(counted.source, pause=0.9 if point == "after_arm" else 0.01):
+    with Drip(counted.source, pause=1.5 if point == "after_arm" else 0.02):
         for passing in PASSINGS:
             outboxd = at(start, counted, f"{point}:kill:{passing}")
             if point == "after_claim" and passing > 1:
@@ -151,7 +152,7 @@ def test_killed_at(counted: Pair, start: Start, point: str) -> None:
 def test_frozen_at(counted: Pair, start: Start, point: str) -> None:
     """Frozen with its locks, it loses them to a second daemon; thawed, it writes nothing. Commits go on as ever."""
     leader = at(start, counted, f"{point}:freeze:3")
-    with Drip(counted.source, pause=0.9 if point == "after_arm" else 0.01) as drip:
+    with Drip(counted.source, pause=1.5 if point == "after_arm" else 0.02) as drip:
         wait_until(lambda: stopped(leader))
         before = len(drip.seconds)
         frozen = time.monotonic()
@@ -188,7 +189,7 @@ def test_killed_while_holding(counted: Pair, start: Start, point: str) -> None:
         for passing in PASSINGS:
             dies(at(start, counted, f"{point}:kill:{passing}"))
         last = streaming(start(counted.settings))
-    wait_until(lambda: not counted.waits())
+    wait_until(lambda: not counted.waits(), PATIENCE)
     assert counted.ask(counted.source, "select id from outbox.held order by id") == counted.ask(
         counted.source, _POISONED
     )
@@ -199,8 +200,8 @@ def test_killed_while_holding(counted: Pair, start: Start, point: str) -> None:
     assert written == Counter({row: 1 for row in recorded if (row[1],) not in poisoned})
     # Nothing was skipped: with the constraint gone each letter arrives, and the key flows again.
     tell(counted, _ACCEPT)
-    assert ask(counted.source.dsn, "retry", None).waiting == 0
-    counted.arrives()
+    assert ask(counted.source.dsn, "retry", None, patience=PATIENCE).waiting == 0
+    counted.arrives(PATIENCE)
     assert last.returncode is None
 
 
@@ -212,7 +213,7 @@ def test_killed_while_releasing(counted: Pair, start: Start, point: str) -> None
     first = start(counted.settings)
     with Drip(counted.source, poison=True):
         wait_until(lambda: len(held(counted)) >= 10)
-    wait_until(lambda: not counted.waits())
+    wait_until(lambda: not counted.waits(), PATIENCE)
     first.stop()
     tell(counted, _ACCEPT)
     with Drip(counted.source):
@@ -221,8 +222,8 @@ def test_killed_while_releasing(counted: Pair, start: Start, point: str) -> None
             ask_until_it_ends(counted, outboxd)
             dies(outboxd)
         last = streaming(start(counted.settings))
-        assert ask(counted.source.dsn, "retry", None).waiting == 0
-    counted.arrives()
+        assert ask(counted.source.dsn, "retry", None, patience=PATIENCE).waiting == 0
+    counted.arrives(PATIENCE)
     assert held(counted) == counted.ask(counted.target, _HELD_KEYS) == []
     recorded, written = effects(counted)
     assert written == Counter(recorded.keys())  # the two changes of a held row arrive as one
@@ -252,4 +253,4 @@ def ask_until_it_ends(pair: Pair, outboxd: Outboxd) -> None:
             ask(pair.source.dsn, "retry", left[:1], patience=0)
         return outboxd.returncode is not None
 
-    wait_until(ended_or_asked)
+    wait_until(ended_or_asked, PATIENCE)

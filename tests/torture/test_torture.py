@@ -8,7 +8,7 @@ from daemon.demo.binaries import MissingPostgrest
 from tests.torture.run import torture
 
 SECONDS = 60
-SEED = 43
+SEED = 1291  # kills, a takeover, a refused row and a lost answer come early
 
 
 @pytest.mark.slow
@@ -21,9 +21,9 @@ def test_nothing_is_lost_or_doubled_whatever_happens(run_folder: Path, pytestcon
     print(f"\n{verdict}")
     assert verdict.wrong == []
     assert (verdict.lost, verdict.duplicated) == (0, 0)
-    # It was no idle minute.
-    assert sum(verdict.faults.values()) > 12
-    assert verdict.faults["daemon taken over"] >= 1
-    assert verdict.restarts >= 3
-    assert verdict.transactions["transfer"] > 200
-    assert verdict.looks > 100
+    # It was no idle minute, however slow the machine.
+    assert sum(verdict.faults.values()) > 10
+    assert verdict.faults.keys() >= {"daemon killed", "daemon taken over", "source killed", "rows refused"}
+    assert verdict.transactions["transfer"] > 100
+    assert verdict.batches > 5
+    assert verdict.looks > 50

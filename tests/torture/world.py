@@ -76,19 +76,13 @@ class World:
             self.ledger.trouble(begins=False)
 
     def _install(self) -> None:
-        bank = (_HERE / "bank.sql").read_bytes()
         with self.bank.connect(autocommit=False) as conn:
-            conn.execute(bank)
+            conn.execute((_HERE / "bank.sql").read_bytes())
         with self.bank.connect() as conn:
             for table in _TABLES:
                 conn.execute("select outbox.watch(%s::regclass)", (table,))
         with self.mirror.connect(autocommit=False) as conn:
-            conn.execute(bank)
-            conn.execute((_HERE / "witness.sql").read_bytes())
-            conn.execute(
-                "create trigger balanced after update on outboxd.cursor for each row"
-                f" when (new.batch_no <> old.batch_no) execute function torture.balanced({2 * ACCOUNTS}, {TOTAL})".encode()
-            )
+            witness(conn)
             for table in _TABLES:
                 conn.execute("select outboxd.map(%s::regclass)", (table,))
         with self.bank.connect(autocommit=False) as conn:
@@ -102,6 +96,16 @@ class World:
 
     def _with_password(self, dsn: str) -> str:
         return dsn.replace("@", f":{self.password}@")
+
+
+def witness(conn: psycopg.Connection[Any]) -> None:
+    """The bank's tables on the target, and what looks on there."""
+    for file in ("bank.sql", "witness.sql"):
+        conn.execute((_HERE / file).read_bytes())
+    conn.execute(
+        "create trigger balanced after update on outboxd.cursor for each row"
+        f" when (new.batch_no <> old.batch_no) execute function torture.balanced({2 * ACCOUNTS}, {TOTAL})".encode()
+    )
 
 
 @contextmanager
