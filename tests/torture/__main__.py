@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import random
 import shutil
 import sys
@@ -21,6 +22,7 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, help="copy all logs there")
     given = parser.parse_args()
     seed = random.randrange(1_000_000) if given.seed is None else given.seed
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # connections break: that is what this is about
     out = sys.stderr if given.json else sys.stdout
     print(f"torture for {given.seconds:.0f} s, SEED={seed}", file=out, flush=True)
     folder = shared_folder("outboxd-torture-")

@@ -16,6 +16,7 @@ import psycopg
 
 from daemon.dead_letters import ask
 from daemon.demo.compare import compare
+from tests.canaries import assert_clean
 from tests.torture.checker import Checker
 from tests.torture.nemesis import LANES, Nemesis
 from tests.torture.world import World, halt_writers, raised
@@ -160,11 +161,12 @@ def _judged(world: World, checker: Checker, faults: Counter[str], verdict: Verdi
 
 def _told(world: World) -> list[str]:
     """Promise I10, and no traceback: in every line that a daemon of this run wrote."""
-    wrong: list[str] = []
-    for log in sorted(world.fleet.logs):
-        text = log.read_text(errors="replace")
-        wrong += [f"{log.name} shows {what}" for what, secret in world.secrets.items() if secret in text]
-        wrong += [f"{log.name} shows a traceback"] * ("Traceback" in text)
+    logs = {log.name: log.read_text(errors="replace") for log in sorted(world.fleet.logs)}
+    wrong = [f"{name} shows a traceback" for name, text in logs.items() if "Traceback" in text]
+    try:
+        assert_clean(logs, *world.secrets)
+    except AssertionError as leaks:
+        wrong += str(leaks).splitlines()
     return wrong
 
 

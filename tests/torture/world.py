@@ -14,6 +14,7 @@ import psycopg
 from daemon.demo.binaries import postgrest_binary
 from daemon.demo.cluster import Cluster
 from daemon.demo.supabase import EmbeddedSupabase
+from tests.canaries import planted
 from tests.databases import SETTINGS, Database, source_template, target_template
 from tests.torture.fleet import Fleet
 from tests.torture.ledger import Ledger
@@ -35,7 +36,7 @@ class World:
         self.folder = folder
         self.stopped = threading.Event()
         self.ledger = Ledger()
-        self.row_canary, self.password = f"row-canary-{seed}", f"password-canary-{seed}"
+        self.row_canary, self.password = planted("row"), planted("password")
         self.source = stack.enter_context(Cluster.create(folder / "source", version=version, settings=_CLUSTER))
         self.target = stack.enter_context(Cluster.create(folder / "target", version=version, settings=_CLUSTER))
         self.bank, self.mirror = source_template(self.source), target_template(self.target)
@@ -48,13 +49,10 @@ class World:
         ]
 
     @property
-    def secrets(self) -> dict[str, str]:
-        """What no log may show, by what it is."""
+    def secrets(self) -> tuple[str, ...]:
+        """What no log may show, beside the canaries."""
         keys = self.supabase.keys
-        return {
-            "a row's value": self.row_canary, "a password": self.password, "the secret key": keys.secret,
-            "the JWT secret": keys.jwt_secret, "the service role's JWT": keys.service_jwt,
-        }  # fmt: skip
+        return keys.secret, keys.jwt_secret, keys.service_jwt
 
     def connect(self, database: Database, **options: Any) -> psycopg.Connection[Any]:
         """As superuser, to look on or to interfere."""
