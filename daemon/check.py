@@ -13,7 +13,8 @@ from psycopg.rows import dict_row
 
 from daemon.connection import connect
 from daemon.errors import DaemonError, SourceUnavailable, TargetError, advice
-from daemon.source import Identity, Source, query
+from daemon.identity import Identity
+from daemon.source import Source, query
 from daemon.target import Target
 from daemon.wakeup import Bell
 from outbox.migrations import literal, migrations, quote

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import psycopg
 
-from daemon import cli_dead_letters, install
+from daemon import cli_dead_letters, cli_rebase, install
 from daemon.errors import DaemonError, SourceUnavailable
 from daemon.settings import ConfigError, Need, Settings, load, redacted
 from daemon.talk import fail, fields, say, table
@@ -237,6 +237,7 @@ def check(ctx: click.Context, *, as_json: bool) -> None:
 
 
 main.add_command(cli_dead_letters.group)
+main.add_command(cli_rebase.rebase)
 
 
 @main.group()

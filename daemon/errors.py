@@ -24,6 +24,13 @@ class SourceUnfit(DaemonError):
     """The source is reachable but must not be read as it is; a person has to act."""
 
 
+class SourceForeign(SourceUnfit):
+    """Its transaction ids are not those the cursor speaks of: another cluster, or one that went back in time.
+
+    `outboxd rebase` is the way on.
+    """
+
+
 class CaptureLost(DaemonError):
     """A statement's rows could not be captured: its table's key, or the right to read it, was gone."""
 

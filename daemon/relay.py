@@ -28,6 +28,8 @@ from outbox import Cursor
 
 log = structlog.get_logger()
 
+_REMEMBER_EVERY = 60.0  # seconds: the source is told where the target stands
+
 
 class Observer(Protocol):
     """Who is told what the relay does: metrics, and tests."""
@@ -111,6 +113,8 @@ class Relay:
         self._letters_seen = float("-inf")
         self._failures = 0
         self._ahead: Batch | None = None
+        self._rewinding: str | None = None
+        self._remembered = 0.0
         self.turns = 0
         self.beat = time.monotonic()  # when the loop last gave a sign of life
         self.status = Status()
@@ -139,9 +143,9 @@ class Relay:
         if self._ahead is not None:
             batch, self._ahead = self._ahead, None
             return batch
+        self._source.limits = replace(self._source.limits, changes=self._sizing.changes, bytes=self._sizing.bytes)
         cursor = self._cursor if self._cursor and self._claimed else await self._resume()
         started = time.monotonic()
-        self._source.limits = replace(self._source.limits, changes=self._sizing.changes, bytes=self._sizing.bytes)
         batch = await self._source.read(cursor)
         if not batch.changes:
             # Nothing happened up to here: start the next window later. The target need not know.
@@ -158,15 +162,33 @@ class Relay:
         if self._claimed:
             answer = await self._target.cursor()
         else:
-            answer = await self._target.claim()
-            self._claimed = True
-            reach("after_claim")
-            self._learn(answer)
-            log.info("target_claimed", epoch=answer.standing.epoch, batch_no=answer.standing.batch_no)
+            answer = await self._claim()
         self._delivery.learn_held(answer)
         cursor = self._go_on_from(answer, Cursor.beginning(identity.system))
+        await self._source.begin(cursor)  # is it this source's? Else nothing may be done about its letters either
         await self._delivery.settle(cursor)
         return cursor
+
+    async def _claim(self) -> Answer:
+        """Become the one writer. The source remembers where the target stood: one restored from a backup stands behind."""
+        epoch, batch_no = await self._source.remembered(self._target.relay)
+        answer = await self._target.claim(above=epoch)
+        self._claimed = True
+        reach("after_claim")
+        self._learn(answer)
+        log.info("target_claimed", epoch=answer.standing.epoch, batch_no=answer.standing.batch_no)
+        if (behind := batch_no - answer.standing.batch_no) > 0:
+            self._rewinding = (
+                f"the target stands {behind} batches behind where it stood (restored from a backup, or another one): "
+                "what the outbox still has is sent again"
+            )
+            log.warning("target_restored", batch_no=answer.standing.batch_no, remembered=batch_no, batches=behind)
+        await self._remember(answer)
+        return answer
+
+    async def _remember(self, answer: Answer) -> None:
+        await self._source.remember(self._target.relay, answer.standing.epoch, answer.standing.batch_no)
+        self._remembered = time.monotonic()
 
     def _learn(self, answer: Answer) -> None:
         self._delivery.learn_tables(answer.more)
@@ -211,6 +233,8 @@ class Relay:
             answer=answer.what, batch_no=answer.standing.batch_no, first_id=batch.changes[0].id, last_id=batch.changes[-1].id,
             torn=batch.torn, lag_s=round(self.status.behind_seconds, 4), duration_s=round(seconds, 4),
         )  # fmt: skip
+        if time.monotonic() - self._remembered > _REMEMBER_EVERY:
+            await self._remember(answer)
 
     async def _retry(self) -> bool:
         """Dead letters that somebody wants sent again, or dropped. True: there were some."""
@@ -231,7 +255,13 @@ class Relay:
         self.status.applied += planned.changes
         self.status.last_applied = time.time()
         self._failures = 0
-        self._set("catching_up" if batch.more else "streaming")
+        if not batch.more:
+            self._rewinding = None
+        self._set(
+            "catching_up" if batch.more else "streaming",
+            self._rewinding,
+            "target_restored" if self._rewinding else None,
+        )
 
     # -- when to turn --------------------------------------------------------------------------------------
 
@@ -374,7 +404,7 @@ class Relay:
         return breaker.retry_in or min(self._timing.retry_first * doubled, self._timing.retry_cap) * jitter
 
     def _quiet(self) -> None:
-        self._failures = 0
+        self._failures, self._rewinding = 0, None
         self._set("streaming")
 
     def _set(self, state: str, problem: str | None = None, kind: str | None = None) -> None:

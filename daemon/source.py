@@ -11,17 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+import structlog
 from psycopg.adapt import Loader
 from psycopg.pq import Format
 
 from daemon.breaker import Breaker, Thresholds
 from daemon.connection import cause, connect
-from daemon.errors import STANDBY, SourceUnavailable, SourceUnfit
+from daemon.errors import STANDBY, SourceForeign, SourceUnavailable, SourceUnfit
+from daemon.identity import Held, Identity, Named, require_fit, require_held, require_passed, to_add_up
 from daemon.plan import Change
-from daemon.snapshot import Run, Snapshot
+from daemon.snapshot import Run, Snapshot, between
 from daemon.window import Cut, Window
-from outbox import Cursor
+from outbox import Cursor, Mark
 from outbox.migrations import FILES
+
+log = structlog.get_logger()
 
 # Two clocks never meet: created_at and the window's instant are both the source's.
 _POSTGRES_EPOCH_US = 946_684_800_000_000
@@ -87,18 +91,6 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """What this server is."""
-
-    system: str
-    in_recovery: bool
-    version: int
-    identity_cache: int
-    prepared_transactions: int
-    migration: int
-
-
-@dataclass(frozen=True, slots=True)
 class Pruned:
     """What one pruning did: the slot it emptied, the highest id removed so far, whether a slot that was due could
     not be locked, whether new changes go to another slot now.
@@ -144,6 +136,8 @@ class Source:
         self._newest = 0
         self._ended: _Ended | None = None
         self._revoked: Cursor | None = None
+        self._proven: Cursor | None = None  # led to by this connection: what it speaks of is there
+        self._promoted = 0
         self.identity: Identity | None = None
 
     async def read(self, cursor: Cursor) -> Batch:
@@ -215,6 +209,43 @@ class Source:
             await self._learn_shapes(conn, set(wanted) - self._shapes.keys())
         return self._shapes
 
+    async def remembered(self, relay: str) -> tuple[int, int]:
+        """The epoch and the batch number at which the relay's target last stood, as far as the source was told."""
+        async with self.connected() as conn:
+            row = await (await conn.execute(query("remembered"), {"relay": relay})).fetchone()
+        return (int(row[0]), int(row[1])) if row else (0, 0)
+
+    async def remember(self, relay: str, epoch: int, batch_no: int) -> None:
+        """Tell the source where the relay's target stands."""
+        async with self.connected() as conn:
+            await conn.execute(query("remember"), {"relay": relay, "epoch": epoch, "batch_no": batch_no})
+
+    async def begin(self, cursor: Cursor) -> None:
+        """Open the window after `cursor`, which the next read goes on with: first of all, is it this source's?
+
+        Raises what `read` raises.
+        """
+        async with self.connected() as conn:
+            self._window = await self._open(conn, cursor)
+
+    async def judge(self, cursor: Cursor) -> str | None:
+        """Why this source may not be read from `cursor` on, when `outboxd rebase` is the way on; None: it may.
+
+        Raises SourceUnfit when something else is in the way.
+        """
+        try:
+            async with self.connected() as conn:
+                await self._open(conn, cursor)
+        except SourceForeign as exc:
+            return str(exc)
+        return None
+
+    async def ask(self, name: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        """The rows of sql/queries/<name>.sql, none for one that has several statements."""
+        async with self.connected() as conn:
+            results = await conn.execute(query(name), parameters)
+            return await results.fetchall() if results.description else []
+
     async def close(self) -> None:
         """Drop the connection; the next call opens another."""
         await self._drop()
@@ -222,28 +253,36 @@ class Source:
     # -- one window ----------------------------------------------------------------------------------------
 
     async def _open(self, conn: psycopg.AsyncConnection[Any], cursor: Cursor) -> Window:
-        self._fits(cursor)
+        assert self.identity is not None
+        require_fit(self.identity, cursor)
         await self._note_floor(conn)
         results = await conn.execute(query("window_open"))
         results.nextset()
-        snapshot, in_recovery = await results.fetchone() or ("", True)
+        snapshot, in_recovery, started_us = await results.fetchone() or ("", True, 0)
         results.nextset()
         ceiling = self._newest = _first(await results.fetchone())
         results.nextset()
         pruned = _first(await results.fetchone())
         results.nextset()
-        self._flushed, self._read_us = await results.fetchone() or (False, 0)
+        self._flushed, self._read_us, lsn = await results.fetchone() or (False, 0, "")
         self._opened = time.monotonic()
         if in_recovery:
             raise SourceUnfit(STANDBY)
         goal = Snapshot.parse(snapshot)
-        if goal.xmax < _reached(cursor).xmax:
-            raise SourceUnfit(
-                "the target's cursor lies in this source's future: the source was restored from a backup or is "
-                "another database; nothing is applied until that is settled"
-            )
+        require_passed(_reached(cursor), goal)
+        if cursor != self._proven or started_us != self.identity.started_us:
+            await self._prove(conn, cursor)
         _not_pruned(pruned, cursor)
-        window = Window(cursor, goal, self._floor(goal), ceiling, self.limits.changes, self.limits.bytes)
+        window = Window(
+            cursor,
+            goal,
+            self._floor(goal),
+            ceiling,
+            self.limits.changes,
+            self.limits.bytes,
+            self.identity.timeline,
+            lsn,
+        )
         # Two ways to the first page: by the window's transactions, which costs its rows, or up from the floor,
         # which costs the rows between floor and window: many, while a transaction is open for hours.
         known = self._ended.ceiling if self._ended and self._ended.cursor == cursor else 0
@@ -251,20 +290,31 @@ class Source:
         self._span = 0
         return window
 
-    def _fits(self, cursor: Cursor) -> None:
+    async def _prove(self, conn: psycopg.AsyncConnection[Any], cursor: Cursor) -> None:
+        """This cursor comes from elsewhere: is everything it claims to have been applied still here?"""
+        await self._identify(conn)
         assert self.identity is not None
-        if self.identity.in_recovery:
-            raise SourceUnfit(STANDBY)
-        if self.identity.identity_cache != 1:
-            raise SourceUnfit(
-                f"outbox.change_id_seq has CACHE {self.identity.identity_cache}, so ids do not follow commits: "
-                "alter sequence outbox.change_id_seq cache 1"
-            )
-        if cursor.system and cursor.system != self.identity.system:
-            raise SourceUnfit(
-                f"the target's cursor belongs to another database cluster ({cursor.system}, this one is "
-                f"{self.identity.system}): transaction ids of one mean nothing in the other"
-            )
+        require_fit(self.identity, cursor)
+        mark = cursor.mark
+        if mark is not None and mark.last:
+            require_held(mark, self.identity, await self._held(conn, cursor, mark))
+            if self.identity.timeline not in (mark.timeline, self._promoted):
+                self._promoted = self.identity.timeline
+                log.warning("source_promoted", timeline_before=mark.timeline, timeline=self.identity.timeline)
+        self._proven = cursor
+
+    async def _held(self, conn: psycopg.AsyncConnection[Any], cursor: Cursor, mark: Mark) -> Held:
+        count, total = None, 0
+        if to_add_up(mark, 0):
+            runs = between(Snapshot.parse(mark.spans[0].since), _reached(cursor))
+            torn = {"torn": _array(xid for xid, _ in cursor.torn), "upto": _array(upto for _, upto in cursor.torn)}
+            count, total = await (await conn.execute(query("mark_sum"), {**_runs(runs), **torn})).fetchone() or (0, 0)
+        xids, ids, times = zip(*mark.last, strict=True)
+        names = {"xids": _array(xids), "ids": _array(ids), "times": _array(times)}
+        rows = await (await conn.execute(query("mark_named"), names)).fetchall()
+        # Asked last: what is pruned meanwhile must not seem to be lost.
+        pruned = _first(await (await conn.execute(query("pruned"))).fetchone())
+        return Held(pruned, count if to_add_up(mark, pruned) else None, total, [Named(*row) for row in rows])
 
     async def _next(self, conn: psycopg.AsyncConnection[Any], window: Window) -> Batch:
         """Read pages until whole transactions can be taken, or the window ends."""
@@ -317,6 +367,7 @@ class Source:
         if cut.ended:
             self._window = None
             self._ended = _Ended(cursor, window.ceiling, durable=self._flushed or bool(changes))
+        self._proven = cursor
         read_us = self._read_us + int((time.monotonic() - self._opened) * 1e6)
         return Batch(changes, cursor, self._shapes, int(cut.torn), not cut.ended, read_us)
 
@@ -381,12 +432,15 @@ class Source:
         self._conn = await connect(self._dsn, self._name, patience=self.limits.deadline)
         self._conn.adapters.register_loader("xid8", _BigEndian)
         self._conn.adapters.register_loader("timestamptz", _Microseconds)
-        row = await (await self._conn.execute(query("source_identity"))).fetchone()
+        await self._identify(self._conn)
+
+    async def _identify(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        row = await (await conn.execute(query("source_identity"))).fetchone()
         assert row is not None
         self.identity = Identity(*row)
 
     async def _drop(self) -> None:
-        conn, self._conn, self._window = self._conn, None, None
+        conn, self._conn, self._window, self._proven = self._conn, None, None, None
         if self._ended and not self._ended.durable:
             # The server may have crashed: what an empty window led to is not what it was (see Window.move).
             self._revoked = self._ended.cursor
@@ -421,9 +475,9 @@ def _failure(exc: psycopg.Error) -> SourceUnavailable | SourceUnfit:
 def _not_pruned(up_to_id: int, cursor: Cursor) -> None:
     """Every change that a reader at `cursor` wants has an id above its floor."""
     if cursor.floor_id < up_to_id:
-        raise SourceUnfit(
+        raise SourceForeign(
             "the outbox no longer holds the changes after the target's cursor (they were kept for `retention`): "
-            "`outboxd rebase` leads on"
+            "`outboxd rebase` (a dry run first) leads on"
         )
 
 

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`what`: claimed, cursor, described, isolated, applied, duplicate or mismatch."""
+    """`what`: claimed, cursor, described, isolated, rebased, applied, duplicate or mismatch."""
 
     what: str
     standing: Standing
@@ -61,9 +61,19 @@ class Target:
         self.breaker = breaker
         self._observe = observe or (lambda *_: None)
 
-    async def claim(self) -> Answer:
-        """Become the one writer: an older claimant is fenced from now on."""
-        return await self._ask({"mode": "claim", "relay": self._relay})
+    @property
+    def relay(self) -> str:
+        """The name under which the target keeps the cursor."""
+        return self._relay
+
+    async def claim(self, above: int = 0) -> Answer:
+        """Become the one writer, with an epoch above this one: an older claimant is fenced from now on."""
+        return await self._ask({"mode": "claim", "relay": self._relay, "epoch_above": above})
+
+    async def rebase(self, cursor: Cursor, keep: Sequence[tuple[str, str]], above: int = 0) -> Answer:
+        """Begin anew from this cursor: whoever writes is fenced, and of the held keys only `keep` stay held."""
+        header = {"mode": "rebase", "relay": self._relay, "epoch_above": above, "keep": keep}
+        return await self._ask({**header, "cursor": json.loads(cursor.to_json())})
 
     async def cursor(self) -> Answer:
         """Where the target stands, once everything in flight has ended."""
@@ -119,7 +129,7 @@ class Target:
 
 
 # What a request may be answered with besides `fenced` and `refused`.
-_QUESTIONS = {"claim": "claimed", "cursor": "cursor", "describe": "described"}
+_QUESTIONS = {"claim": "claimed", "cursor": "cursor", "describe": "described", "rebase": "rebased"}
 _MOVES = {"apply": ("applied", "duplicate", "mismatch"), "isolate": ("isolated", "duplicate", "mismatch")}
 # The lists that come with it.
 _LISTS = {"claimed": ("tables", "references"), "described": ("tables", "references"), "isolated": ("refused",)}

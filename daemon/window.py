@@ -5,11 +5,14 @@ are handed in. Pure.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from daemon.plan import Change
 from daemon.snapshot import Run, Snapshot, between, cut
-from outbox import Cursor
+from outbox import Cursor, Mark, Span
+
+_MODULO = 10**15
+_LAST = 16
 
 
 @dataclass(slots=True)
@@ -43,7 +46,7 @@ class Window:
 
     `cursor` is where the target stands once all cuts so far are applied. `goal_floor` is an id below which no
     transaction that `goal` does not see can write, `ceiling` one above which `goal` sees nothing. Every change up
-    to id `after` was on a page.
+    to id `after` was on a page. `timeline` and `lsn`: see Mark.
     """
 
     cursor: Cursor
@@ -52,6 +55,8 @@ class Window:
     ceiling: int
     max_changes: int
     max_bytes: int
+    timeline: int = 0
+    lsn: str = ""
     reached: Snapshot = field(init=False)
     after: int = field(init=False)
     _torn: dict[int, int] = field(init=False)
@@ -115,15 +120,27 @@ class Window:
         Promise I1: the cursor claims no transaction id, and its floor no id, that a crash of the source could
         give away again. What a transaction wrote that was flushed lies beyond those; the goal itself may not.
         """
-        floors = [self.goal_floor]
+        sent, floors = list(sent), [self.goal_floor]
         if to_goal:
             self.reached, self._torn = self.goal, {}
         else:
             floors += [max((change.id for change in sent), default=0)]
             floors += [begun.first - 1 for begun in self._begun.values()]
         floor = max(self.cursor.floor_id, min(floors))
-        self.cursor = Cursor(str(self.reached), floor, tuple(sorted(self._torn.items())), system)
+        ended = self.after >= self.ceiling and not self._torn
+        snapshot, mark = str(self.reached), self._mark()
+        if sent:
+            mark = sent_too(mark, sent)
+        if ended and mark.spans and mark.spans[-1].count:
+            mark = replace(mark, spans=(*mark.spans[-2:], Span(snapshot, 0, 0, 0)))
+        self.cursor = Cursor(snapshot, floor, tuple(sorted(self._torn.items())), system, mark)
         return self.cursor
+
+    def _mark(self) -> Mark:
+        """The mark so far. It begins where nothing is half sent: what of that went before is not known."""
+        before = self.cursor.mark or Mark(0, "")
+        spans = before.spans or (() if self.cursor.torn else (Span(self.cursor.snapshot, 0, 0, 0),))
+        return Mark(self.timeline, self.lsn, spans, before.last)
 
     def _note(self, change: Change) -> _Begun:
         begun = self._begun.setdefault(change.xid, _Begun(change.id))
@@ -143,3 +160,18 @@ class Window:
             self._torn[torn] = self.after
             del self._begun[torn]
         self.reached = cut(self.reached, self.goal, taken, self._last)
+
+
+def sent_too(mark: Mark, sent: Sequence[Change]) -> Mark:
+    """The mark after these changes, too."""
+    spans = mark.spans
+    if spans:
+        now = spans[-1]
+        lowest = min(change.id for change in sent)
+        times = (now.sum + sum(change.created_us for change in sent)) % _MODULO
+        spans = (*spans[:-1], Span(now.since, min(now.first_id or lowest, lowest), now.count + len(sent), times))
+    newest = {xid: (xid, id_, at) for xid, id_, at in mark.last}
+    newest.update({change.xid: (change.xid, change.id, change.created_us) for change in sent})
+    highest = max(newest.values(), key=lambda entry: entry[1])
+    last = {highest, *sorted(newest.values())[1 - _LAST :]}
+    return replace(mark, spans=spans, last=tuple(sorted(last)))

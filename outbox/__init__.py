@@ -1,7 +1,7 @@
 """What an application imports to record its changes. Imports psycopg and the standard library only."""
 
 from outbox.change import Change, Op
-from outbox.cursor import Cursor
+from outbox.cursor import Cursor, Mark, Span
 from outbox.emit import aemit, emit, emit_many
 from outbox.errors import (
     InvalidChange,
@@ -20,6 +20,7 @@ __all__ = [
     "Change",
     "Cursor",
     "InvalidChange",
+    "Mark",
     "MigrationChanged",
     "NotInTransaction",
     "Op",
@@ -27,6 +28,7 @@ __all__ = [
     "SchemaError",
     "SchemaMissing",
     "SchemaTooNew",
+    "Span",
     "UnknownTable",
     "aemit",
     "emit",

@@ -75,6 +75,24 @@ class Cluster:
         _known.add(cluster)
         return cluster
 
+    def backup(self, folder: Path, settings: Mapping[str, str] | None = None) -> Self:
+        """A base backup of this running cluster as one more, with a port of its own; it is not started."""
+        folder.mkdir(parents=True)
+        copy = type(self)(folder, self.installed, self.version, self.user, free_port())
+        if self.user:
+            os.chown(folder, self.user.uid, self.user.gid)
+        _known.add(copy)
+        copy.fill_from(self)
+        copy.configure({**(settings or {}), "port": str(copy.port)})
+        return copy
+
+    def fill_from(self, other: "Cluster") -> None:
+        """Take a base backup of a running cluster as this one's data."""
+        where = f"--dbname=host=127.0.0.1 port={other.port} user=postgres"
+        options = [f"--pgdata={self.data}", "--checkpoint=fast", "--no-sync"]
+        if spawn(self._command([self.installed / "pg_basebackup", where, *options])).wait() != 0:
+            raise RuntimeError(f"pg_basebackup failed: {self._last_words()}")
+
     @property
     def data(self) -> Path:
         return self.folder / "data"

@@ -44,16 +44,17 @@ as $$
                     where k.contype = 'f'))
 $$;
 
--- Become the relay's one writer: whoever claimed before is fenced from here on (promise I6).
-create or replace function outboxd.claim(relay_name text) returns json
+-- Become the relay's one writer: whoever claimed before is fenced from here on (promise I6). The new epoch lies
+-- `above` one that the source remembers: this database may have been restored from a backup, and an old writer not.
+create or replace function outboxd.claim(relay_name text, above bigint default null) returns json
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   c outboxd.cursor;
 begin
-  insert into outboxd.cursor as k (relay, epoch) values (relay_name, 1)
-  on conflict (relay) do update set epoch = k.epoch + 1, updated_at = now()
+  insert into outboxd.cursor as k (relay, epoch) values (relay_name, coalesce(above, 0) + 1)
+  on conflict (relay) do update set epoch = greatest(k.epoch, above) + 1, updated_at = now()
   returning * into c;
   return outboxd.answer('claimed', c, (outboxd.describe()::jsonb || jsonb_build_object('held', outboxd.held_keys(relay_name)))::json);
 end
@@ -86,7 +87,8 @@ begin
   return case header ->> 'mode'
     when 'apply' then outboxd.apply(header, parts)
     when 'isolate' then outboxd.isolate(header, parts)
-    when 'claim' then outboxd.claim(header ->> 'relay')
+    when 'claim' then outboxd.claim(header ->> 'relay', (header ->> 'epoch_above')::bigint)
+    when 'rebase' then outboxd.rebase(header)
     when 'cursor' then outboxd.ask(header ->> 'relay')
     when 'describe' then outboxd.answer('described', null, outboxd.describe()) end;
 end

@@ -5,6 +5,7 @@ import pytest
 
 from daemon.demo.supabase import EmbeddedSupabase
 from daemon.errors import Fenced, Kind, TargetError
+from outbox import Cursor
 from tests.contract.conftest import Stand, at, parts, upserts
 
 
@@ -17,6 +18,29 @@ async def test_a_first_claim_begins_at_nothing(stand: Stand) -> None:
     again = await target.claim()
     assert (again.standing.epoch, again.standing.batch_no, again.standing.cursor) == (2, 1, at(10))
     assert (await target.cursor()).standing == again.standing
+
+
+async def test_a_claim_goes_above_the_epoch_it_is_told(stand: Stand) -> None:
+    """A target restored from a backup has forgotten epochs; an old relay of one of those must not share the new one."""
+    target = stand.target()
+    assert (await target.claim(above=7)).standing.epoch == 8
+    assert (await target.claim(above=3)).standing.epoch == 9
+
+
+async def test_a_rebase_fences_and_sets_the_cursor(stand: Stand) -> None:
+    """One more epoch and batch, no digest, the cursor as told; rows stay, and the relay before is sent away."""
+    target = await stand.claimed()
+    await target.apply(upserts((1, "a")), at(10), 1, 1)
+    answer = await target.rebase(Cursor.beginning("another", 5), [], above=4)
+    assert (answer.what, answer.standing.epoch, answer.standing.batch_no) == ("rebased", 5, 2)
+    assert answer.standing.cursor == Cursor("3:3:", 5, (), "another")
+    for batch_no in (1, 2, 3):
+        with pytest.raises(Fenced):
+            await target.apply(upserts((1, "b")), at(20), 1, batch_no)
+    assert stand.items() == {1: "a"}
+    await target.claim()
+    assert (await target.apply(upserts((1, "a")), at(10), 6, 2)).what == "mismatch", "the digest of before is forgotten"
+    assert (await target.apply(upserts((1, "b")), at(20), 6, 3)).what == "applied"
 
 
 async def test_the_door_describes_tables_and_their_order(stand: Stand) -> None:

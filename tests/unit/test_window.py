@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from daemon.plan import Change
 from daemon.snapshot import Snapshot
-from daemon.window import Window
-from outbox import Cursor
+from daemon.window import Window, sent_too
+from outbox import Cursor, Mark, Span
 
 KEYS = "abcd"
 
@@ -215,3 +215,50 @@ def test_what_a_torn_transaction_sent_before_a_restart_is_not_sent_again():
     assert cut is not None
     assert not cut.torn  # it was torn before: counted once
     assert [c.id for c in cut.changes] == [4, 5, 6]
+
+
+def moved(cursor: Cursor, goal: str, sent: list[Change], *, ceiling: int) -> Cursor:
+    """One window, sent in one batch."""
+    window = Window(cursor, Snapshot.parse(goal), 0, ceiling, 10, 1000, 1, "0/15")
+    cut = window.cut(sent, upto=ceiling, beyond={})
+    assert cut is not None
+    assert cut.ended
+    return window.move(cut.changes, "s", to_goal=True)
+
+
+def timed(xid: int, id_: int, at: int) -> Change:
+    return change(xid, id_)._replace(created_us=at)
+
+
+def test_the_mark_adds_up_what_the_last_two_windows_sent():
+    """Not one alone: who had written its commit and was not yet visible when that window began proves nothing."""
+    first = moved(Cursor("20:20:"), "22:22:", [timed(20, 1, 100), timed(21, 2, 200)], ceiling=2)
+    assert first.mark == Mark(
+        1, "0/15", (Span("20:20:", 1, 2, 300), Span("22:22:", 0, 0, 0)), ((20, 1, 100), (21, 2, 200))
+    )
+    idle = moved(first, "25:25:", [], ceiling=2)
+    assert idle.mark == first.mark
+    second = moved(idle, "26:26:", [timed(25, 3, 400)], ceiling=3)
+    third = moved(second, "27:27:", [timed(26, 4, 10**15)], ceiling=4)
+    assert third.mark is not None
+    assert third.mark.spans == (Span("22:22:", 3, 1, 400), Span("26:26:", 4, 1, 0), Span("27:27:", 0, 0, 0))
+    assert third.mark.last == ((20, 1, 100), (21, 2, 200), (25, 3, 400), (26, 4, 10**15))
+
+
+def test_the_mark_names_the_highest_transactions_and_the_last_change():
+    """At most sixteen, however many there were."""
+    sent = [timed(100 - n, n, n) for n in range(1, 60)]
+    mark = sent_too(Mark(1, "0/15"), sent)
+    assert {xid for xid, _, _ in mark.last} == {41, *range(85, 100)}
+    assert len(mark.last) == 16
+
+
+def test_a_mark_does_not_begin_where_something_is_half_sent():
+    """A cursor of an older outboxd inside a torn transaction: what went before was not added up."""
+    window = Window(Cursor("20:20:", 0, ((20, 1),)), Snapshot.parse("21:21:"), 0, 3, 10, 1000)
+    cut = window.cut([change(20, 1), change(20, 2), change(20, 3)], upto=3, beyond={})
+    assert cut is not None
+    cursor = window.move(cut.changes, "s", to_goal=True)
+    assert cursor.mark is not None
+    assert cursor.mark.spans == ()
+    assert moved(cursor, "23:23:", [change(21, 4)], ceiling=4).mark.spans[0].since == "21:21:"  # type: ignore[union-attr]

@@ -1,0 +1,24 @@
+-- What the source remembers of the target: where it last stood, so that one restored from a backup is recognised.
+
+create table if not exists outbox.relay (
+  relay        text primary key,
+  epoch        bigint not null,
+  batch_no     bigint not null,
+  confirmed_at timestamptz not null default now()
+);
+
+comment on table outbox.relay is 'Where each relay''s target last stood: written when a relay claims it, and once a minute at most';
+
+-- Epochs only grow, also when the target's own went back. A role that may only read calls this.
+create or replace function outbox.confirm(relay text, epoch bigint, batch_no bigint) returns void
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into outbox.relay as r (relay, epoch, batch_no) values (confirm.relay, confirm.epoch, confirm.batch_no)
+  on conflict on constraint relay_pkey do update
+     set epoch = greatest(r.epoch, excluded.epoch), batch_no = excluded.batch_no, confirmed_at = now();
+end
+$$;
+
+revoke all on function outbox.confirm(text, bigint, bigint) from public;
