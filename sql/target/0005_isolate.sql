@@ -3,6 +3,9 @@
 -- One request, one transaction, and in the end nothing has changed: parts of the batch are applied by the same
 -- function that applies a batch, in halves until single rows are left, and all of it is taken back. What is
 -- found here the relay first records on the source; only then it sends the batch without those rows.
+--
+-- Composing a batch's statements costs more than running them for one row: for single rows they are composed once,
+-- and where thousands are refused most tries are of single rows (2000 of 2000 took longer than the door's timeout).
 
 -- The batch's rows in the document's order: group, position, and the row as a batch of its own would have it. A
 -- truncate cannot be divided.
@@ -47,6 +50,90 @@ begin
 end
 $$;
 
+-- The statement that a single row of each group becomes; null where it takes the whole of `apply`: a truncate, rows
+-- that may have to be renumbered (gear 2), a group that no statement can be made of.
+create or replace function outboxd.row_statements(parts text[]) returns text[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  made  text[] := '{}';
+  m     outboxd.mirror;
+  g     json;
+  names text[];
+begin
+  for i in 2 .. cardinality(parts) by 2 loop
+    g := parts[i]::json;
+    continue when g ->> 'op' not in ('upsert', 'delete');
+    begin
+      m := outboxd.mirror_of(g ->> 'table');
+      perform outboxd.require_key(m, g, parts[i + 1]::json);
+      names := array(select json_array_elements_text(g -> 'columns'));
+      if g ->> 'op' = 'delete' then
+        made[i] := outboxd.delete_sql(m);
+      elsif outboxd.renumbers_sql(m, names) is null then
+        made[i] := outboxd.upsert_sql(m, names);
+      end if;
+    exception when others then
+      made[i] := null;
+    end;
+  end loop;
+  return made;
+end
+$$;
+
+-- Apply chosen entries one by one; for each null, or why it is refused. Gear 2 could not help a single row: it would
+-- lead to the same state. Without `keep` each is taken back at once.
+create or replace function outboxd.try_alone(relay_name text, parts text[], statements text[], of_part int[], entries text[], chosen int[], keep boolean) returns json[]
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  whys   json[] := '{}';
+  l      int;
+  at     text;
+  reason text[];
+  known  text[];
+  said   json;
+  state  text;
+  schema_is     text;
+  table_is      text;
+  column_is     text;
+  constraint_is text;
+begin
+  for n in 1 .. cardinality(chosen) loop
+    l := chosen[n];
+    if statements[of_part[l]] is null then
+      whys[n] := case when keep then outboxd.try_entries(relay_name, parts, of_part, entries, chosen[n:n]) end;
+      continue;
+    end if;
+    begin
+      set constraints all deferred;
+      execute statements[of_part[l]] using ('[' || entries[l] || ']')::json;
+      set constraints all immediate;
+      whys[n] := null;
+      if not keep then
+        raise exception using errcode = 'OB000';
+      end if;
+    exception
+      when sqlstate 'OB000' then
+        null;
+      when others then
+        get stacked diagnostics state = returned_sqlstate, schema_is = schema_name, table_is = table_name,
+          column_is = column_name, constraint_is = constraint_name;
+        at := parts[of_part[l]]::json ->> 'table';
+        reason := array[at, state, schema_is, table_is, column_is, constraint_is];
+        if reason is distinct from known then  -- mostly the one before was refused for the same
+          said := outboxd.refused(null, 1, at, state, null, schema_is, table_is, column_is, constraint_is) -> 'more';
+          known := reason;
+        end if;
+        whys[n] := said;
+    end;
+  end loop;
+  return whys;
+end
+$$;
+
 -- The row a refused one refers to, when that is held or refused itself: {"table", "key"} or {"table", "part", "pos"}.
 -- A foreign key of another table speaks of the row that still refers to the refused one: its table alone is named.
 create or replace function outboxd.held_relative(relay_name text, parts text[], of_part int[], of_pos int[], entries text[], refused int[], this int, why json) returns json
@@ -56,19 +143,24 @@ as $$
 declare
   own   text := parts[of_part[this]]::json ->> 'table';
   k     record;
+  parents int[];
   match json;
 begin
+  if why ->> 'sqlstate' not in ('23503', '23001') then
+    return null;
+  end if;
   select c.table_name as child, p.table_name as parent, f.conkey, f.conrelid, f.confkey, f.confrelid into k
     from pg_constraint f
     join outboxd.mirror c on to_regclass(format('%I.%I', c.target_schema, c.target_table)) = f.conrelid
     join outboxd.mirror p on to_regclass(format('%I.%I', p.target_schema, p.target_table)) = f.confrelid
    where f.contype = 'f' and f.conname = why ->> 'constraint' and own in (c.table_name, p.table_name)
    order by (c.table_name = own) desc limit 1;
-  if not found or why ->> 'sqlstate' not in ('23503', '23001') then
+  if not found then
     return null;
   elsif k.child <> own or parts[of_part[this]]::json ->> 'op' <> 'upsert' then
     return json_build_object('table', k.child);
   end if;
+  parents := array(select i from generate_series(2, cardinality(parts), 2) i where parts[i]::json ->> 'table' = k.parent);
   with pairs as (
     select (select attname from pg_attribute where attrelid = k.conrelid and attnum = a) as mine,
            (select attname from pg_attribute where attrelid = k.confrelid and attnum = b) as theirs
@@ -78,7 +170,7 @@ begin
       from outboxd.held h where h.relay = relay_name and h.table_name = k.parent
     union all
     select entries[r]::json, json_build_object('table', k.parent, 'part', of_part[r], 'pos', of_pos[r]), 1
-      from unnest(refused) r where r <> this and parts[of_part[r]]::json ->> 'table' = k.parent
+      from unnest(refused) r where r <> this and of_part[r] = any (parents)
   )
   select c.found into match from candidates c
    where (select bool_and(c.key ->> p.theirs is not distinct from entries[this]::json ->> p.mine) from pairs p)
@@ -97,12 +189,14 @@ declare
   of_part  int[];
   of_pos   int[];
   entries  text[];
+  statements text[];
   whys     json[] := '{}';
-  why      json;
+  tried    json[];
+  rest     int[] := '{}';
   todo     int4range[];
-  r        int4range;
   lo       int;
   hi       int;
+  tries    int := 0;
   left_now int[] := '{}';
   left_before int[];
   together int[];
@@ -114,35 +208,51 @@ begin
   c := stands.c;
   select array_agg(e.part order by e.part, e.pos), array_agg(e.pos order by e.part, e.pos), array_agg(e.entry order by e.part, e.pos)
     into of_part, of_pos, entries from outboxd.entries(parts) e;
+  statements := outboxd.row_statements(parts);
   begin
-    -- 1. In halves, in the document's order: what can be applied is, what is refused by itself stays.
-    todo := array[int4range(1, coalesce(cardinality(entries), 0) + 1)];
-    while cardinality(todo) > 0 loop
-      r := todo[cardinality(todo)];
-      todo := todo[1:cardinality(todo) - 1];
-      continue when isempty(r);
-      lo := lower(r);
-      hi := upper(r);
-      why := outboxd.try_entries(c.relay, parts, of_part, entries, array(select generate_series(lo, hi - 1)));
-      if why is null then
-        continue;
-      elsif hi - lo = 1 then
-        left_now := left_now || lo;
-        whys[lo] := why;
+    -- 1. Rows whose own values are refused, whatever else is in the batch: one by one, on the state before it.
+    tried := outboxd.try_alone(c.relay, parts, statements, of_part, entries, array(select generate_series(1, cardinality(entries))), false);
+    for l in 1 .. coalesce(cardinality(entries), 0) loop
+      if tried[l] ->> 'sqlstate' ~ '^(22...|23502|23514)$' then
+        left_now := left_now || l;
+        whys[l] := tried[l];
       else
-        todo := todo || int4range((lo + hi) / 2, hi) || int4range(lo, (lo + hi) / 2);
+        rest := rest || l;
       end if;
     end loop;
-    -- 2. Rows that needed others first; rows that only fit together (two that swap a unique value), which the same
+    -- 2. The others in halves, in the document's order: what can be applied is, what is refused by itself stays. Where
+    -- very many are refused, halving would take longer than the door may: from some point on one by one.
+    todo := array[int4range(1, cardinality(rest) + 1)];
+    while cardinality(todo) > 0 loop
+      lo := lower(todo[cardinality(todo)]);
+      hi := upper(todo[cardinality(todo)]);
+      todo := todo[1:cardinality(todo) - 1];
+      continue when lo is null;
+      tries := tries + 1;
+      if hi - lo > 1 and tries <= 200 then
+        if outboxd.try_entries(c.relay, parts, of_part, entries, rest[lo:hi - 1]) is not null then
+          todo := todo || int4range((lo + hi) / 2, hi) || int4range(lo, (lo + hi) / 2);
+        end if;
+        continue;
+      end if;
+      tried := outboxd.try_alone(c.relay, parts, statements, of_part, entries, rest[lo:hi - 1], true);
+      for n in lo .. hi - 1 loop
+        if tried[n - lo + 1] is not null then
+          left_now := left_now || rest[n];
+          whys[rest[n]] := tried[n - lo + 1];
+        end if;
+      end loop;
+    end loop;
+    -- 3. Rows that needed others first; rows that only fit together (two that swap a unique value), which the same
     -- constraint refuses one by one; and so on, as long as that helps.
     loop
-      left_before := left_now;
-      for i in 1 .. cardinality(left_before) loop
-        why := outboxd.try_entries(c.relay, parts, of_part, entries, left_before[i:i]);
-        if why is null then
-          left_now := array_remove(left_now, left_before[i]);
-        else
-          whys[left_before[i]] := why;
+      left_before := array(select l from unnest(left_now) l order by l);
+      tried := outboxd.try_alone(c.relay, parts, statements, of_part, entries, left_before, true);
+      left_now := '{}';
+      for n in 1 .. cardinality(left_before) loop
+        if tried[n] is not null then
+          left_now := left_now || left_before[n];
+          whys[left_before[n]] := tried[n];
         end if;
       end loop;
       for together in
