@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
-from daemon.connection import connect
+from daemon.connection import cause, connect
 from daemon.errors import DaemonError, SourceUnavailable, TargetError, advice
 from daemon.identity import Identity
 from daemon.source import Source, query
@@ -23,6 +24,7 @@ Level = Literal["OK", "WARN", "FAIL"]
 Row = Mapping[str, Any]
 
 INSUFFICIENT_PRIVILEGE = "42501"
+LONG = 60.0  # seconds from which a writing transaction is worth a line
 # Equal values of these may differ in text: two rows of the source could be one on the target.
 _LOOSE_KEYS = {"citext", "character", "interval", "double precision", "real"}
 
@@ -94,6 +96,10 @@ async def _source(dsn: str, items: list[Item], *, pooled_address: bool) -> list[
     conn = await connect(dsn, "outboxd check")
     async with conn:
         conn.row_factory = dict_row
+        items.extend(await _functions(conn))
+        items.extend(
+            [_open(row) for row in await (await conn.execute(query("check_open"), {"older": LONG})).fetchall()]
+        )
         watched: list[Any] = await (await conn.execute(query("check_watched"))).fetchall()
         held = len(await (await conn.execute(query("held_keys"))).fetchall())
     if held:
@@ -151,6 +157,35 @@ async def _listener(dsn: str, *, pooled_address: bool) -> Item:
         return Item("listener", "OK", "LISTEN works, one backend of its own")
     finally:
         await bell.close()
+
+
+async def _functions(conn: psycopg.AsyncConnection[Any]) -> list[Item]:
+    """A new session of the application loads PL/pgSQL as this one does; capture needs it."""
+    try:
+        await conn.execute("do $$ begin end $$")
+    except psycopg.Error as exc:
+        return [
+            Item(
+                "capture", "FAIL", f"new sessions cannot run PL/pgSQL ({cause(exc)}): writes to watched tables fail there",
+                "restart the server: an upgrade has replaced its files while it ran",
+            )
+        ]  # fmt: skip
+    return []
+
+
+def _open(row: Row) -> Item:
+    """A transaction that holds its own changes back, and nobody else's."""
+    age, name = f"for {row['age']:.0f} s", str(row["name"])
+    if row["kind"] == "prepared":
+        gid = name.replace("'", "''")
+        return Item(
+            "prepared transaction", "WARN", f"{name} has been prepared {age}: its changes wait for it, and nothing old can be vacuumed",
+            f"commit prepared '{gid}'; or rollback prepared '{gid}';",
+        )  # fmt: skip
+    return Item(
+        "open transaction", "WARN", f"a writing transaction has been open {age} (pid {name}): its changes wait for it",
+        f"end it, or select pg_terminate_backend({name});",
+    )  # fmt: skip
 
 
 def _watched(row: Row) -> Iterator[Item]:

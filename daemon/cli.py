@@ -184,7 +184,7 @@ def run(ctx: click.Context, *, until_idle: bool) -> None:
     from daemon.metrics import Metrics
 
     metrics = Metrics(__version__)
-    logs.configure(settings.log_level, settings.log_format, on_message=metrics.logged)
+    logs.configure(settings.log_level, settings.log_format, on_message=metrics.logged, on_dropped=metrics.log_dropped)
     try:
         code = asyncio.run(run_daemon(settings, metrics, until_idle=until_idle))
     except OSError as exc:

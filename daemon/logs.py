@@ -5,10 +5,12 @@ or what the lines are about. Whatever a caller passes, no secret leaves through 
 quote rows, and a log that cannot be written stops nothing. That no row value is passed is the caller's part.
 """
 
+import json
 import logging
 import math
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +26,7 @@ _LONGEST = 2000  # characters of one value
 _DEEPEST = 5  # levels of a nested value
 _FRAMES = 20  # of a traceback, the innermost
 _CHAIN = 8  # exceptions of one chain
+_PATIENCE = 0.2  # seconds that a line waits for a reader that has stopped
 # Classes of SQLSTATE whose first line names objects and states: connection, feature, transaction,
 # authorisation, rollback, syntax and access, resources, limits, prerequisites, intervention, system.
 _SPEAKS_OF_NO_ROW = frozenset(["08", "0A", "25", "28", "40", "42", "53", "54", "55", "57", "58"])
@@ -54,13 +57,15 @@ def configure(
     *,
     stream: TextIO | None = None,
     on_message: Callable[[str], None] | None = None,
+    on_dropped: Callable[[], None] = lambda: None,
 ) -> None:
     """Set up the process's log; calling it again replaces what it set up.
 
     `fmt` is auto, console or json. The stream is stdout unless a command keeps that for its data.
-    `on_message` hears the level of every line written.
+    `on_message` hears the level of every line, `on_dropped` of each that nobody took.
     """
     out = stream or sys.stdout
+    lines = _Lines(out, on_dropped)
     console = fmt == "console" or (fmt == "auto" and out.isatty())
     threshold = logging.getLevelNamesMapping()[level.upper()]
     processors: list[Processor] = [
@@ -76,7 +81,7 @@ def configure(
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=lambda *_: _Lines(out),
+        logger_factory=lambda *_: lines,
         cache_logger_on_first_use=False,  # so that a new level reaches loggers made at import
     )
     _route_libraries()
@@ -188,22 +193,60 @@ def _exceptions_as_text(_: WrappedLogger, __: str, event: EventDict) -> EventDic
 
 
 class _Lines:
-    """Writes lines, each at once. A reader that went away or a full disk costs lines, never the daemon."""
+    """Writes lines, each at once. A reader that went away or stopped, or a full disk, costs lines, never the daemon."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, on_dropped: Callable[[], None] = lambda: None) -> None:
         self._stream = stream
+        self._on_dropped = on_dropped
+        self._waits = _PATIENCE
+        self._dropped = 0
+        self._torn = False
 
     def write(self, line: str) -> None:
+        if self._dropped and self._takes(0.0):
+            told = json.dumps({"level": "warning", "event": "log_lines_dropped", "lines": self._dropped})
+            self._dropped = 0
+            self._put(told)
+        if not self._put(line):
+            self._dropped += 1
+            self._on_dropped()
+
+    def _put(self, line: str) -> bool:
+        """Whether somebody took the line, or there is nobody to take any."""
+        text = ("\n" if self._torn else "") + line + "\n"
         try:
             try:
-                self._stream.write(line + "\n")
+                return self._write(text)
             except UnicodeEncodeError:
-                self._stream.write(line.encode("ascii", "backslashreplace").decode() + "\n")
-            self._stream.flush()
+                return self._write(text.encode("ascii", "backslashreplace").decode())
         except BrokenPipeError:
             self._silence()
         except (OSError, ValueError):
-            pass
+            return False
+        return True
+
+    def _write(self, text: str) -> bool:
+        # A pipe that is ready takes PIPE_BUF bytes without blocking, not more; a character is four of them at most.
+        step = select.PIPE_BUF if text.isascii() else select.PIPE_BUF // 4
+        for start in range(0, len(text), step):
+            if not self._takes(self._waits):
+                self._waits, self._torn = 0.0, self._torn or start > 0
+                return False
+            self._stream.write(text[start : start + step])
+            self._stream.flush()
+        self._waits, self._torn = _PATIENCE, False
+        return True
+
+    def _takes(self, seconds: float) -> bool:
+        """Can it be written without waiting for the reader longer than that? A reader found asleep is not waited for
+        again until it has woken up."""
+        try:
+            number = self._stream.fileno()
+        except (OSError, ValueError, AttributeError):  # no file below, as in a test
+            return True
+        waiting = select.poll()
+        waiting.register(number, select.POLLOUT)
+        return bool(waiting.poll(seconds * 1000))
 
     def _silence(self) -> None:
         # The interpreter flushes stdout when it ends; still broken, it would turn exit status 0 into 120.

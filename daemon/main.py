@@ -1,7 +1,8 @@
 """The daemon put together: what runs, what it is made of, how it ends.
 
 Knows every part and its settings. One TaskGroup; a bug in any task ends the process with an error, and the
-supervisor starts it again. SIGTERM finishes the current turn and exits 0; a second signal kills.
+supervisor starts it again. SIGTERM finishes the current turn, or abandons it after a while, and exits 0; a second
+signal kills.
 """
 
 import asyncio
@@ -38,6 +39,7 @@ NAME = f"outboxd/{__version__}"
 _GAUGES = 2.0
 _FENCED = 5.0
 _SOURCE_AWAY = 10.0  # seconds: it has no gateway that asks for patience, and connecting costs it little
+_LAST_TURN = 20.0  # seconds; supervisors kill after 30 (Kubernetes) to 90 (systemd)
 _BREAKER_MOVED = {
     State.OPEN: "breaker_opened",
     State.HALF_OPEN: "breaker_half_opened",
@@ -105,9 +107,10 @@ class Daemon:
 
     async def run(self) -> None:
         """Until a signal, or Fenced."""
-        with _signals(self.relay.stop):
-            admin = self._admin()
-            async with asyncio.TaskGroup() as group:
+        admin = self._admin()
+        async with asyncio.TaskGroup() as group:
+            turning = group.create_task(self.relay.run())
+            with _signals(lambda: self._stop(turning)):
                 loops = [self.keeper.run(), self._watch_gauges(), self._tell_systemd()]
                 aside = [group.create_task(loop) for loop in [*loops, *([admin.run()] if admin else [])]]
                 log.info(
@@ -119,13 +122,25 @@ class Daemon:
                 )
                 systemd.notify(ready=1, status="started")
                 try:
-                    await self.relay.run()
+                    await asyncio.wait([turning])
                 finally:
                     systemd.notify(stopping=1)
                     self.metrics.set_state("stopping")
                     for task in aside:
                         task.cancel()
         log.info("daemon_stopped", applied=self.relay.status.applied)
+
+    def _stop(self, turning: "asyncio.Task[None]") -> None:
+        """Let the relay finish; a request that hangs is left to itself. The target has it or not: the next process
+        asks."""
+        self.relay.stop()
+
+        def abandon() -> None:
+            if not turning.done():
+                log.warning("batch_abandoned", after_s=_LAST_TURN)
+                turning.cancel()
+
+        asyncio.get_running_loop().call_later(_LAST_TURN, abandon)
 
     async def until_idle(self) -> int:
         """Lead, drain what there is, let go. Returns how many changes were applied."""

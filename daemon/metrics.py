@@ -154,6 +154,9 @@ class Metrics:
         self._wakeups = make(Counter, "wakeups_total", "What began a turn.", {"reason": WAKEUPS})
         self._loop_lag = make(Gauge, "event_loop_lag_seconds", "How late the event loop came to a timer.")
         self._messages = make(Counter, "log_messages_total", "Log lines written.", {"level": LEVELS})
+        self._dropped = make(
+            Counter, "log_messages_dropped_total", "Log lines that nobody took: a full disk, a reader that stopped."
+        )
 
     def _define_changes(self) -> None:
         make = self._make
@@ -244,6 +247,9 @@ class Metrics:
 
     def logged(self, level: str) -> None:
         self._messages.labels(level if level in LEVELS else "error").inc()
+
+    def log_dropped(self) -> None:
+        self._dropped.inc()
 
     # -- changes ---------------------------------------------------------------------------------------------
 

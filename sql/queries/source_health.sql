@@ -1,6 +1,8 @@
--- Age of the oldest open transaction (all that this role may see), rows and bytes of the outbox, highest id drawn.
-select coalesce((select extract(epoch from clock_timestamp() - min(xact_start)) from pg_stat_activity
-                  where xact_start is not null and pid <> pg_backend_pid() and datname = current_database())::float8, 0),
+-- Age of the oldest open transaction (all that this role may see, and prepared ones), rows and bytes of the outbox,
+-- highest id drawn.
+select coalesce((select extract(epoch from clock_timestamp() - min(begun))
+                   from (select xact_start as begun from pg_stat_activity where pid <> pg_backend_pid() and datname = current_database()
+                         union all select prepared from pg_prepared_xacts where database = current_database()) open)::float8, 0),
        slots.rows,
        slots.bytes,
        coalesce(pg_sequence_last_value('outbox.change_id_seq'), 0)

@@ -229,7 +229,7 @@ begin
       todo := todo[1:cardinality(todo) - 1];
       continue when lo is null;
       tries := tries + 1;
-      if hi - lo > 1 and tries <= 200 then
+      if hi - lo > 1 and tries <= 64 then
         if outboxd.try_entries(c.relay, parts, of_part, entries, rest[lo:hi - 1]) is not null then
           todo := todo || int4range((lo + hi) / 2, hi) || int4range(lo, (lo + hi) / 2);
         end if;
