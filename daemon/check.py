@@ -96,7 +96,9 @@ async def _source(dsn: str, items: list[Item], *, pooled_address: bool) -> list[
     conn = await connect(dsn, "outboxd check")
     async with conn:
         conn.row_factory = dict_row
-        items.extend(await _functions(conn))
+        if broken := await _functions(conn):
+            items.extend(broken)
+            return []
         items.extend(
             [_open(row) for row in await (await conn.execute(query("check_open"), {"older": LONG})).fetchall()]
         )

@@ -64,6 +64,11 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
+def write_until_it_fails(pair: Pair) -> None:
+    for _ in range(200):
+        pair.write(STORIES, 500)
+
+
 def test_a_full_disk_of_the_source_fails_the_application_and_not_the_relay(
     small_disk: Path, mirror: Database, pytestconfig: pytest.Config, start: Start
 ) -> None:
@@ -88,9 +93,8 @@ def test_a_full_disk_of_the_source_fails_the_application_and_not_the_relay(
             outboxd.send(signal.SIGSTOP)
             pair.write(STORIES, 500)
             ballast = fill(small_disk)
-            with pytest.raises(psycopg.errors.DiskFull), app.connect() as conn:
-                for _ in range(200):  # until the pages that are there already are full
-                    conn.execute(STORIES.encode(), (500,))
+            with pytest.raises(psycopg.errors.DiskFull):
+                write_until_it_fails(pair)  # the pages that are there already take some
             outboxd.send(signal.SIGCONT)
             wait_until(lambda: pair.mirrored() >= 501 and not pair.waits(), PATIENCE)
             assert outboxd.returncode is None
@@ -378,8 +382,10 @@ def test_a_forgotten_prepared_transaction_holds_up_its_own_rows_alone(
             assert found["prepared transaction"]["level"] == "WARN"
             writes.commit()
             wait_until(lambda: pair.mirrored() == 9, PATIENCE)
-            age = measured(outboxd, "outboxd_source_oldest_transaction_age_seconds")
-            assert age > 0  # the prepared one alone, which is no session's
+            for _ in range(2):  # looks that began after the commit
+                looked = measured(outboxd, "outboxd_lag_observed_timestamp_seconds")
+                wait_until(lambda at=looked: measured(outboxd, "outboxd_lag_observed_timestamp_seconds") > at, PATIENCE)  # type: ignore[misc]
+            assert measured(outboxd, "outboxd_source_oldest_transaction_age_seconds") > 2  # the prepared one's alone
             fix, _, _ = found["prepared transaction"]["fix"].partition(";")
             with app.connect() as conn:
                 conn.execute(fix.encode())
