@@ -10,7 +10,7 @@ import pytest
 
 from daemon.demo.supabase import EmbeddedSupabase
 from daemon.errors import TargetError
-from daemon.target import RestDoor
+from daemon.rest import RestDoor
 from tests.integration.test_dead_letters import AT_ONCE, asked, held
 from tests.pairs import Pair, Parts
 

@@ -9,7 +9,8 @@ import psycopg
 import pytest
 
 from daemon.demo.supabase import EmbeddedSupabase
-from daemon.target import Door, RestDoor
+from daemon.rest import RestDoor
+from daemon.target import Door
 from tests.integration.test_dead_letters import AT_ONCE, asked, held
 from tests.pairs import QUICK, Pair, Parts
 from tests.relaying import until

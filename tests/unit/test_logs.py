@@ -471,3 +471,29 @@ def test_each_line_is_out_at_once(tmp_path):
         logs.configure(fmt="json", stream=stream)
         log.info("relay_started")
         assert "relay_started" in (tmp_path / "log").read_text()
+
+
+def test_a_reader_that_has_stopped_is_waited_for_once_and_told_what_it_missed():
+    """A full pipe blocks whoever writes into it: lines are dropped and counted instead, and none is cut in two."""
+    reader, writer = os.pipe()
+    dropped: list[int] = []
+    with os.fdopen(reader, "rb") as pipe, os.fdopen(writer, "w") as stream:
+        logs.configure(fmt="json", stream=stream, on_dropped=lambda: dropped.append(1))
+        os.set_blocking(reader, False)
+        for number in range(1000):
+            log.info("batch_applied", number=number, long="x" * 1500, longer=["y" * 1500] * 3)
+        first = pipe.read()
+        log.info("relay_started")
+        read = (first + pipe.read()).decode().splitlines()
+    assert 900 < len(dropped) < 1000
+    whole, torn = [], []
+    for line in read:
+        try:
+            whole.append(json.loads(line))
+        except ValueError:
+            torn.append(line)
+    assert len(torn) <= 1
+    *kept, told, last = whole
+    assert (told["event"], told["lines"], last["event"]) == ("log_lines_dropped", len(dropped), "relay_started")
+    assert [line["number"] for line in kept] == list(range(len(kept)))
+    assert len(kept) == 1000 - len(dropped)
