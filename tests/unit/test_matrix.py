@@ -16,7 +16,7 @@ NAMED = sorted({match.group(0).strip("`") for where in ROWS.values() for match i
 
 
 @cache
-def tests_of(path: Path) -> frozenset[str]:
+def named_in(path: Path) -> frozenset[str]:
     tree = ast.parse(path.read_text())
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
@@ -34,4 +34,4 @@ def test_what_the_page_names_exists(named: str) -> None:
     file, _, test = named.partition("::")
     path = TESTS / file
     assert path.is_file(), f"{named} is named in tests/README.md and is not there"
-    assert not test or test in tests_of(path), f"{file} has no {test}"
+    assert not test or test in named_in(path), f"{file} has no {test}"
