@@ -206,9 +206,12 @@ class Schedule:
         """Once nothing is refused any more, a retry brings every dead letter over."""
         world = self._world
         world.mirror.strict = False
-        for _ in range(_RETRIES):
+        for retried in range(_RETRIES):
             if not world.mirror.held:
                 return
+            if retried == _TOLD // 10 and world.history is not None:
+                world.note("… and so on")
+                world.history = None
             world.do(world.want, ())
             world.notify()  # or the poll timer would find it, a second later
             for _ in range(10):
