@@ -1,58 +1,61 @@
-"""Where a schedule's decisions come from: a seed, or a list written down before.
+"""Where a schedule's decisions come from: a seed, or steps written down before.
 
-Every decision of a schedule is one number of one list, so a schedule can be run again, and be made shorter by
-striking numbers out. Pure.
+A step is told by its label and by the numbers drawn within it, so a schedule can be run again and be made shorter by
+striking steps out: those that are left still mean the same. Pure.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 
-class Exhausted(Exception):
-    """The list is at its end: no further step of the schedule."""
+class Step(NamedTuple):
+    """What was done, and the numbers drawn for it."""
+
+    label: str
+    drawn: list[int]
 
 
 class Choices:
-    """Draws decisions and writes them down; given a list, repeats it."""
+    """Draws decisions and writes them down; given steps, repeats them."""
 
-    __slots__ = ("_given", "_next", "_random", "drawn")
+    __slots__ = ("_calm", "_random", "_repeated", "given", "seed", "taken")
 
-    def __init__(self, seed: int, given: Sequence[int] | None = None) -> None:
+    def __init__(self, seed: int, given: Sequence[Step] | None = None) -> None:
         self._random = random.Random(seed).random
-        self._given = given
-        self._next = 0
-        self.drawn: list[int] = []
+        self._repeated: Iterator[int] | None = None
+        self._calm = False
+        self.seed = seed
+        self.given = given
+        self.taken: list[Step] = []
 
     def below(self, count: int) -> int:
-        """One of 0 … count - 1."""
-        choice = int(self._random() * count) if self._given is None else self._repeated() % count
-        self.drawn.append(choice)
+        """One of 0 … count - 1, where 0 is the tamest. What is drawn before the first step is the seed's alone."""
+        if self._calm:
+            return 0
+        choice = int(self._random() * count) if self._repeated is None else next(self._repeated, 0) % count
+        if self.taken:
+            self.taken[-1].drawn.append(choice)
         return choice
 
     def chance(self, percent: int) -> bool:
-        """True in this many of a hundred cases. A list that repeats 0 says no."""
+        """True in this many of a hundred cases."""
         return self.below(100) >= 100 - percent
 
-    def weighted(self, weights: Sequence[int]) -> int:
+    def pick(self, weights: Sequence[int]) -> int:
         """The index of one of these, as likely as its weight."""
-        if self._given is None:
-            left = self._random() * sum(weights)
-            for choice, weight in enumerate(weights):  # noqa: B007  the last one, whatever rounding does
-                left -= weight
-                if left < 0:
-                    break
-        else:
-            choice = self._repeated() % len(weights)
-        self.drawn.append(choice)
-        return choice
+        left = self._random() * sum(weights)
+        for index, weight in enumerate(weights):
+            left -= weight
+            if left < 0:
+                return index
+        return len(weights) - 1
 
-    def step(self) -> None:
-        """Begin another step. Raises Exhausted when a list has no more."""
-        if self._given is not None and self._next >= len(self._given):
-            raise Exhausted
+    def begin(self, label: str, repeated: Sequence[int] | None = None) -> None:
+        """Another step: what is drawn from here on belongs to it."""
+        self.taken.append(Step(label, []))
+        self._repeated = None if repeated is None else iter(repeated)
 
-    def _repeated(self) -> int:
-        """The next number of the list; 0, the tamest choice, where it is too short."""
-        assert self._given is not None
-        self._next += 1
-        return self._given[self._next - 1] if self._next <= len(self._given) else 0
+    def calm(self) -> None:
+        """No more steps: from here on every decision is the tamest."""
+        self._calm = True

@@ -30,11 +30,11 @@ TIMING = Timing(poll=1.0, recheck=15.0)
 class Request:
     """A document on its way: the sender's future, and the answer once the target has given one."""
 
-    __slots__ = ("answer", "applies", "document", "future", "number", "running", "sender")
+    __slots__ = ("answer", "document", "future", "mode", "number", "running", "sender")
 
     def __init__(self, number: int, sender: "Process", document: str, future: "asyncio.Future[str]") -> None:
         self.number, self.sender, self.document, self.future = number, sender, document, future
-        self.applies = document.startswith('{"mode":"apply"')
+        self.mode = document.partition(",")[0].split('"')[3]
         self.running: Any = None  # the target's transactions, once it has begun
         self.answer: str | None = None
 

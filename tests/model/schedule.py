@@ -3,13 +3,14 @@
 The oracle looks after every step. Knows what may happen and how likely; what happening means, the world knows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from tests.model.choices import Choices, Exhausted
+from tests.model.choices import Choices, Step
 from tests.model.database import Session
 from tests.model.oracle import Broken
 from tests.model.process import Process, Request
+from tests.model.wire import Call
 from tests.model.world import World
 
 Action = tuple[int, Callable[..., object], tuple[Any, ...]]  # weight, what, with what
@@ -33,23 +34,33 @@ class Schedule:
         if self._world.setting.warm:
             while not any(process.relay.status.epoch for process in self._world.processes):
                 self._go_on_without_faults()
-        try:
-            for _ in range(self._world.setting.steps):
-                self._choices.step()
-                self._step(self._possible())
-                self._world.oracle.check()
-        except Exhausted:
-            pass
+        if self._choices.given is None:
+            self._go_by_chance()
+        else:
+            self._repeat(self._choices.given)
+        self._choices.calm()
         self._calm()
         self._come_to_rest()
         self._let_late_ones_arrive()
         self._mend_letters()
 
-    def _step(self, actions: list[Action]) -> None:
-        if not actions:
-            return
-        _, act, arguments = actions[self._choices.weighted([weight for weight, _, _ in actions])]
-        self._world.do(act, arguments)
+    def _go_by_chance(self) -> None:
+        for _ in range(self._world.setting.steps):
+            actions = self._possible()
+            _, act, arguments = actions[self._choices.pick([weight for weight, _, _ in actions])]
+            self._choices.begin(_label(act, arguments))
+            self._world.do(act, arguments)
+            self._world.oracle.check()
+
+    def _repeat(self, steps: Sequence[Step]) -> None:
+        """Steps that are not possible any more, because others before them are gone, are left out."""
+        for step in steps:
+            for _, act, arguments in self._possible():
+                if _label(act, arguments) == step.label:
+                    self._choices.begin(step.label, step.drawn)
+                    self._world.do(act, arguments)
+                    self._world.oracle.check()
+                    break
 
     # -- what could happen next -------------------------------------------------------------------------------
 
@@ -112,7 +123,7 @@ class Schedule:
         waits = not request.future.done()
         if request.answer is None:
             # Late is worst when its successor is on its way.
-            late = 12 if any(other.applies and not other.future.done() for other in self._world.requests) else 1
+            late = 12 if any(other.mode == "apply" and not other.future.done() for other in self._world.requests) else 1
             actions.append((8 if waits else late, self._world.deliver, (request,)))
             if not waits and "lose" in faults:
                 actions.append((1, self._world.vanish, (request,)))
@@ -244,3 +255,16 @@ class Schedule:
             if not request.future.done() and not request.sender.frozen:
                 return (self._world.deliver if request.answer is None else self._world.respond), (request,)
         return (self._world.pass_time, ()) if self._world.next_timer() is not None else None
+
+
+def _label(act: Callable[..., object], arguments: tuple[Any, ...]) -> str:
+    """A name that still means the same when steps before this one are struck out."""
+    words = [act.__name__]
+    for argument in arguments[:2]:
+        if isinstance(argument, Process | Session):
+            words.append(str(argument.number))
+        elif isinstance(argument, Call):
+            words.append(argument.name)
+        elif isinstance(argument, Request):
+            words.append(f"{argument.sender.number} {argument.mode} {argument.future.done()}")
+    return " ".join(words)

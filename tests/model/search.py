@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from tests.model import process
-from tests.model.choices import Choices
+from tests.model.choices import Choices, Step
 from tests.model.clockwork import Clock
 from tests.model.mirror import Mirror
 from tests.model.oracle import Broken
@@ -95,9 +95,9 @@ def search(
             choices = Choices(seed)
             if broken := _outcome(clock, choices, mirror, met=met):
                 until = time.monotonic() + shrink_seconds
-                drawn = _shortest(clock, choices, broken, mirror, until)
+                steps = _shortest(clock, choices, broken, mirror, until)
                 history: list[str] = []
-                told = _outcome(clock, Choices(seed, drawn), mirror, history)
+                told = _outcome(clock, Choices(seed, steps), mirror, history)
                 return Failure(seed, count, told or broken, tuple(history))
     return None
 
@@ -127,30 +127,33 @@ def _outcome(
     return None
 
 
-def _shortest(clock: _Time, choices: Choices, broken: str, mirror: Callable[[], Mirror], until: float) -> list[int]:
-    """Strike out and soften decisions as long as the same promise breaks."""
+def _shortest(clock: _Time, choices: Choices, broken: str, mirror: Callable[[], Mirror], until: float) -> list[Step]:
+    """Strike steps out and soften what they drew, as long as the same promise breaks."""
     promise = broken.partition(":")[0]
-    best = choices.drawn
+    best = choices.taken
 
-    def still(candidate: list[int]) -> bool:
+    def still(candidate: list[Step]) -> list[Step] | None:
+        """The steps that were taken, when they break it."""
+        again = Choices(choices.seed, candidate)
         if time.monotonic() >= until:
-            return False
-        outcome = _outcome(clock, Choices(0, candidate), mirror)
-        return outcome is not None and outcome.partition(":")[0] == promise
+            return None
+        outcome = _outcome(clock, again, mirror)
+        return again.taken if outcome is not None and outcome.partition(":")[0] == promise else None
 
     size = len(best) // 2
     while size:
-        at, shorter = 0, False
+        at, before = 0, len(best)
         while at < len(best):
-            if still(candidate := best[:at] + best[at + size :]):
-                best, shorter = candidate, True
-            else:
+            shorter = still(best[:at] + best[at + size :])
+            if shorter is None:
                 at += size
-        if size > 1 or not shorter:
+            else:
+                best = shorter
+        if size > 1 or len(best) == before:
             size //= 2
-    for at in range(len(best)):
-        if best[at] and still(softer := [*best[:at], 0, *best[at + 1 :]]):
-            best = softer
+    for at, step in enumerate(best):
+        if any(step.drawn) and (softer := still([*best[:at], Step(step.label, []), *best[at + 1 :]])):
+            best = softer if len(softer) == len(best) else best
     return best
 
 
