@@ -92,12 +92,12 @@ class Target:
         return await self._ask(self._header("isolate", plan, cursor, epoch, batch_no), plan.body)
 
     def _header(self, mode: str, plan: Plan, cursor: Cursor, epoch: int, batch_no: int) -> dict[str, Any]:
-        leads_to = cursor.to_json()
-        # Of the cursor, too: a batch planned anew may write the same rows and lead further than the first of its number.
-        digest = hashlib.blake2b(f"{plan.digest} {leads_to}".encode(), digest_size=16).hexdigest()
+        # Of where it leads, too: a batch planned anew may write the same rows and lead further than the first of its number.
+        leads_to = f"{plan.digest} {cursor.snapshot} {cursor.torn}"
+        digest = hashlib.blake2b(leads_to.encode(), digest_size=16).hexdigest()
         return {
             "mode": mode, "relay": self._relay, "epoch": epoch, "batch_no": batch_no, "digest": digest,
-            "cursor": json.loads(leads_to),
+            "cursor": json.loads(cursor.to_json()),
         }  # fmt: skip
 
     async def close(self) -> None:

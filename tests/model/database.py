@@ -60,6 +60,7 @@ class Database:
         self.committed: dict[int, Committed] = {}
         self.changes: list[Change] = []  # of committed transactions, in id order
         self.letters: dict[int, Letter] = {}  # durable: whoever writes one waits for the disk
+        self.notes: list[tuple[int, tuple[int, int]]] = []  # lsn, and the epoch and batch number it was told
         self.sequence = 0
         self.values = 0
         self.lsn = 0
@@ -170,6 +171,12 @@ class Database:
         if self.sleeper is not None:
             self.on_notify()
 
+    def note(self, told: tuple[int, int]) -> None:
+        """Where the target stands. Not flushed."""
+        epoch = max(told[0], self.notes[-1][1][0] if self.notes else 0)
+        self.spend_xid(flush=False)
+        self.notes.append((self.lsn, (epoch, told[1])))
+
     # -- the server ------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
@@ -186,6 +193,7 @@ class Database:
         for xid in lost:
             del self.committed[xid]
         self.changes = [change for change in self.changes if change.xid in self.committed]
+        self.notes = [note for note in self.notes if note[0] <= self.flushed]
         self.lsn = self.flushed
         self.next_xid = 1 + max((xid for _, xid, _ in self.log), default=99)
         self.ended = self.next_xid - 1

@@ -59,7 +59,7 @@ class Mirror:
         header = json.loads(first)
         match header["mode"]:
             case "claim":
-                self.epoch += 1
+                self.epoch = max(self.epoch, header.get("epoch_above", 0)) + 1
                 self.version += 1
                 yield self._answer("claimed", {**DESCRIPTION, **self._holds()})
             case "cursor":

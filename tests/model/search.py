@@ -39,6 +39,13 @@ class _Time:
         return self.clock.now
 
 
+class _Even:
+    """The module `random`, without chance."""
+
+    def random(self) -> float:
+        return 0.5
+
+
 @contextmanager
 def simulated() -> Iterator[_Time]:
     """The daemon's modules connect to the simulated source, ask the simulated clock and are silent.
@@ -53,6 +60,7 @@ def simulated() -> Iterator[_Time]:
             stack.enter_context(patch(f"{module}.time", clock))
         for module in ("daemon.relay", "daemon.delivery"):
             stack.enter_context(patch(f"{module}.log", _Mute()))
+        stack.enter_context(patch("daemon.relay.random", _Even(), create=True))  # its jitter: always the same
         stack.enter_context(patch("daemon.source.connect", process.connect))
         # Small numbers, so that short schedules come by them.
         stack.enter_context(patch("daemon.source._FLOOR_EVERY", 3))

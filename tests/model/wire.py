@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 NAMES = {text: name for name, text in daemon_source._QUERIES.items()}
 
 Rows = list[Any]
+
+
+def _asks(name: str, word: str) -> bool:
+    return word.encode() in daemon_source._QUERIES[name]
+
+
+_OPEN = tuple(_asks("window_open", word) for word in ("pg_postmaster_start_time", "flush_lsn()::text", "outbox.pruned"))
 Statement = Callable[[], Rows]
 
 
@@ -87,6 +94,8 @@ class Connection:
         name = NAMES[text]
         if name in _WRITES:
             return await self._write(name, parameters or {})
+        if name not in _STATEMENTS:
+            raise NotImplementedError(f"the model does not know {name}.sql: answer it in tests/model/wire.py")
         statements = _STATEMENTS[name](self._database, parameters or {})
         return Results(await self._process.call(name, [self._alive(statement) for statement in statements]))
 
@@ -143,7 +152,8 @@ def _nothing() -> Rows:
 
 
 def _identity(database: Database, _: Mapping[str, Any]) -> list[Statement]:
-    return [lambda: [("7001", False, 170000, 1, 0, 4)]]
+    now = [("7001", False, 170000, 1, 0, 6), (1, database.incarnation)]  # timeline, since when the server runs
+    return [lambda: [now[0] + now[1] if _asks("source_identity", "pg_postmaster_start_time") else now[0]]]
 
 
 def _floor(database: Database, _: Mapping[str, Any]) -> list[Statement]:
@@ -160,11 +170,14 @@ def _flush(database: Database, _: Mapping[str, Any]) -> list[Statement]:
 
 
 def _window_open(database: Database, _: Mapping[str, Any]) -> list[Statement]:
+    """Its statements in their order."""
+    since, lsn, pruned = _OPEN
     return [
         _nothing,
-        lambda: [(database.snapshot(), False)],
+        lambda: [(database.snapshot(), False, database.incarnation) if since else (database.snapshot(), False)],
         lambda: [(database.sequence,)],
-        lambda: [(database.lsn <= database.flushed, database.now_us)],
+        *([lambda: [(0,)]] if pruned else []),
+        lambda: [(database.lsn <= database.flushed, database.now_us, *([str(database.flushed)] if lsn else []))],
         _nothing,
     ]
 
@@ -217,6 +230,43 @@ def _held_wanted(database: Database, p: Mapping[str, Any]) -> list[Statement]:
     return [run]
 
 
+def _pruned(_: Database, __: Mapping[str, Any]) -> list[Statement]:
+    return [lambda: [(0,)]]
+
+
+def _remembered(database: Database, _: Mapping[str, Any]) -> list[Statement]:
+    return [lambda: [note for _, note in database.notes[-1:]]]
+
+
+def _remember(database: Database, p: Mapping[str, Any]) -> list[Statement]:
+    def run() -> Rows:
+        database.note((p["epoch"], p["batch_no"]))
+        return []
+
+    return [run]
+
+
+def _mark_sum(database: Database, p: Mapping[str, Any]) -> list[Statement]:
+    inside, torn = _within(p), dict(zip(_numbers(p["torn"]), _numbers(p["upto"]), strict=True))
+
+    def run() -> Rows:
+        times = [c.created_us for c in database.changes if inside(c.xid) or c.id <= torn.get(c.xid, 0)]
+        return [(len(times), sum(times) % 10**15)]
+
+    return [run]
+
+
+def _mark_named(database: Database, p: Mapping[str, Any]) -> list[Statement]:
+    named = list(zip(_numbers(p["xids"]), _numbers(p["ids"]), _numbers(p["times"]), strict=True))
+
+    def run() -> Rows:
+        there = {(c.xid, c.id, c.created_us) for c in database.changes}
+        ids, xids = {c.id for c in database.changes}, {c.xid for c in database.changes}
+        return [(id_, (xid, id_, at) in there, id_ in ids or xid in xids) for xid, id_, at in named]
+
+    return [run]
+
+
 def _on_error(_: Database, __: Mapping[str, Any]) -> list[Statement]:
     return [_nothing]
 
@@ -234,6 +284,11 @@ _STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]]
     "held_keys": _held_keys,
     "held_wanted": _held_wanted,
     "on_error": _on_error,
+    "pruned": _pruned,
+    "remembered": _remembered,
+    "remember": _remember,
+    "mark_sum": _mark_sum,
+    "mark_named": _mark_named,
 }
 
 
