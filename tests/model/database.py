@@ -58,7 +58,8 @@ class Database:
         self.ended = 99  # the latest transaction that has ended
         self.running: dict[int, Session | None] = {}
         self.committed: dict[int, Committed] = {}
-        self.changes: list[Change] = []  # of committed transactions, in id order
+        self.changes: list[Change] = []  # of committed transactions, in id order; pruned ones, too
+        self.pruned = 0
         self.letters: dict[int, Letter] = {}  # durable: whoever writes one waits for the disk
         self.notes: list[tuple[int, tuple[int, int]]] = []  # lsn, and the epoch and batch number it was told
         self.sequence = 0
@@ -149,6 +150,11 @@ class Database:
 
     # -- readers ---------------------------------------------------------------------------------------------
 
+    @property
+    def kept(self) -> list[Change]:
+        """The committed changes that are still in the outbox."""
+        return [change for change in self.changes if change.id > self.pruned] if self.pruned else self.changes
+
     def snapshot(self) -> str:
         """pg_current_snapshot()."""
         xmax = self.ended + 1
@@ -163,6 +169,13 @@ class Database:
             self.flushed = lsn
         self._end(xid)
         return xid
+
+    def prune(self, floor_id: int) -> None:
+        """Let go of everything up to a floor that the target has stated, however new it is."""
+        gone = max((change.id for change in self.kept if change.id <= floor_id), default=0)
+        if gone:
+            self.pruned = gone
+            self.spend_xid(flush=True)
 
     def want(self) -> None:
         """A person asks for a retry of every dead letter, and rings."""

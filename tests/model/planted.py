@@ -184,6 +184,13 @@ def floor_without_an_xid() -> Iterator[None]:
 
 
 @contextmanager
+def floor_at_the_ceiling() -> Iterator[None]:
+    """The cursor's floor is the last id drawn, whoever is still running: nothing is lost before it is pruned."""
+    with patch.object(Source, "_floor", lambda self, _: self._newest):
+        yield
+
+
+@contextmanager
 def running_transactions_forgotten() -> Iterator[None]:
     """The cut's snapshot has no list of those that are not taken."""
 
@@ -341,6 +348,7 @@ PLANTED = (
     Planted("the cursor beyond the disk", ("I1", "I2", "I5"), within=5000, context=cursor_beyond_the_disk),
     Planted("memory outlives a crash", ("I1", "I5"), within=5000, context=memory_outlives_a_crash),
     Planted("the floor without an xid", ("I1", "I5"), context=floor_without_an_xid),
+    Planted("the floor at the ceiling", ("I1", "I5"), context=floor_at_the_ceiling),
     Planted("running transactions forgotten", ("I1", "I5"), context=running_transactions_forgotten),
     Planted("beyond the page not asked", ("I1", "I5", "atomicity"), context=beyond_not_asked),
     Planted("goes on from what was meant", ("I1", "I3", "I4", "I5"), within=5000, context=goes_on_from_what_was_meant),

@@ -105,6 +105,9 @@ class Schedule:
             actions.append((2, self._world.thaw if process.frozen else self._world.freeze, (process,)))
         if "cut_bell" in faults and process.bell.connected:
             actions.append((1, self._world.cut_bell, (process,)))
+        stated = process.relay._stated
+        if "prune" in faults and not process.frozen and stated and stated.floor_id > self._world.database.pruned:
+            actions.append((2, self._world.prune, (process,)))
         self._keep(process, actions)
 
     def _keep(self, process: Process, actions: list[Action]) -> None:

@@ -11,7 +11,7 @@ from tests.model.choices import Choices
 _NETWORK = ("lose", "stray", "refuse", "garble", "twice")
 _SOURCE = ("unflushed", "source_crash", "drop_query", "split")
 _PROCESS = ("crash", "freeze", "cut_bell", "stray")
-_FAULTS = tuple(dict.fromkeys((*_NETWORK, *_SOURCE, *_PROCESS, "poison", "truncate")))
+_FAULTS = tuple(dict.fromkeys((*_NETWORK, *_SOURCE, *_PROCESS, "poison", "truncate", "prune")))
 _LATE = ("stray",)  # nothing else: requests that arrive after their successors
 _THEMES = ((), _NETWORK, _SOURCE, _PROCESS, _LATE)
 

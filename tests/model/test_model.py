@@ -14,7 +14,7 @@ CHUNKS = 10
 # What a run must have come by, or it proves nothing.
 WAYS = (
     "applied", "claimed", "fenced", "duplicate", "mismatch", "refused", "torn", "deliver late", "commits lost",
-    "crash", "freeze", "thaw", "stray", "lose", "garble", "twice", "cut_bell", "drop_query", "source_crash",
+    "crash", "freeze", "thaw", "stray", "lose", "garble", "twice", "cut_bell", "drop_query", "source_crash", "prune",
 )  # fmt: skip
 
 

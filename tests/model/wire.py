@@ -176,7 +176,7 @@ def _window_open(database: Database, _: Mapping[str, Any]) -> list[Statement]:
         _nothing,
         lambda: [(database.snapshot(), False, database.incarnation) if since else (database.snapshot(), False)],
         lambda: [(database.sequence,)],
-        *([lambda: [(0,)]] if pruned else []),
+        *([lambda: [(database.pruned,)]] if pruned else []),
         lambda: [(database.lsn <= database.flushed, database.now_us, *([str(database.flushed)] if lsn else []))],
         _nothing,
     ]
@@ -186,28 +186,26 @@ def _by_id(database: Database, p: Mapping[str, Any]) -> list[Statement]:
     before, goal = seen(p["from_snapshot"]), seen(p["to_snapshot"])
     return [
         lambda: _limited(
-            (c for c in database.changes if p["after"] < c.id <= p["upto"] and not before(c.xid) and goal(c.xid)), p
+            (c for c in database.kept if p["after"] < c.id <= p["upto"] and not before(c.xid) and goal(c.xid)), p
         )
     ]
 
 
 def _by_xid(database: Database, p: Mapping[str, Any]) -> list[Statement]:
     inside = _within(p)
-    return [lambda: _limited((c for c in database.changes if p["after"] < c.id <= p["upto"] and inside(c.xid)), p)]
+    return [lambda: _limited((c for c in database.kept if p["after"] < c.id <= p["upto"] and inside(c.xid)), p)]
 
 
 def _beyond(database: Database, p: Mapping[str, Any]) -> list[Statement]:
     inside = _within(p)
     return [
-        lambda: list(
-            {c.xid: c.id for c in database.changes if p["upto"] < c.id <= p["ceiling"] and inside(c.xid)}.items()
-        )
+        lambda: list({c.xid: c.id for c in database.kept if p["upto"] < c.id <= p["ceiling"] and inside(c.xid)}.items())
     ]
 
 
 def _rest(database: Database, p: Mapping[str, Any]) -> list[Statement]:
     begun = dict(zip(_numbers(p["xids"]), _numbers(p["above"]), strict=True))
-    return [lambda: [c for c in database.changes if c.xid in begun and begun[c.xid] < c.id <= p["upto"]]]
+    return [lambda: [c for c in database.kept if c.xid in begun and begun[c.xid] < c.id <= p["upto"]]]
 
 
 def _shapes(_: Database, p: Mapping[str, Any]) -> list[Statement]:
@@ -230,8 +228,8 @@ def _held_wanted(database: Database, p: Mapping[str, Any]) -> list[Statement]:
     return [run]
 
 
-def _pruned(_: Database, __: Mapping[str, Any]) -> list[Statement]:
-    return [lambda: [(0,)]]
+def _pruned(database: Database, _: Mapping[str, Any]) -> list[Statement]:
+    return [lambda: [(database.pruned,)]]
 
 
 def _remembered(database: Database, _: Mapping[str, Any]) -> list[Statement]:
@@ -250,7 +248,7 @@ def _mark_sum(database: Database, p: Mapping[str, Any]) -> list[Statement]:
     inside, torn = _within(p), dict(zip(_numbers(p["torn"]), _numbers(p["upto"]), strict=True))
 
     def run() -> Rows:
-        times = [c.created_us for c in database.changes if inside(c.xid) or c.id <= torn.get(c.xid, 0)]
+        times = [c.created_us for c in database.kept if inside(c.xid) or c.id <= torn.get(c.xid, 0)]
         return [(len(times), sum(times) % 10**15)]
 
     return [run]
@@ -260,8 +258,8 @@ def _mark_named(database: Database, p: Mapping[str, Any]) -> list[Statement]:
     named = list(zip(_numbers(p["xids"]), _numbers(p["ids"]), _numbers(p["times"]), strict=True))
 
     def run() -> Rows:
-        there = {(c.xid, c.id, c.created_us) for c in database.changes}
-        ids, xids = {c.id for c in database.changes}, {c.xid for c in database.changes}
+        there = {(c.xid, c.id, c.created_us) for c in database.kept}
+        ids, xids = {c.id for c in database.kept}, {c.xid for c in database.kept}
         return [(id_, (xid, id_, at) in there, id_ in ids or xid in xids) for xid, id_, at in named]
 
     return [run]
@@ -297,7 +295,7 @@ _STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]]
 
 def _hold(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[], None]]:
     wanted = set(zip(map(int, p["xids"]), p["ids"], strict=True))
-    changes = [change for change in database.changes if (change.xid, change.id) in wanted]
+    changes = [change for change in database.kept if (change.xid, change.id) in wanted]
 
     def effect() -> None:
         for change in changes:

@@ -259,6 +259,11 @@ class World:
                 process.bell.ring()
                 process.go_on()
 
+    def prune(self, process: Process) -> None:
+        """As the relay would, by the floor of the cursor that the target stated to it last."""
+        assert process.relay._stated is not None
+        self.database.prune(process.relay._stated.floor_id)
+
     def want(self) -> None:
         self.database.want()
 
