@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from daemon.errors import SourceForeign
 from daemon.source import Limits
 from tests.acceptance.cli import Cli, Said
 from tests.acceptance.conftest import QUICK, Start, ended, streaming, wait_until
@@ -261,3 +262,27 @@ def test_a_running_daemon_halts_says_why_and_makes_room(line: Lineage, start: St
     wait_until(lambda: 100 in rows(line)[1])
     assert rows(line)[1].keys() == {1, 100, *range(2, 22)}
     assert second.stop() == 0
+
+
+def test_a_target_older_than_the_outbox_reaches_is_led_on_from(line: Lineage) -> None:
+    """Restored from a backup, and the changes since were pruned in part: what is left is sent, the rest is touched."""
+    line.insert(1)
+    drain(line)
+    with line.pair.target.connect() as conn:
+        before = conn.execute("select batch_no, cursor from outboxd.cursor").fetchone()
+    line.insert(2, 3)
+    drain(line)
+    line.write("delete from outbox.change where id <= 2", "update outbox.pruned set up_to_id = 2")
+    with line.pair.target.connect() as conn:
+        run(conn, "delete from t where id > 1")
+        conn.execute("update outboxd.cursor set (batch_no, cursor, digest) = row (%s, %s, null)", before)
+    with pytest.raises(SourceForeign, match=r"no longer holds the changes after the target's cursor.*outboxd rebase"):
+        drain(line)
+    dry = rebased(line).json()
+    assert "no longer holds" in dry["why"]
+    assert dry["pruned_up_to_id"] == 2
+    drain(line)
+    assert rows(line)[1] == {1: "written", 3: "written"}
+    line.write("update t set id = id")
+    drain(line)
+    line.pair.assert_equal("t")
