@@ -163,7 +163,11 @@ async def test_the_daemon_fetches_no_row_beyond_its_limit(source: Database, doc:
         assert batch.torn == 0
         # At the limit itself it travels.
         doc.execute("insert into doc (id, body) values (4, '')")
-        (tiny,) = changes_of([await reader.read(batch.cursor)])
+        found = await reader.read(batch.cursor)
+        (tiny,) = changes_of([found])
+        doc.execute("insert into doc (id, body) values (5, repeat('x', 3000000))")
+        (large,) = changes_of([await reader.read(found.cursor)])  # a short window, which is read in another way
+        assert large.row is None
     async with reading(source, row_bytes=tiny.size) as reader:
         assert (await after(reader, batch)).row is not None
     async with reading(source, row_bytes=tiny.size - 1) as reader:

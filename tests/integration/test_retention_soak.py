@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -28,17 +29,23 @@ select (select sum(pg_total_relation_size(relid)) from pg_stat_user_tables where
 
 @dataclass
 class Watched(Silent):
-    """How long it takes to read a full window, by the number of changes read before it."""
+    """What it takes to read a full window, by the number of changes read before it.
+
+    In the server's own time on a processor, pruning included: what else the machine does is not counted.
+    """
 
     total: int
     changes: int = 0
     read_ms: list[list[float]] = field(default_factory=lambda: [[] for _ in range(10)])
+    server: int | None = None  # the process that serves the relay's reads
+    _spent: float = 0.0
 
     def batch_read(self, batch: Batch, seconds: float) -> None:
         tenth = min(9, self.changes * 10 // self.total)
         self.changes += len(batch.changes)
-        if len(batch.changes) >= CHUNK:
-            self.read_ms[tenth].append(seconds * 1000)
+        before, self._spent = self._spent, int(Path(f"/proc/{self.server}/schedstat").read_text().split()[0]) / 1e6
+        if len(batch.changes) >= CHUNK and before:
+            self.read_ms[tenth].append(self._spent - before)
 
 
 @dataclass
@@ -85,6 +92,9 @@ async def test_the_outbox_stays_small_and_quick_while_a_snapshot_is_held_open(pa
     seen, pruned = Watched(total), list[Pruned]()
     with snapshot_held(pair), capture_logs():
         async with pair.relay(observer=seen, pruner=Pruner(RETENTION, pruned.append)) as parts:
+            await parts.source.identify()
+            assert parts.source._conn is not None
+            seen.server = parts.source._conn.info.backend_pid
             task = asyncio.create_task(parts.relay.run())
             started = time.monotonic()
             samples = await asyncio.to_thread(write, pair, parts, total)
@@ -110,7 +120,7 @@ async def test_the_outbox_stays_small_and_quick_while_a_snapshot_is_held_open(pa
     half = len(samples) // 2
     assert max(s.size for s in samples[half:]) < 2 * max(s.size for s in samples[:half])
     first, last = (median(seen.read_ms[tenth]) for tenth in (0, 9))
-    assert last < 2 * first + 5, f"windows took {first:.1f} ms at first, {last:.1f} ms in the end"
+    assert last < 2 * first + 1, f"windows took {first:.1f} ms at first, {last:.1f} ms in the end"
 
 
 def report(total: int, elapsed: float, samples: list[Sample], seen: Watched, pruned: list[Pruned]) -> None:
@@ -118,12 +128,12 @@ def report(total: int, elapsed: float, samples: list[Sample], seen: Watched, pru
     print(f"\n{total} changes in {elapsed:.0f} s ({total / elapsed:.0f}/s), a snapshot held open throughout,")
     emptied = sum(done.emptied is not None for done in pruned)
     print(f"retention {RETENTION} s: {emptied} slots emptied, {sum(d.locked for d in pruned)} times one was in use")
-    print(f"{'changes':>10} {'outbox MB':>10} {'kept':>8} {'n_dead_tup':>10} {'read ms per window':>19}")
+    print(f"{'changes':>10} {'outbox MB':>10} {'kept':>8} {'n_dead_tup':>10} {'read ms per window (server)':>27}")
     for tenth, read in enumerate(seen.read_ms):
         part = samples[len(samples) * tenth // 10 : len(samples) * (tenth + 1) // 10] or samples[-1:]
         print(
             f"{part[-1].changes:>10} {max(s.size for s in part) / 1e6:>10.1f} {max(s.kept for s in part):>8}"
-            f" {max(s.dead for s in part):>10} {median(read) if read else float('nan'):>19.1f}"
+            f" {max(s.dead for s in part):>10} {median(read) if read else float('nan'):>27.2f}"
         )
 
 

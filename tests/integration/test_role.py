@@ -45,6 +45,7 @@ async def test_the_role_can_do_the_daemons_work(source: Database, least: str) ->
         assert [change.key for change in second.changes] == ['{"id":2}']
         assert (await reader.backlog(second.cursor))[0] <= 2
         await reader.health()
+        assert (await reader.prune(1, 0)).rotated
         assert set(second.shapes.values()) == {("id", "title")}
     finally:
         await reader.close()
