@@ -22,8 +22,9 @@ from daemon.breaker import Breaker, BreakerOpen, State, Transition
 from daemon.errors import DaemonError, Fenced, Kind, SourceUnavailable, TargetError, advice
 from daemon.lead import Keeper
 from daemon.metrics import Metrics
+from daemon.progress import Timing
 from daemon.prune import Pruner
-from daemon.relay import Relay, Timing
+from daemon.relay import Relay
 from daemon.report import Observed, Report
 from daemon.rest import RestDoor
 from daemon.settings import Settings

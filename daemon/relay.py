@@ -7,9 +7,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from dataclasses import replace
 
 import structlog
 
@@ -19,6 +17,7 @@ from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnavailable, Sou
 from daemon.failpoint import reach
 from daemon.letters import Letters
 from daemon.plan import Plan
+from daemon.progress import Observer, Status, Timing
 from daemon.prune import Pruner
 from daemon.sizing import Sizing
 from daemon.source import Batch, Source
@@ -29,57 +28,6 @@ from outbox import Cursor
 log = structlog.get_logger()
 
 _REMEMBER_EVERY = 60.0  # seconds: the source is told where the target stands
-
-
-class Observer(Protocol):
-    """Who is told what the relay does: metrics, and tests."""
-
-    def batch_read(self, batch: Batch, seconds: float) -> None: ...
-    def batch_applied(self, batch: Batch, plan: Plan, answer: Answer, seconds: float) -> None: ...
-    def stage(self, name: str, seconds: float) -> None: ...
-    def tables_known(self, tables: Iterable[str]) -> None: ...
-    def letters_held(self, tables: Mapping[str, int]) -> None: ...
-    def keys_held(self, keys: int) -> None: ...
-    def rejected(self, breaker: str) -> None: ...
-    def turn_failed(self, reason: str) -> None: ...
-    def woken(self, reason: str) -> None: ...
-    def state_changed(self, state: str) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Waits, in seconds. `recheck`: how often a relay that needs a person looks whether it still does. `wind_up`:
-    how long, once told to stop, it goes on with what is there. `letters`: how often it looks whether somebody wants a
-    dead letter sent again.
-
-    `wake`: may writers be made to NOTIFY? `auto` does not where transactions may be PREPAREd, because one that
-    has notified cannot be.
-    """
-
-    poll: float = 1.0
-    recheck: float = 15.0
-    retry_first: float = 0.2
-    retry_cap: float = 30.0
-    wind_up: float = 5.0
-    letters: float = 1.0
-    wake: Literal["auto", "notify", "poll"] = "auto"
-
-
-@dataclass(slots=True)
-class Status:
-    """What the relay would tell a person. `problem` is one sentence; None when nothing needs anybody."""
-
-    state: str = "starting"
-    problem: str | None = None
-    problem_kind: str | None = None
-    since: float = field(default_factory=time.time)
-    cursor: Cursor | None = None
-    epoch: int = 0
-    batch_no: int = 0
-    applied: int = 0
-    last_applied: float | None = None
-    behind_seconds: float = 0.0
-    held_keys: int = 0
 
 
 class Relay:

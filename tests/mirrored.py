@@ -11,7 +11,8 @@ from daemon.breaker import Breaker, Thresholds
 from daemon.check import Item, check
 from daemon.errors import TargetError
 from daemon.plan import Plan
-from daemon.relay import Relay, Status, Timing
+from daemon.progress import Status, Timing
+from daemon.relay import Relay
 from daemon.source import Batch, Source
 from daemon.target import Answer, PostgresDoor, Target
 from daemon.wakeup import Bell

@@ -9,8 +9,9 @@ import psycopg
 
 from daemon.breaker import Breaker, Thresholds
 from daemon.plan import Change
+from daemon.progress import Observer, Timing
 from daemon.prune import Pruner
-from daemon.relay import Observer, Relay, Timing
+from daemon.relay import Relay
 from daemon.source import Batch, Limits, Source
 from daemon.target import Door, PostgresDoor, Target
 from daemon.wakeup import Bell

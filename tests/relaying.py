@@ -16,7 +16,8 @@ from daemon.breaker import Breaker, Thresholds
 from daemon.errors import Kind, TargetError
 from daemon.lead import Keeper
 from daemon.plan import SEPARATOR, Plan
-from daemon.relay import Relay, Timing
+from daemon.progress import Timing
+from daemon.relay import Relay
 from daemon.source import Batch, Limits, Source
 from daemon.target import Answer, PostgresDoor, Target
 from daemon.wakeup import Bell, Pace

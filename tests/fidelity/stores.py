@@ -13,7 +13,8 @@ import psycopg
 from psycopg import sql
 
 from daemon.breaker import Breaker, Thresholds
-from daemon.relay import Relay, Timing
+from daemon.progress import Timing
+from daemon.relay import Relay
 from daemon.source import Source
 from daemon.target import Door, Target
 from daemon.wakeup import Bell

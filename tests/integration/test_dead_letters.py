@@ -8,7 +8,7 @@ import pytest
 
 from daemon import dead_letters
 from daemon.errors import Kind, TargetError
-from daemon.relay import Timing
+from daemon.progress import Timing
 from daemon.target import PostgresDoor
 from tests.pairs import QUICK, Pair, Parts
 from tests.silent import Silent

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from daemon.relay import Timing
+from daemon.progress import Timing
 from daemon.source import Limits
 from tests.pairs import Pair, Parts
 

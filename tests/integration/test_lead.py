@@ -8,7 +8,7 @@ import pytest
 
 from daemon.demo.cluster import Cluster
 from daemon.errors import STANDBY, Fenced
-from daemon.relay import Timing
+from daemon.progress import Timing
 from tests.databases import SETTINGS, Database, clone, source_template
 from tests.relaying import Connection, Parts, assembled, install, running, same, until, within
 

@@ -16,7 +16,7 @@ import pytest
 from daemon.connection import Unanswered, connect
 from daemon.demo.child import Outboxd
 from daemon.demo.cluster import Cluster
-from daemon.relay import Timing
+from daemon.progress import Timing
 from tests.databases import SETTINGS, Database, clone, source_template
 from tests.forwarding import forwarded
 from tests.relaying import Connection, Parts, assembled, install, running, same, until, within

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from daemon.demo.cluster import Cluster
-from daemon.relay import Timing
+from daemon.progress import Timing
 from tests.databases import SETTINGS, Database, clone, source_template
 from tests.relaying import Connection, assembled, install, running, same, until
 

@@ -13,7 +13,7 @@ from daemon.check import check
 from daemon.demo.child import Outboxd
 from daemon.errors import Fenced, SourceUnavailable
 from daemon.main import AWAY
-from daemon.relay import Timing
+from daemon.progress import Timing
 from daemon.source import Source
 from outbox import Cursor
 from tests.databases import Database

@@ -11,7 +11,7 @@ import pytest
 from daemon.breaker import Breaker, BreakerOpen, State, Thresholds
 from daemon.errors import Fenced, Kind, SourceUnavailable, TargetError
 from daemon.plan import Plan
-from daemon.relay import Timing
+from daemon.progress import Timing
 from daemon.source import Batch, Limits
 from daemon.target import Answer
 from tests.databases import Database

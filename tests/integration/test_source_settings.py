@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from daemon.connection import connect
-from daemon.relay import Timing
+from daemon.progress import Timing
 from tests.databases import Database
 from tests.relaying import Connection, assembled, install, running, same, until
 

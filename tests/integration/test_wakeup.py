@@ -15,7 +15,8 @@ import psycopg
 import pytest
 
 from daemon.demo.cluster import Cluster
-from daemon.relay import Relay, Timing
+from daemon.progress import Timing
+from daemon.relay import Relay
 from daemon.source import Batch
 from daemon.wakeup import Bell
 from tests.databases import SETTINGS, Database, clone, source_template

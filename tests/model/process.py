@@ -12,7 +12,8 @@ import psycopg
 from daemon.breaker import Breaker
 from daemon.errors import Fenced, SourceUnavailable
 from daemon.plan import Plan
-from daemon.relay import Relay, Timing
+from daemon.progress import Timing
+from daemon.relay import Relay
 from daemon.source import Batch, Limits, Source
 from daemon.target import Answer, Target
 from daemon.wakeup import Bell
