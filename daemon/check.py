@@ -15,7 +15,8 @@ from psycopg.rows import dict_row
 from daemon.connection import cause, connect
 from daemon.errors import DaemonError, SourceUnavailable, TargetError, advice
 from daemon.identity import Identity
-from daemon.source import Source, query
+from daemon.session import query
+from daemon.source import Source
 from daemon.target import Target
 from daemon.wakeup import Bell
 from outbox.migrations import literal, migrations, quote

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import psycopg
 
-from daemon.source import query
+from daemon.session import query
 from outbox import __version__
 from outbox.migrations import require
 

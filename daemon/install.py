@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from daemon.errors import SourceUnavailable
-from daemon.source import query
+from daemon.session import query
 from outbox import __version__
 from outbox.migrations import Side, migrate, require, step
 

@@ -11,7 +11,8 @@ from typing import Any
 from daemon.errors import SourceUnavailable
 from daemon.hold import Key, Letter, Why
 from daemon.plan import Change
-from daemon.source import Source, query
+from daemon.session import query
+from daemon.source import Source
 from outbox import Cursor
 
 

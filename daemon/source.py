@@ -5,60 +5,27 @@ and the cursor it leads to come out, and reading the same window twice gives the
 """
 
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 import structlog
-from psycopg.adapt import Loader
-from psycopg.pq import Format
 
 from daemon.breaker import Breaker, Thresholds
-from daemon.connection import cause, connect
 from daemon.errors import STANDBY, SourceForeign, SourceUnavailable, SourceUnfit
 from daemon.identity import Held, Identity, Named, require_fit, require_held, require_passed, to_add_up
 from daemon.plan import Change
+from daemon.session import Session, failure, query
 from daemon.snapshot import Run, Snapshot, between
 from daemon.window import Cut, Window
 from outbox import Cursor, Mark
-from outbox.migrations import FILES
 
 log = structlog.get_logger()
 
-# Two clocks never meet: created_at and the window's instant are both the source's.
-_POSTGRES_EPOCH_US = 946_684_800_000_000
 _FLOORS = 64
 _FLOOR_EVERY = 10_000  # ids: each floor spends a transaction id
 _LONGEST_SPAN = 500_000  # ids looked at for one page, where the window has few
-
-
-# Read once, so that an upgrade on disk does not mix with the version that runs.
-_QUERIES = {path.stem: path.read_bytes() for path in (FILES / "queries").glob("*.sql")}
-
-
-def query(name: str) -> bytes:
-    """Text of sql/queries/<name>.sql."""
-    return _QUERIES[name]
-
-
-class _BigEndian(Loader):
-    """xid8 as a number."""
-
-    format = Format.BINARY
-
-    def load(self, data: Any) -> int:
-        return int.from_bytes(data, "big")
-
-
-class _Microseconds(Loader):
-    """timestamptz as Unix time in microseconds."""
-
-    format = Format.BINARY
-
-    def load(self, data: Any) -> int:
-        return int.from_bytes(data, "big", signed=True) + _POSTGRES_EPOCH_US
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +89,11 @@ class Source:
         breaker: Breaker | None = None,
         application_name: str = "outboxd",
     ) -> None:
-        self._dsn = dsn
-        self._name = application_name
-        self.breaker = breaker or Breaker("source", Thresholds())
         self.limits = limits or Limits()
-        self._conn: psycopg.AsyncConnection[Any] | None = None
+        self.breaker = breaker or Breaker("source", Thresholds())
+        self._session = Session(dsn, application_name, self.breaker, self.limits.deadline)
+        self._session.on_drop = self._forget
+        self.connected = self._session.connected
         self._window: Window | None = None
         self._shapes: dict[int, tuple[str, ...]] = {}
         self._floors: list[tuple[int, int]] = []  # (xid, id): see floor.sql
@@ -138,7 +105,11 @@ class Source:
         self._revoked: Cursor | None = None
         self._proven: Cursor | None = None  # led to by this connection: what it speaks of is there
         self._promoted = 0
-        self.identity: Identity | None = None
+
+    @property
+    def identity(self) -> Identity | None:
+        """What server this is; None before the first connection."""
+        return self._session.identity
 
     async def read(self, cursor: Cursor) -> Batch:
         """The next batch after `cursor`. No changes: when this was called there were none.
@@ -194,7 +165,7 @@ class Source:
                     raise
                 await conn.rollback()
                 refused = exc
-        raise _failure(refused)
+        raise failure(refused)
 
     async def identify(self) -> Identity:
         """Connect if need be, and say what server this is."""
@@ -248,7 +219,7 @@ class Source:
 
     async def close(self) -> None:
         """Drop the connection; the next call opens another."""
-        await self._drop()
+        await self._session.drop()
 
     # -- one window ----------------------------------------------------------------------------------------
 
@@ -292,15 +263,14 @@ class Source:
 
     async def _prove(self, conn: psycopg.AsyncConnection[Any], cursor: Cursor) -> None:
         """This cursor comes from elsewhere: is everything it claims to have been applied still here?"""
-        await self._identify(conn)
-        assert self.identity is not None
-        require_fit(self.identity, cursor)
+        identity = await self._session.identify(conn)
+        require_fit(identity, cursor)
         mark = cursor.mark
         if mark is not None and mark.last:
-            require_held(mark, self.identity, await self._held(conn, cursor, mark))
-            if self.identity.timeline not in (mark.timeline, self._promoted):
-                self._promoted = self.identity.timeline
-                log.warning("source_promoted", timeline_before=mark.timeline, timeline=self.identity.timeline)
+            require_held(mark, identity, await self._held(conn, cursor, mark))
+            if identity.timeline not in (mark.timeline, self._promoted):
+                self._promoted = identity.timeline
+                log.warning("source_promoted", timeline_before=mark.timeline, timeline=identity.timeline)
         self._proven = cursor
 
     async def _held(self, conn: psycopg.AsyncConnection[Any], cursor: Cursor, mark: Mark) -> Held:
@@ -401,75 +371,14 @@ class Source:
     def _system(self) -> str:
         return self.identity.system if self.identity else ""
 
-    # -- the connection ------------------------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def connected(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        """The connection, opened when there is none; dropped after any failure of it."""
-        with self.breaker.attempt() as attempt:
-            try:
-                async with self._guarded() as conn:
-                    yield conn
-            except SourceUnavailable as exc:
-                attempt.failed(str(exc))
-                raise
-
-    @asynccontextmanager
-    async def _guarded(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        try:
-            if self._conn is None:
-                await self._connect()
-            assert self._conn is not None
-            yield self._conn
-        except psycopg.Error as exc:
-            await self._drop()
-            raise _failure(exc) from None
-        except BaseException:
-            await self._drop()
-            raise
-
-    async def _connect(self) -> None:
-        self._conn = await connect(self._dsn, self._name, patience=self.limits.deadline)
-        self._conn.adapters.register_loader("xid8", _BigEndian)
-        self._conn.adapters.register_loader("timestamptz", _Microseconds)
-        await self._identify(self._conn)
-
-    async def _identify(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        row = await (await conn.execute(query("source_identity"))).fetchone()
-        assert row is not None
-        self.identity = Identity(*row)
-
-    async def _drop(self) -> None:
-        conn, self._conn, self._window, self._proven = self._conn, None, None, None
+    def _forget(self) -> None:
+        """The connection is gone, and with it what was learnt through it."""
+        self._window = self._proven = None
         if self._ended and not self._ended.durable:
             # The server may have crashed: what an empty window led to is not what it was (see Window.move).
             self._revoked = self._ended.cursor
         self._ended = None
         self._floors.clear()
-        if conn is not None:
-            await conn.close()
-
-
-def _failure(exc: psycopg.Error) -> SourceUnavailable | SourceUnfit:
-    match exc:
-        case psycopg.errors.InsufficientPrivilege():
-            return SourceUnfit(f"the source's role lacks a right: {exc.diag.message_primary}; see sql/source/role.sql")
-        case psycopg.errors.UndefinedTable() | psycopg.errors.InvalidSchemaName():
-            return SourceUnfit("schema outbox is not installed on the source: run `outboxd setup source`")
-        case psycopg.errors.LockNotAvailable():
-            return SourceUnavailable("another session holds a lock on the outbox (55P03): pg_locks names it")
-        case psycopg.errors.QueryCanceled():
-            return SourceUnavailable(
-                "the source ended a statement that took too long, or somebody cancelled it (57014); behind a pooler the "
-                "role's own limit holds: alter role … set statement_timeout = '14s'"
-            )
-        case psycopg.errors.IdleSessionTimeout() | psycopg.errors.IdleInTransactionSessionTimeout():
-            return SourceUnavailable(
-                f"the source closes idle connections ({exc.sqlstate}): alter role … set idle_session_timeout = 0"
-            )
-        case psycopg.OperationalError() | psycopg.InterfaceError():
-            return SourceUnavailable(f"the connection to the source failed ({cause(exc)})")
-    return SourceUnfit(f"the source cannot be read ({cause(exc)}): is its schema of this version? See `outboxd check`")
 
 
 def _not_pruned(up_to_id: int, cursor: Cursor) -> None:

@@ -148,8 +148,8 @@ async def test_whatever_fails_the_cursor_is_forgotten(
         assert await parts.relay.step()
         assert parts.door.modes == ["claim", "apply", "isolate", "cursor", "apply"]
 
-        assert parts.source._conn is not None
-        app.execute("select pg_terminate_backend(%s)", (parts.source._conn.info.backend_pid,))
+        assert parts.source._session.conn is not None
+        app.execute("select pg_terminate_backend(%s)", (parts.source._session.conn.info.backend_pid,))
         write(app, 11)
         with pytest.raises(SourceUnavailable):
             await parts.relay.step()

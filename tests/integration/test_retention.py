@@ -222,7 +222,7 @@ async def test_the_pruner_keeps_its_pace_and_survives_a_refusal(source: Database
     write(item, 1)
     async with reading(source) as reader:
         cursor = (await reader.read(Cursor.beginning())).cursor
-        backend = (await reader.identify(), reader._conn)[1]
+        backend = (await reader.identify(), reader._session.conn)[1]
         for now in (100.0, 100.1, 159.9, 160.0, 219.0, 221.0):
             times.append(now)
             await pruner.turn(reader, cursor.floor_id)
@@ -232,7 +232,7 @@ async def test_the_pruner_keeps_its_pace_and_survives_a_refusal(source: Database
             times.append(300.0)
             await pruner.turn(reader, cursor.floor_id)
         assert [(line["event"], line["log_level"]) for line in log] == [("prune_skipped", "warning")]
-        assert reader._conn is backend
+        assert reader._session.conn is backend
         write(item, 2)
         assert [c.id for c in (await reader.read(cursor)).changes] == [2]
 

@@ -93,8 +93,8 @@ async def test_the_outbox_stays_small_and_quick_while_a_snapshot_is_held_open(pa
     with snapshot_held(pair), capture_logs():
         async with pair.relay(observer=seen, pruner=Pruner(RETENTION, pruned.append)) as parts:
             await parts.source.identify()
-            assert parts.source._conn is not None
-            seen.server = parts.source._conn.info.backend_pid
+            assert parts.source._session.conn is not None
+            seen.server = parts.source._session.conn.info.backend_pid
             task = asyncio.create_task(parts.relay.run())
             started = time.monotonic()
             samples = await asyncio.to_thread(write, pair, parts, total)

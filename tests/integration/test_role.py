@@ -7,7 +7,8 @@ import pytest
 
 from daemon.demo.cluster import Cluster
 from daemon.errors import SourceUnfit
-from daemon.source import Limits, Source, query
+from daemon.session import query
+from daemon.source import Limits, Source
 from outbox import Change, Cursor, emit
 from outbox.migrations import step
 from tests.captured import ops, value, watch

@@ -8,7 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from daemon.source import Source, query
+from daemon.session import query
+from daemon.source import Source
 from outbox import Cursor
 from tests.captured import Connection, waits_for
 from tests.databases import Database

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 from unittest.mock import patch
 
-from daemon import delivery, hold, snapshot, source, window
+from daemon import delivery, hold, session, snapshot, window
 from daemon.delivery import Delivery
 from daemon.letters import Letters
 from daemon.plan import Change, Plan
@@ -96,7 +96,7 @@ def ids_after_the_last() -> Iterator[None]:
                 conn, "window_by_id", {**everything, "upto": opened.ceiling, "limit": 10**6, "bytes": 10**6}
             )
             await self._learn_shapes(conn, {c.shape for c in page if c.shape is not None} - self._shapes.keys())
-            await conn.execute(source.query("flush"))
+            await conn.execute(session.query("flush"))
             last = max((change.id for change in page), default=cursor.floor_id)
             return Batch(tuple(page), Cursor(str(opened.goal), last, (), "7001"), self._shapes, 0, False, 0)
 
@@ -133,7 +133,10 @@ def cut_by_id() -> Iterator[None]:
 @contextmanager
 def no_wait_for_the_disk() -> Iterator[None]:
     """Commits with synchronous_commit = off are sent as soon as they are visible."""
-    with patch.dict(source._QUERIES, {"flush": source._QUERIES["shapes"]}), patch.object(Source, "_batch", _unflushed):
+    with (
+        patch.dict(session._QUERIES, {"flush": session._QUERIES["shapes"]}),
+        patch.object(Source, "_batch", _unflushed),
+    ):
         yield
 
 
@@ -160,11 +163,11 @@ def cursor_beyond_the_disk() -> Iterator[None]:
 @contextmanager
 def memory_outlives_a_crash() -> Iterator[None]:
     """After the connection was lost the relay goes on from where an empty window led, and does not ask the target."""
-    real = Source._drop
+    real = Source._forget
 
-    async def drop(self: Source) -> None:
+    def forget(self: Source) -> None:
         self._ended = None
-        await real(self)
+        real(self)
 
     async def step(self: Relay) -> bool:
         batch = await self._read()
@@ -172,7 +175,7 @@ def memory_outlives_a_crash() -> Iterator[None]:
             await self._apply(batch)
         return batch is not None
 
-    with patch.object(Source, "_drop", drop), patch.object(Relay, "step", step):
+    with patch.object(Source, "_forget", forget), patch.object(Relay, "step", step):
         yield
 
 

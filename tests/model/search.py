@@ -61,7 +61,7 @@ def simulated() -> Iterator[_Time]:
         for module in ("daemon.relay", "daemon.delivery"):
             stack.enter_context(patch(f"{module}.log", _Mute()))
         stack.enter_context(patch("daemon.relay.random", _Even(), create=True))  # its jitter: always the same
-        stack.enter_context(patch("daemon.source.connect", process.connect))
+        stack.enter_context(patch("daemon.session.connect", process.connect))
         # Small numbers, so that short schedules come by them.
         stack.enter_context(patch("daemon.source._FLOOR_EVERY", 3))
         stack.enter_context(patch("daemon.source._FLOORS", 4))

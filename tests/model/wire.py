@@ -1,6 +1,6 @@
 """The daemon's connections to the source: its own queries, by name, answered from the simulated database.
 
-Stands in for psycopg where daemon.source connects. Each query is a call that waits until the world serves it, one
+Stands in for psycopg where daemon.session connects. Each query is a call that waits until the world serves it, one
 statement after the other; anything may happen in between.
 """
 
@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from daemon import source as daemon_source
+from daemon import session as daemon_session
 from daemon.plan import Change
 from tests.model.database import SHAPE, Database, Letter
 
 if TYPE_CHECKING:
     from tests.model.process import Process
 
-NAMES = {text: name for name, text in daemon_source._QUERIES.items()}
+NAMES = {text: name for name, text in daemon_session._QUERIES.items()}
 
 Rows = list[Any]
 
 
 def _asks(name: str, word: str) -> bool:
-    return word.encode() in daemon_source._QUERIES[name]
+    return word.encode() in daemon_session._QUERIES[name]
 
 
 _OPEN = tuple(_asks("window_open", word) for word in ("pg_postmaster_start_time", "flush_lsn()::text", "outbox.pruned"))

@@ -1,0 +1,128 @@
+"""The connection to the source: opened when it is needed, behind a breaker, and dropped after any failure.
+
+Knows what server answers, the texts of sql/queries, and what its errors mean. Knows nothing of windows.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+from psycopg.adapt import Loader
+from psycopg.pq import Format
+
+from daemon.breaker import Breaker
+from daemon.connection import cause, connect
+from daemon.errors import SourceUnavailable, SourceUnfit
+from daemon.identity import Identity
+from outbox.migrations import FILES
+
+# Two clocks never meet: created_at and the window's instant are both the source's.
+_POSTGRES_EPOCH_US = 946_684_800_000_000
+
+# Read once, so that an upgrade on disk does not mix with the version that runs.
+_QUERIES = {path.stem: path.read_bytes() for path in (FILES / "queries").glob("*.sql")}
+
+
+def query(name: str) -> bytes:
+    """Text of sql/queries/<name>.sql."""
+    return _QUERIES[name]
+
+
+class _BigEndian(Loader):
+    """xid8 as a number."""
+
+    format = Format.BINARY
+
+    def load(self, data: Any) -> int:
+        return int.from_bytes(data, "big")
+
+
+class _Microseconds(Loader):
+    """timestamptz as Unix time in microseconds."""
+
+    format = Format.BINARY
+
+    def load(self, data: Any) -> int:
+        return int.from_bytes(data, "big", signed=True) + _POSTGRES_EPOCH_US
+
+
+class Session:
+    """One connection at a time. `on_drop` is told when it is gone, and with it all that was learnt through it."""
+
+    def __init__(self, dsn: str, name: str, breaker: Breaker, patience: float) -> None:
+        self._dsn = dsn
+        self._name = name
+        self._patience = patience
+        self.breaker = breaker
+        self.conn: psycopg.AsyncConnection[Any] | None = None
+        self.identity: Identity | None = None
+        self.on_drop: Callable[[], None] = lambda: None
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """The connection, opened when there is none; dropped after any failure of it."""
+        with self.breaker.attempt() as attempt:
+            try:
+                async with self._guarded() as conn:
+                    yield conn
+            except SourceUnavailable as exc:
+                attempt.failed(str(exc))
+                raise
+
+    async def identify(self, conn: psycopg.AsyncConnection[Any]) -> Identity:
+        """What server this is."""
+        row = await (await conn.execute(query("source_identity"))).fetchone()
+        assert row is not None
+        self.identity = Identity(*row)
+        return self.identity
+
+    async def drop(self) -> None:
+        """Let go of the connection; the next use opens another."""
+        conn, self.conn = self.conn, None
+        self.on_drop()
+        if conn is not None:
+            await conn.close()
+
+    @asynccontextmanager
+    async def _guarded(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        try:
+            if self.conn is None:
+                await self._connect()
+            assert self.conn is not None
+            yield self.conn
+        except psycopg.Error as exc:
+            await self.drop()
+            raise failure(exc) from None
+        except BaseException:
+            await self.drop()
+            raise
+
+    async def _connect(self) -> None:
+        self.conn = await connect(self._dsn, self._name, patience=self._patience)
+        self.conn.adapters.register_loader("xid8", _BigEndian)
+        self.conn.adapters.register_loader("timestamptz", _Microseconds)
+        await self.identify(self.conn)
+
+
+def failure(exc: psycopg.Error) -> SourceUnavailable | SourceUnfit:
+    """What an error of the source means: try again, or a person has to act."""
+    match exc:
+        case psycopg.errors.InsufficientPrivilege():
+            return SourceUnfit(f"the source's role lacks a right: {exc.diag.message_primary}; see sql/source/role.sql")
+        case psycopg.errors.UndefinedTable() | psycopg.errors.InvalidSchemaName():
+            return SourceUnfit("schema outbox is not installed on the source: run `outboxd setup source`")
+        case psycopg.errors.LockNotAvailable():
+            return SourceUnavailable("another session holds a lock on the outbox (55P03): pg_locks names it")
+        case psycopg.errors.QueryCanceled():
+            return SourceUnavailable(
+                "the source ended a statement that took too long, or somebody cancelled it (57014); behind a pooler the "
+                "role's own limit holds: alter role … set statement_timeout = '14s'"
+            )
+        case psycopg.errors.IdleSessionTimeout() | psycopg.errors.IdleInTransactionSessionTimeout():
+            return SourceUnavailable(
+                f"the source closes idle connections ({exc.sqlstate}): alter role … set idle_session_timeout = 0"
+            )
+        case psycopg.OperationalError() | psycopg.InterfaceError():
+            return SourceUnavailable(f"the connection to the source failed ({cause(exc)})")
+    return SourceUnfit(f"the source cannot be read ({cause(exc)}): is its schema of this version? See `outboxd check`")
