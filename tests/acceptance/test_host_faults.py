@@ -23,6 +23,7 @@ from daemon.demo.cluster import Cluster
 from daemon.demo.faults import Fault
 from daemon.demo.supabase import EmbeddedSupabase
 from daemon.metrics import Lag
+from daemon.relay import Timing
 from outbox.migrations import migrate
 from tests.acceptance.cli import Cli
 from tests.acceptance.conftest import STORIES, Pair, Start, ended, measured, streaming, wait_until
@@ -149,6 +150,25 @@ async def test_a_clock_that_jumps_neither_hurries_nor_holds_up_the_relay(
             assert parts.bell.naps > naps
             assert 0 <= parts.relay.status.behind_seconds < 600
         assert parts.seen.failures == []
+
+
+async def test_a_clock_set_back_while_the_relay_waits_out_a_failure_does_not_prolong_it(
+    source: Database, target: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour back in the middle of a pause of a second: it goes on after that second, not after an hour."""
+    install(source, target)
+    true, offset = time.time, 0.0
+    monkeypatch.setattr(time, "time", lambda: true() + offset)
+    timing = Timing(poll=3600, retry_first=1.0)
+    async with assembled(source.dsn, target.dsn, timing=timing) as parts, running(parts):
+        await parts.asleep(PATIENCE)
+        parts.door.lose = 1
+        with source.connect() as conn:
+            conn.execute("insert into item values (1, 1)")
+        await until(lambda: parts.seen.failures, PATIENCE)
+        assert parts.relay.status.applied == 0
+        offset = -3600.0
+        await until(lambda: parts.relay.status.state == "streaming", PATIENCE)
 
 
 def test_lag_by_a_clock_that_stepped_back_is_none() -> None:
