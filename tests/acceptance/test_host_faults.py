@@ -23,7 +23,7 @@ from daemon.demo.cluster import Cluster
 from daemon.demo.faults import Fault
 from daemon.demo.supabase import EmbeddedSupabase
 from daemon.metrics import Lag
-from daemon.relay import Timing
+from daemon.progress import Timing
 from outbox.migrations import migrate
 from tests.acceptance.cli import Cli
 from tests.acceptance.conftest import STORIES, Pair, Start, ended, measured, streaming, wait_until
@@ -115,7 +115,8 @@ def test_the_wall_clock_is_shown_and_never_waited_by() -> None:
     displayed = {
         ("main.py", "time"): 1,  # when the process started
         ("metrics.py", "time"): 1,  # timestamps among the metrics
-        ("relay.py", "time"): 3,  # since when it is in its state, and when it last applied
+        ("progress.py", "time"): 1,  # since when the relay is in its state
+        ("relay.py", "time"): 2,  # the same, and when it last applied
         ("report.py", "gmtime"): 1,
         ("rest.py", "time"): 1,  # a Retry-After that is a date, of an answer that has none: capped, however far off
     }
