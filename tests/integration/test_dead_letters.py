@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from daemon import dead_letters
-from daemon.errors import Kind, TargetError
+from daemon.errors import Kind, SourceUnfit, TargetError
 from daemon.progress import Timing
 from daemon.target import PostgresDoor
 from tests.pairs import QUICK, Pair, Parts
@@ -363,6 +363,18 @@ async def test_a_hold_that_commits_late_still_has_its_letters(stories):
             conn.execute("alter table story drop constraint stars_check")
         assert (await asked(stories, parts, "retry")).done == 1
     stories.assert_equal("story")
+
+
+async def test_letters_of_a_source_that_the_target_does_not_know_are_left_alone(stories):
+    """Which letters count only the target can say, and only one that stands at a cursor of this source."""
+    stories.write("insert into story values (1, 'a', 9), (2, 'b', 1)")
+    await stories.drain()
+    with stories.target.connect() as conn:
+        conn.execute("update outboxd.cursor set cursor = jsonb_set(cursor::jsonb, '{system}', '\"1\"')::text")
+        conn.execute("delete from outboxd.held")
+    with pytest.raises(SourceUnfit, match="outboxd rebase"):
+        await stories.drain()
+    assert len(letters(stories)) == 1
 
 
 async def test_an_outage_makes_no_dead_letter(stories):
