@@ -8,8 +8,9 @@ import pytest
 
 from daemon.errors import Kind, Refusal, TargetError
 from daemon.plan import SEPARATOR
+from daemon.source import Limits
 from daemon.target import PostgresDoor
-from tests.pairs import Pair
+from tests.pairs import QUICK, Pair
 from tests.silent import Silent
 
 
@@ -135,3 +136,22 @@ async def test_a_statement_timeout_halves_the_batch_and_spares_a_single_change(n
     notes.assert_equal("note")
     with notes.source.connect() as conn:
         assert conn.execute("select count(*) from outbox.held").fetchone() == (0,)
+
+
+async def test_rows_beyond_row_bytes_are_held_and_the_rest_is_bounded_by_bytes(notes):
+    notes.write("insert into note select n, repeat('x', 100000) from generate_series(1, 30) n")
+    notes.write("insert into note values (99, repeat('y', 900000))")
+    notes.write("insert into note values (100, 'z')")
+    sizes: list[int] = []
+
+    class Sizes(Silent):
+        def batch_read(self, batch: Any, seconds: float) -> None:
+            sizes.append(sum(len(change.row or "") for change in batch.changes))
+
+    limits = Limits(bytes=500_000, row_bytes=400_000)
+    await notes.drain(limits=limits, observer=Sizes(), timing=QUICK)
+    assert max(sizes) < 500_000 + 400_000
+    assert len(notes.rows("select id from note")[1]) == 31
+    with notes.source.connect() as conn:
+        [(reason,)] = conn.execute("select reason from outbox.held").fetchall()
+    assert reason.startswith("the row is 900")
