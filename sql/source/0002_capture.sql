@@ -52,9 +52,11 @@ begin
   for n in 1 .. 1600 loop
     name := (pg_identify_object_as_address('pg_class'::regclass, tbl, n)).object_names[3];
     exit when name is null;
-    -- A column may have been given such a name by its owner; one that is seen alive is none of the dropped.
+    -- A column may have been given such a name by its owner: then it is seen alive under it. (An old snapshot shows a
+    -- dropped one alive as well, but under the name that it had.)
     names[n] := case when name <> format('........pg.dropped.%s........', n)
-                       or exists (select from pg_attribute a where a.attrelid = tbl and a.attnum = n and not a.attisdropped) then name end;
+                       or exists (select from pg_attribute a where a.attrelid = tbl and a.attnum = n and a.attname = name and not a.attisdropped)
+                     then name end;
   end loop;
   return names;
 end
@@ -158,6 +160,7 @@ $$;
 -- A row whose JSON has more bytes than this is recorded by its key alone. Postgres itself makes none above 1 GB.
 create or replace function outbox.row_limit() returns int
 language sql immutable
+set search_path = pg_catalog, pg_temp
 return 128 * 1024 * 1024;
 
 -- SQL about the sizes of these columns of alias `t`, from what is stored: nothing is detoasted.

@@ -151,12 +151,24 @@ def test_watched_tells_what_is_recorded_and_how(bare: Pair) -> None:
     outboxd("watch", "VideoAsset", "--key", "url", "--include", "url", "--include", "checksum")
     rows = {row.pop("table"): row for row in outboxd("watched", "--json").json()}
     assert rows == {
-        'public."Prompt"': {"capture": False, "key": ["id"], "include": None, "exclude": None},
-        'public."Story"': {"capture": True, "key": ["id"], "include": None, "exclude": ["authorEmail"]},
-        'public."VideoAsset"': {"capture": True, "key": ["url"], "include": ["url", "checksum"], "exclude": None},
+        'public."Prompt"': {"capture": False, "key": ["id"], "include": None, "exclude": None, "on_error": "hold"},
+        'public."Story"': {
+            "capture": True,
+            "key": ["id"],
+            "include": None,
+            "exclude": ["authorEmail"],
+            "on_error": "hold",
+        },
+        'public."VideoAsset"': {
+            "capture": True,
+            "key": ["url"],
+            "include": ["url", "checksum"],
+            "exclude": None,
+            "on_error": "hold",
+        },
     }
     shown = outboxd("watched").out.splitlines()
-    assert shown[0].split() == ["TABLE", "CAPTURE", "KEY", "COLUMNS"]
+    assert shown[0].split() == ["TABLE", "CAPTURE", "KEY", "COLUMNS", "ON", "ERROR"]
     assert re.search(r'public\."Story" +triggers +id +not authorEmail', shown[2])
     assert re.search(r'public\."VideoAsset" +triggers +url +only url, checksum', shown[3])
 
@@ -239,9 +251,10 @@ def test_status_exits_75_and_names_the_store_that_is_away(direct: Pair, away: st
 
 
 def test_status_exits_3_while_the_relay_waits_for_a_person(direct: Pair, start: Start) -> None:
-    """A refused change: what it is, and that nothing is skipped meanwhile."""
+    """A refused change of a table that is to halt: what it is, and that nothing is skipped meanwhile."""
     with direct.target.connect() as conn:
         conn.execute('alter table "Story" add constraint "too_long" check (length("title") < 5)')
+    direct.write("""select outbox.on_error('public."Story"', 'halt')""")
     daemon = start(direct.settings)
     direct.write(STORIES, 2)
     wait_until(lambda: (daemon.status() or {}).get("state") == "paused")

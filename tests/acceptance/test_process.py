@@ -180,6 +180,9 @@ def test_no_value_and_no_secret_leaves_through_log_metrics_or_status(
     supabase.start_postgrest()
     rest.arrives()
     rest.write(story, f"refused {CANARY}", CANARY)
+    wait_until(lambda: (outboxd.status() or {})["held_keys"] == 1)
+    rest.write("""select outbox.on_error('public."Story"', 'halt')""")
+    rest.write(story, f"refused again {CANARY}", CANARY)
     wait_until(lambda: (outboxd.status() or {})["state"] == "paused")
     problem = (outboxd.status() or {})["problem"]
     assert "no_canary" in problem

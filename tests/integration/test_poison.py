@@ -11,6 +11,7 @@ import pytest
 from daemon.demo.supabase import EmbeddedSupabase
 from daemon.errors import TargetError
 from daemon.rest import RestDoor
+from tests.databases import Database
 from tests.integration.test_dead_letters import AT_ONCE, asked, held
 from tests.pairs import Pair, Parts
 
@@ -142,13 +143,20 @@ async def test_isolate_takes_one_request_however_many_are_refused(
     assert pair.rows("select count(*) from item")[1] == [(2000 - refused,)]
 
 
-async def test_a_batch_whose_isolation_takes_too_long_shrinks(pair: Pair, door: RestDoor) -> None:
+@pytest.fixture
+def hasty(target: Database) -> Database:
+    """A project whose door is in a hurry, before PostgREST reads it."""
+    with target.connect() as owner:
+        owner.execute("alter function public.outboxd(text) set statement_timeout = '1s'")
+    return target
+
+
+async def test_a_batch_whose_isolation_takes_too_long_shrinks(hasty: Database, pair: Pair, door: RestDoor) -> None:
     """The door's own timeout ends it; half as many rows are tried next, until it is quick enough."""
     slow = """
     create function slowly() returns trigger language plpgsql as $$ begin perform pg_sleep(0.002); return new; end $$;
     create table item (id int primary key, stars int check (stars < 6), maker_id int);
     create trigger slowly before insert on item for each row execute function slowly();
-    alter function public.outboxd(text) set statement_timeout = '1s';
     """
     pair.create(_FEW, "item", on_target=slow)
     pair.write("insert into item select n, case when n = 7 then 9 else 1 end, 1 from generate_series(1, 400) n")

@@ -440,16 +440,16 @@ async def test_a_frozen_process_loses_both_locks(source: Database, app: Connecti
     with source.connect() as listener:
         listener.execute("listen outbox")
 
-        def notified() -> bool:
+        def notified(patience: float = 0) -> bool:
             insert(app)
-            return bool(list(listener.notifies(timeout=0)))
+            return bool(list(listener.notifies(timeout=patience, stop_after=1)))
 
         second = Bell(source.dsn)
         try:
             assert frozen.stdout
             assert await frozen.stdout.readline() == b"ready\n"
             frozen.send_signal(signal.SIGSTOP)
-            assert notified()
+            assert notified(10)
             assert app.execute(LOCKS).fetchall() == [(1,), (2,)]
             await second.connect()
             assert not await second.try_lead()
