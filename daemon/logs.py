@@ -43,7 +43,8 @@ _SECRETS = (
         ),
         r"\1***",
     ),
-    (re.compile(r"([a-z][a-z0-9+.-]*://[^\s:/@]*:)\S+@", re.IGNORECASE), r"\1***@"),
+    # Bounded: of a long word each letter could begin a scheme, and the search would take its length squared.
+    (re.compile(r"([a-z][a-z0-9+.-]{0,30}://[^\s:/@]*:)\S+@", re.IGNORECASE), r"\1***@"),
 )
 _SECRET_KEY = re.compile(
     r"password|passwd|passphrase|secret|credential|authorization|api_?key|supabase_key|token", re.IGNORECASE
