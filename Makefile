@@ -7,8 +7,9 @@ DEMO := daemon/demo
 ARGS ?=
 SECONDS ?= 60
 SEED ?=
-# Tests wait more than they compute: more workers than cores. WORKERS=0 runs them one after the other.
-WORKERS ?= 3
+# Tests wait more than they compute: more workers than cores; whoever is idle takes tests from the others.
+# WORKERS=0 runs them one after the other.
+WORKERS ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test torture soak check format lock clean
@@ -26,7 +27,7 @@ demo: setup ## run outboxd against two embedded databases
 # A part of the tests cannot cover everything, so the bound holds only when all of them run.
 test: setup ## run the tests and print the coverage
 	@$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(strip $(ARGS)),,--fail-under=90)
 
