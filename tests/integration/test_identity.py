@@ -89,7 +89,7 @@ async def test_a_relay_that_is_connected_meets_the_promoted_server(line):
         line.promote(standby)
         line.spend(20)
         await parts.source.close()
-        parts.source._dsn = line.pair.source.dsn
+        parts.source._session._dsn = line.pair.source.dsn
         with pytest.raises(SourceForeign, match="timeline 1 → 2"):
             await parts.relay.drain()
 

@@ -190,16 +190,18 @@ async def test_a_roles_limit_reaches_through_a_pooler_and_is_named(
     source: Database, app: Connection, run_folder: Path
 ) -> None:
     """A pooler refuses settings at login, so the role's own hold there: the error says which to change, and how."""
-    app.execute("insert into item select i, 0 from generate_series(1, 20000) i")
+    app.execute("insert into item select i, 0 from generate_series(1, 60000) i")
     role = f"limited_{source.name}"
-    app.execute(f"create role {role} superuser login; alter role {role} set statement_timeout = '5ms'".encode())
+    app.execute(f"create role {role} superuser login; alter role {role} set statement_timeout = '2ms'".encode())
     try:
         with pgbouncer_before(Database(source.cluster, source.name, role), run_folder, "session") as dsn:
             async with reading(Database(source.cluster, source.name, role)) as direct:
-                assert (await direct.backlog(Cursor.beginning()))[0] == 20_000
+                assert (await direct.backlog(Cursor.beginning()))[0] == 60_000
             reader = Source(dsn)
-            with pytest.raises(SourceUnavailable, match=r"alter role … set statement_timeout = '14s'"):
-                await reader.backlog(Cursor.beginning())
-            await reader.close()
+            try:
+                with pytest.raises(SourceUnavailable, match=r"alter role … set statement_timeout = '14s'"):
+                    await reader.backlog(Cursor.beginning())
+            finally:
+                await reader.close()
     finally:
         app.execute(f"drop role {role}".encode())

@@ -320,7 +320,7 @@ async def test_where_transactions_are_prepared_the_relay_polls_unless_told(
     """A captured write can be PREPAREd because `auto` never takes K there; under `notify` it fails while it sleeps."""
     settings = SETTINGS | {"max_prepared_transactions": "5"}
     with (
-        Cluster.create(run_folder / "prepares", settings=settings) as cluster,
+        Cluster.create(run_folder / "prepared-wakeup", settings=settings) as cluster,
         clone(source_template(cluster)) as source,
     ):
         with target.connect() as again:
