@@ -242,9 +242,10 @@ class Relay:
         """Let go of what the target has had for the time of retention.
 
         Promise I1: by the floor of the cursor that the target stated last in this term. The one in memory moves past
-        empty windows untold: a target that answers with its own again would want what lies between.
+        empty windows untold: a target that answers with its own again would want what lies between. And only where
+        the source has shown to be that cursor's: another one's ids are others.
         """
-        if self._pruner is not None and self._stated is not None:
+        if self._pruner is not None and self._stated is not None and self._source.proven:
             await self._pruner.turn(self._source, self._stated.floor_id)
 
     async def _wind_up(self) -> None:

@@ -111,6 +111,11 @@ class Source:
         """What server this is; None before the first connection."""
         return self._session.identity
 
+    @property
+    def proven(self) -> bool:
+        """Has this connection shown that it leads to the source of the cursor that was read from last?"""
+        return self._proven is not None
+
     async def read(self, cursor: Cursor) -> Batch:
         """The next batch after `cursor`. No changes: when this was called there were none.
 

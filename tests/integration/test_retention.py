@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.errors import SourceUnfit
+from daemon.errors import SourceForeign, SourceUnfit
 from daemon.prune import Pruner
 from daemon.source import Pruned, Source
 from daemon.window import Window
@@ -283,6 +283,30 @@ async def test_the_relay_prunes_by_what_the_target_stated(pair: Pair) -> None:
         parts.relay.lead()
         await parts.relay._prune()
         assert floors == [stated.floor_id]  # a new term: it must speak again
+
+
+async def test_nothing_is_pruned_on_a_source_that_has_not_shown_to_be_the_cursors(pair: Pair) -> None:
+    """The floor is of another source's ids; so it is on a new connection, until a window was opened there."""
+    pair.create("create table item (id int primary key, n int)", "item")
+    floors: list[int] = []
+
+    class Noting(Pruner):
+        async def turn(self, source: Source, floor_id: int) -> None:
+            floors.append(floor_id)
+
+    async with pair.relay(pruner=Noting(1)) as parts:
+        pair.write("insert into item values (1, 0)")
+        await parts.relay.drain()
+        await parts.source.close()
+        await parts.relay._prune()
+        assert floors == []
+        with pair.target.connect() as conn:
+            conn.execute("update outboxd.cursor set cursor = jsonb_set(cursor::jsonb, '{system}', '\"1\"')::text")
+        parts.relay.lead()
+        with pytest.raises(SourceForeign):
+            await parts.relay.drain()
+        await parts.relay._prune()
+        assert floors == []
 
 
 # -- nobody waits --------------------------------------------------------------------------------------------
