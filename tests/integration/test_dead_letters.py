@@ -365,6 +365,36 @@ async def test_a_hold_that_commits_late_still_has_its_letters(stories):
     stories.assert_equal("story")
 
 
+async def test_very_many_refused_keys_are_no_rows_fault(stories):
+    """A constraint added by mistake must not empty the outbox into dead letters: the relay pauses."""
+    stories.write("insert into story select n, 'n', 9 from generate_series(1, 5) n")
+    async with stories.relay() as parts:
+        parts.relay._delivery._limit = 4
+        with pytest.raises(TargetError, match="more than 4 keys would be held: that is no row's fault"):
+            await parts.relay.drain()
+        assert letters(stories) == held(stories) == []
+        parts.relay._delivery._limit = 5
+        await parts.relay.drain()
+    assert len(held(stories)) == 5
+
+
+async def test_a_refused_truncate_pauses_because_it_cannot_be_divided(family):
+    """A table of the target alone still refers to a row: nobody can say which of the TRUNCATE's rows to hold."""
+    family.write("insert into parent values (1, 'a'), (2, 'b')")
+    await family.drain()
+    with family.target.connect() as conn:
+        conn.execute("create table own (parent_id int references parent); insert into own values (2)")
+    family.write("truncate parent cascade", "insert into parent values (3, 'c')")
+    with pytest.raises(TargetError) as caught:
+        await family.drain()
+    assert caught.value.kind is Kind.DATA
+    assert (ids(family, "parent"), letters(family)) == ([1, 2], [])
+    with family.target.connect() as conn:
+        conn.execute("delete from own")
+    await family.drain()
+    family.assert_equal("parent", "child")
+
+
 async def test_letters_of_a_source_that_the_target_does_not_know_are_left_alone(stories):
     """Which letters count only the target can say, and only one that stands at a cursor of this source."""
     stories.write("insert into story values (1, 'a', 9), (2, 'b', 1)")
