@@ -115,7 +115,7 @@ _BY = {
 async def test_isolate_takes_one_request_however_many_are_refused(
     pair: Pair, door: RestDoor, refused: int, sqlstate: str
 ) -> None:
-    """Also when all of a full batch is: well within the door's timeout of 25 s, so that no batch has to shrink."""
+    """Also when all of a full batch is: well within the door's timeout of 12 s, so that no batch has to shrink."""
     pair.create(_FEW, "item", on_target=_BY[sqlstate])
     pair.write(
         f"insert into item select n, case when n % {2000 // refused} = 0 then 9 else 1 end, "
