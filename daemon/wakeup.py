@@ -120,7 +120,8 @@ class Bell:
         """Two clients, one backend, or one client, two backends?
 
         A pooler gives the server connection just used to whoever asks next, or takes its server connections in turn.
-        A busy one may lend it to a third, so it is asked more than once.
+        A busy one may lend it to a third, so it is asked more than once: three busy server connections would
+        have to look like one ten times over.
         """
         other = await connect(self._dsn, f"{self._name} probe", patience=self._deadline)
         try:
@@ -131,6 +132,9 @@ class Bell:
                 if mine != again or again == theirs:
                     return True
                 self._backend = mine
+            for _ in range(7):
+                if await _backend(conn) != self._backend:
+                    return True
         finally:
             await other.close()
         return False
