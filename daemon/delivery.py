@@ -21,7 +21,7 @@ from daemon.failpoint import reach
 from daemon.hold import BEHIND, Key, Letter, Why, key_of, part, refuse
 from daemon.letters import Letters
 from daemon.plan import Change, Plan, plan, table_order
-from daemon.target import Answer, Target
+from daemon.target import Answer, Target, digest_of
 from outbox import Cursor
 
 log = structlog.get_logger()
@@ -40,24 +40,37 @@ class Listener(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """Changes to bring over, the cursor they lead to, and what the target must stand at. `retried`: keys whose
-    letters these are; all of them flow again unless they are refused again."""
+    """Changes to bring over, the cursor they lead to, and what the target must stand at: the batch before, by its
+    digest (`after`). `retried`: keys whose letters these are; all of them flow again unless they are refused again."""
 
     changes: Sequence[Change]
     shapes: Mapping[int, tuple[str, ...]]
     cursor: Cursor
     epoch: int
     batch_no: int
+    after: str
     retried: frozenset[Key] = frozenset()
 
 
 @dataclass(slots=True)
-class _Load:
-    """What of a parcel is still to be sent."""
+class Load:
+    """What of a parcel is to be sent, and the plan for it."""
 
+    parcel: Parcel
     flow: Sequence[Change]
     hold: set[Key] = field(default_factory=set)
     release: set[Key] = field(default_factory=set)
+    planned: Plan = field(init=False)
+
+    @property
+    def digest(self) -> str:
+        """What the batch that follows is read behind."""
+        return digest_of(self.planned, self.parcel.cursor)
+
+    @property
+    def settles(self) -> bool:
+        """Does it change which keys are held? Then nothing may be prepared until it is known to have arrived."""
+        return bool(self.hold or self.release)
 
 
 class Delivery:
@@ -94,23 +107,32 @@ class Delivery:
         if stale := await self._letters.keys() - self.held:
             await self._letters.forget(stale, cursor, wake=False)
 
-    async def send(self, parcel: Parcel) -> tuple[Plan, Answer]:
-        """Lead the target to the parcel's cursor. What it refuses is held. Raises what the target's requests raise:
+    async def prepare(self, parcel: Parcel) -> Load:
+        """Part what flows from what waits, and plan it. What waits is written down on the source first."""
+        parted = part(parcel.changes, self.held - parcel.retried if parcel.retried else self.held, self._row_bytes)
+        load = Load(parcel, parted.flow, release=set(parcel.retried | parted.freed))
+        await self._keep(load, parted.letters)
+        self._plan(load)
+        return load
+
+    async def send(self, load: Load) -> tuple[Plan, Answer]:
+        """Lead the target to the load's cursor. What it refuses is held. Raises what the target's requests raise:
         of kind DATA only when a refused row must halt the relay, or cannot be told apart."""
-        parted = part(parcel.changes, self.held - parcel.retried, self._row_bytes)
-        load = _Load(parted.flow, release=set(parcel.retried | parted.freed))
-        await self._keep(parcel, load, parted.letters)
         for earlier in range(_ROUNDS):
-            started = time.monotonic()
-            planned = plan(load.flow, self.order, parcel.shapes, hold=load.hold, release=load.release)
-            self._listener.stage("plan", time.monotonic() - started)
-            answer = await self._apply(parcel, load, planned)
+            if earlier:
+                self._plan(load)
+            answer = await self._apply(load)
             if answer is not None:
                 self.learn_held(answer)
-                return planned, replace(answer, more={**answer.more, "gear": 3}) if earlier else answer
+                return load.planned, replace(answer, more={**answer.more, "gear": 3}) if earlier else answer
         raise TargetError(Kind.DATA, f"the target goes on refusing rows after {_ROUNDS} rounds")
 
-    async def retry(self, cursor: Cursor, epoch: int, batch_no: int) -> tuple[Plan, Answer] | None:
+    def _plan(self, load: Load) -> None:
+        started = time.monotonic()
+        load.planned = plan(load.flow, self.order, load.parcel.shapes, hold=load.hold, release=load.release)
+        self._listener.stage("plan", time.monotonic() - started)
+
+    async def retry(self, cursor: Cursor, epoch: int, batch_no: int, after: str) -> tuple[Plan, Answer] | None:
         """Do what a person wants done with letters; None when nobody wants anything. `cursor` is where the target
         stands: it stays there."""
         if not self.held:
@@ -125,7 +147,8 @@ class Delivery:
         changes = [change for change in wanted.retry if key_of(change) in keys]
         log.info("letters_retried", changes=len(changes), discarded_keys=len(wanted.discard & self.held))
         try:
-            done = await self.send(Parcel(changes, wanted.shapes, cursor, epoch, batch_no, keys))
+            load = await self.prepare(Parcel(changes, wanted.shapes, cursor, epoch, batch_no, after, keys))
+            done = await self.send(load)
         except TargetError as exc:
             if exc.kind is Kind.SIZE:
                 self._at_once = max(1, self._at_once // 2)
@@ -133,18 +156,21 @@ class Delivery:
         self._at_once = _RETRIED
         return done
 
-    async def _apply(self, parcel: Parcel, load: _Load, planned: Plan) -> Answer | None:
+    async def _apply(self, load: Load) -> Answer | None:
         """The target's answer; None when the load was lightened by what it refused."""
+        parcel = load.parcel
         reach("before_send")
         try:
-            answer = await self._target.apply(planned, parcel.cursor, parcel.epoch, parcel.batch_no)
+            answer = await self._target.apply(
+                load.planned, parcel.cursor, parcel.epoch, parcel.batch_no, after=parcel.after
+            )
         except TargetError as exc:
-            refused = await self._refused(exc, parcel, planned, load.flow)
+            refused = await self._refused(exc, load)
             if isinstance(refused, Answer):
                 return refused
             parted = refuse(load.flow, refused)
             load.flow = parted.flow
-            await self._keep(parcel, load, parted.letters)
+            await self._keep(load, parted.letters)
             return None
         reach("after_answer")
         if answer.what in {"applied", "duplicate"}:
@@ -153,11 +179,10 @@ class Delivery:
 
     # -- what is refused -----------------------------------------------------------------------------------
 
-    async def _refused(
-        self, exc: TargetError, parcel: Parcel, planned: Plan, flow: Sequence[Change]
-    ) -> Answer | dict[Key, Why]:
+    async def _refused(self, exc: TargetError, load: Load) -> Answer | dict[Key, Why]:
         """Which keys the target refuses; or its answer, when it stands elsewhere by now. Raises `exc` when no row can
         be blamed for it."""
+        parcel, planned, flow = load.parcel, load.planned, load.flow
         if exc.kind is Kind.SIZE and len(flow) == 1:
             kind = alone(exc, flow[0].size)
             if kind is not Kind.DATA:
@@ -166,7 +191,7 @@ class Delivery:
             return {key_of(flow[0]): too_large}
         if exc.kind is not Kind.DATA:
             raise exc
-        answer = await self._target.isolate(planned, parcel.cursor, parcel.epoch, parcel.batch_no)
+        answer = await self._target.isolate(planned, parcel.cursor, parcel.epoch, parcel.batch_no, after=parcel.after)
         if answer.what != "isolated":
             return answer
         refused = _read(answer.more["refused"], planned, exc)
@@ -181,10 +206,11 @@ class Delivery:
             raise TargetError(exc.kind, f"{exc}, and {', '.join(sorted(halting))} has on_error = halt", exc.refusal)
         return refused
 
-    async def _keep(self, parcel: Parcel, load: _Load, letters: Sequence[Letter]) -> None:
+    async def _keep(self, load: Load, letters: Sequence[Letter]) -> None:
         """Write letters down on the source, and their keys into the load."""
         if not letters:
             return
+        parcel = load.parcel
         again = {letter.change.id: letter.why for letter in letters if key_of(letter.change) in parcel.retried}
         if again:
             await self._letters.hold_again(again)
@@ -205,7 +231,7 @@ class Delivery:
                 advice="`outboxd dead-letters list` says why; mend it, then `outboxd dead-letters retry`",
             )  # fmt: skip
 
-    async def _settled(self, load: _Load, cursor: Cursor) -> None:
+    async def _settled(self, load: Load, cursor: Cursor) -> None:
         """The target has taken the load: its keys are held, or flow again."""
         self.held = (self.held | load.hold) - load.release
         self._listener.keys_held(len(self.held))

@@ -11,10 +11,11 @@ from dataclasses import replace
 
 import structlog
 
-from daemon.breaker import BreakerOpen
+from daemon.breaker import BreakerOpen, State
 from daemon.delivery import Delivery, Parcel
 from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnavailable, SourceUnfit, TargetError, advice
 from daemon.failpoint import reach
+from daemon.flight import Flight, Flights
 from daemon.letters import Letters
 from daemon.plan import Plan
 from daemon.progress import Observer, Status, Timing
@@ -27,6 +28,7 @@ from outbox import Cursor
 
 log = structlog.get_logger()
 
+_TRAIN = 16  # batches
 _REMEMBER_EVERY = 60.0  # seconds: the source is told where the target stands
 
 
@@ -55,6 +57,11 @@ class Relay:
         self._stopping = False
         self._cursor: Cursor | None = None  # where to read on: ahead of `_stated` after windows without changes
         self._stated: Cursor | None = None  # where the target says it stands
+        self._digest = ""  # of the batch that led it there
+        self._flights = Flights()
+        self._term = 0  # another begins when this one leads, follows or is to stop: a train under way ends then
+        self._read_at = 0.0
+        self._dry = False  # did the last look at the source find nothing?
         self._claimed = False
         self._delivery = Delivery(target, Letters(source), observer, row_bytes=source.limits.row_bytes)
         self._sizing = Sizing(source.limits.changes, source.limits.bytes)
@@ -69,22 +76,41 @@ class Relay:
 
     # -- one turn ------------------------------------------------------------------------------------------
 
-    async def step(self) -> bool:
-        """Read, plan, apply, advance. True: there was something, call again at once.
+    async def step(self, batches: int = 1) -> bool:
+        """Read, plan, apply, advance: one batch, or a train of several. True: there was something, call again at once.
 
-        Whatever it raises, the cursor in memory is forgotten: the next turn asks the target where it stands.
+        Of a train two batches may be on their way at once; when it ends, none is. Whatever this raises, the cursor in
+        memory is forgotten: the next turn asks the target where it stands.
         """
         self.turns += 1
+        term, sent = self._term, 0
         try:
-            batch = await self._read()
-            if batch is None:
-                return await self._retry()
-            await self._apply(batch)
-            await self._retry()
-            return True
+            while True:
+                patience = None
+                if sent < batches and term == self._term:
+                    patience = self._flights.room_in(time.monotonic())
+                    if patience == 0.0:
+                        if batch := await self._read():
+                            await self._send(batch)
+                            sent += 1
+                            continue
+                        patience = self._pace.pause(time.monotonic()) or self._pace.longest
+                    elif self._reads_ahead():
+                        self._ahead = await self._read()
+                if not self._flights:
+                    break
+                if flight := await self._flights.landed(patience):
+                    await self._land(flight)
+            return await self._retry() or sent > 0
         except BaseException:
             self._cursor = self._ahead = None
+            await self._flights.give_up()
             raise
+
+    def _reads_ahead(self) -> bool:
+        """Is there certainly a batch to be read while others are on their way?"""
+        last = self._flights.last
+        return last is not None and last.batch.more and self._ahead is None
 
     async def _read(self) -> Batch | None:
         """The next batch with changes; None when the source has no more."""
@@ -95,12 +121,16 @@ class Relay:
         cursor = self._cursor if self._cursor and self._claimed else await self._resume()
         started = time.monotonic()
         batch = await self._source.read(cursor)
-        if not batch.changes:
+        self._dry = not batch.changes
+        if self._dry:
             # Nothing happened up to here: start the next window later. The target need not know.
-            self._cursor = self.status.cursor = batch.cursor
-            self.status.behind_seconds = 0.0
+            self._cursor = batch.cursor
+            if not self._flights:
+                self.status.cursor = batch.cursor
+                self.status.behind_seconds = 0.0
             return None
-        self._observer.batch_read(batch, time.monotonic() - started)
+        self._read_at = time.monotonic()
+        self._observer.batch_read(batch, self._read_at - started)
         reach("after_read")
         return batch
 
@@ -143,35 +173,56 @@ class Relay:
         self._observer.tables_known(self._delivery.order)
 
     def _go_on_from(self, answer: Answer, beginning: Cursor) -> Cursor:
-        self._cursor = self._stated = answer.standing.cursor or beginning
-        self.status.cursor = self._cursor
-        self.status.batch_no = answer.standing.batch_no
-        self.status.held_keys = len(self._delivery.held)
+        self._stand(answer, beginning)
+        self._cursor = self.status.cursor = self._stated
         if answer.what == "claimed":
             self.status.epoch = answer.standing.epoch
+        assert self._cursor is not None
         return self._cursor
 
-    async def _apply(self, batch: Batch) -> None:
+    def _stand(self, answer: Answer, beginning: Cursor) -> None:
+        """Promise I5: where the target stands comes from its own transaction, never from what was meant to happen."""
+        self._stated = answer.standing.cursor or beginning
+        self._digest = answer.standing.digest
+        self.status.batch_no = answer.standing.batch_no
+        self.status.held_keys = len(self._delivery.held)
+
+    async def _send(self, batch: Batch) -> None:
+        """Send a batch behind those that are on their way. What follows is read from where it leads: until the
+        target has answered that is a guess, which costs a turn when it is wrong, and no more."""
         if not self._delivery.order.keys() >= {change.table for change in batch.changes}:
             self._learn(await self._target.describe())  # mapped since the claim, or not at all
-        started = time.monotonic()
+        before = self._flights.last
+        batch_no, after = self.status.batch_no, self._digest
+        if before is not None:
+            batch_no, after = before.load.parcel.batch_no, before.load.digest
+        waited = time.monotonic() - self._read_at
+        batch = replace(batch, read_us=batch.read_us + int(waited * 1e6))
+        parcel = Parcel(batch.changes, batch.shapes, batch.cursor, self.status.epoch, batch_no + 1, after)
+        load = await self._delivery.prepare(parcel)
+        self._flights.launch(batch, load, self._delivery.send(load))
+        self._cursor = batch.cursor
+
+    async def _land(self, flight: Flight) -> None:
+        """Take the answer to the oldest batch on its way."""
+        batch, seconds = flight.batch, time.monotonic() - flight.started
+        self.beat = time.monotonic()
         size = sum(change.size for change in batch.changes)
-        parcel = Parcel(batch.changes, batch.shapes, batch.cursor, self.status.epoch, self.status.batch_no + 1)
         try:
-            planned, answer = await self._delivery.send(parcel)
+            planned, answer = flight.outcome.result()
         except TargetError as exc:
             if exc.kind is Kind.SIZE:
                 self._sizing.refused(len(batch.changes), size, time.monotonic())
             elif exc.kind is Kind.AMBIGUOUS and self._failures:  # twice at the same place: is it too large?
                 self._sizing.suspected(len(batch.changes), size)
             raise
-        # Promise I5: the cursor comes from the target's own transaction, never from what was meant to happen. One
-        # that has none (its cursor was emptied by hand) is answered `mismatch` and starts over.
-        self._go_on_from(answer, Cursor.beginning(batch.cursor.system))
+        self._stand(answer, Cursor.beginning(batch.cursor.system))
+        self.status.cursor = self._stated
         if answer.what == "mismatch":
             log.warning("batch_mismatched", batch_no=answer.standing.batch_no)
+            await self._flights.give_up()
+            self._cursor = self._ahead = None  # an answer that came out of turn may be older than another
             return
-        seconds = time.monotonic() - started
         self._pace.found(time.monotonic())
         self._sizing.applied(len(batch.changes), size, seconds, time.monotonic())
         self._succeeded(batch, planned, seconds)
@@ -189,7 +240,7 @@ class Relay:
         now = time.monotonic()
         if not self._delivery.held or self._stated is None or now < self._letters_seen + self._timing.letters:
             return False
-        done = await self._delivery.retry(self._stated, self.status.epoch, self.status.batch_no + 1)
+        done = await self._delivery.retry(self._stated, self.status.epoch, self.status.batch_no + 1, self._digest)
         if done is None:
             self._letters_seen = now
             return False
@@ -226,9 +277,9 @@ class Relay:
                 continue
             try:
                 await self._prune()
-                if await self.step():
+                if await self.step(self._train()):
                     self._observer.woken("backlog")
-                else:
+                if self._dry:
                     self._quiet()
                     await self._rest()
             except BreakerOpen as exc:
@@ -253,18 +304,23 @@ class Relay:
         deadline = time.monotonic() + self._timing.wind_up
         with contextlib.suppress(BreakerOpen, TargetError, SourceUnavailable, SourceUnfit, CaptureLost):
             while self._leads.is_set() and not self._failures and time.monotonic() < deadline:
-                if not await self.step():
+                if not await self.step(self._train()):
                     break
 
     async def drain(self) -> int:
         """Turn until the source has no more; returns how many changes were applied. Raises what `step` raises."""
         before = self.status.applied
-        while await self.step():
+        while await self.step(self._train()):
             pass
         return self.status.applied - before
 
+    def _train(self) -> int:
+        """Batches of one turn. While something is wrong, one request shows whether it still is."""
+        return 1 if self._failures or self._target.breaker.state is not State.CLOSED else _TRAIN
+
     def lead(self) -> None:
         """Leadership was won: the next turn claims the target."""
+        self._term += 1
         self._claimed = False
         self._cursor = self._ahead = self._stated = None
         self._leads.set()
@@ -272,12 +328,14 @@ class Relay:
 
     def follow(self, because: str | None = None) -> None:
         """No further turn: another one leads, or, with a reason, nobody can."""
+        self._term += 1
         self._unled = because
         self._leads.clear()
         self._bell.ring()
 
     def stop(self) -> None:
         """Finish what is there, then return from `run`."""
+        self._term += 1
         self._stopping = True
         self._bell.ring()
 

@@ -3,6 +3,7 @@
 Knows what server answers, the texts of sql/queries, and what its errors mean. Knows nothing of windows.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -58,17 +59,19 @@ class Session:
         self.conn: psycopg.AsyncConnection[Any] | None = None
         self.identity: Identity | None = None
         self.on_drop: Callable[[], None] = lambda: None
+        self._turn = asyncio.Lock()
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        """The connection, opened when there is none; dropped after any failure of it."""
-        with self.breaker.attempt() as attempt:
-            try:
-                async with self._guarded() as conn:
-                    yield conn
-            except SourceUnavailable as exc:
-                attempt.failed(str(exc))
-                raise
+        """The connection, opened when there is none; dropped after any failure of it. Uses take turns."""
+        async with self._turn:
+            with self.breaker.attempt() as attempt:
+                try:
+                    async with self._guarded() as conn:
+                        yield conn
+                except SourceUnavailable as exc:
+                    attempt.failed(str(exc))
+                    raise
 
     async def identify(self, conn: psycopg.AsyncConnection[Any]) -> Identity:
         """What server this is."""

@@ -24,11 +24,12 @@ from outbox import Cursor
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where the target says it stands: the only place a relay goes on from."""
+    """Where the target says it stands: the only place a relay goes on from. `digest` is its last batch's."""
 
     epoch: int
     batch_no: int
     cursor: Cursor | None
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,17 @@ class Answer:
     what: str
     standing: Standing
     more: Mapping[str, Any] = field(default_factory=dict)
+
+
+def digest_of(plan: Plan, cursor: Cursor) -> str:
+    """What tells a batch from every other of its number: what it writes, and where it leads. A batch planned anew may
+    write the same rows and lead further than the first of its number."""
+    leads_to = f"{plan.digest} {cursor.snapshot} {cursor.torn}"
+    return hashlib.blake2b(leads_to.encode(), digest_size=16).hexdigest()
+
+
+def _behind(after: str | None) -> dict[str, str]:
+    return {} if after is None else {"after": after}
 
 
 class Door(Protocol):
@@ -83,20 +95,22 @@ class Target:
         """The target's tables, keys, grants and foreign keys."""
         return await self._ask({"mode": "describe", "relay": self._relay})
 
-    async def apply(self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int) -> Answer:
-        """Lead the target to `cursor` by this plan: applied, duplicate or mismatch. Raises Fenced or TargetError."""
-        return await self._ask(self._header("apply", plan, cursor, epoch, batch_no), plan.body)
+    async def apply(self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None) -> Answer:
+        """Lead the target to `cursor` by this plan: applied, duplicate or mismatch. Raises Fenced or TargetError.
 
-    async def isolate(self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int) -> Answer:
+        `after` is the digest of the batch that this one was read behind; None: whatever it was.
+        """
+        return await self._ask({**self._header("apply", plan, cursor, epoch, batch_no), **_behind(after)}, plan.body)
+
+    async def isolate(
+        self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None
+    ) -> Answer:
         """Which rows of this plan does the target refuse? Changes nothing: isolated, duplicate or mismatch."""
-        return await self._ask(self._header("isolate", plan, cursor, epoch, batch_no), plan.body)
+        return await self._ask({**self._header("isolate", plan, cursor, epoch, batch_no), **_behind(after)}, plan.body)
 
     def _header(self, mode: str, plan: Plan, cursor: Cursor, epoch: int, batch_no: int) -> dict[str, Any]:
-        # Of where it leads, too: a batch planned anew may write the same rows and lead further than the first of its number.
-        leads_to = f"{plan.digest} {cursor.snapshot} {cursor.torn}"
-        digest = hashlib.blake2b(leads_to.encode(), digest_size=16).hexdigest()
         return {
-            "mode": mode, "relay": self._relay, "epoch": epoch, "batch_no": batch_no, "digest": digest,
+            "mode": mode, "relay": self._relay, "epoch": epoch, "batch_no": batch_no, "digest": digest_of(plan, cursor),
             "cursor": json.loads(cursor.to_json()),
         }  # fmt: skip
 
@@ -128,6 +142,7 @@ class Target:
                 self._observe(str(header["mode"]), outcome, time.monotonic() - started, len(document))
 
 
+_SAME = ("epoch", "batch_no", "digest")
 # What a request may be answered with besides `fenced` and `refused`.
 _QUESTIONS = {"claim": "claimed", "cursor": "cursor", "describe": "described", "rebase": "rebased"}
 _MOVES = {"apply": ("applied", "duplicate", "mismatch"), "isolate": ("isolated", "duplicate", "mismatch")}
@@ -144,6 +159,7 @@ def _answer(text: str, header: Mapping[str, Any]) -> Answer:
             int(given.get("epoch", 0)),
             int(given.get("batch_no", 0)),
             Cursor.from_json(json.dumps(cursor)) if cursor else None,
+            str(given.get("digest") or ""),
         )
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         what, standing, more = "", Standing(0, 0, None), {}
@@ -172,7 +188,7 @@ def _fits(answer: Answer, header: Mapping[str, Any]) -> bool:
     if mode in _QUESTIONS:
         return what == _QUESTIONS[mode] and (what != "claimed" or standing.epoch > 0)
     if what in {"applied", "duplicate"}:
-        same = (standing.epoch, standing.batch_no) == (header["epoch"], header["batch_no"])
+        same = all(getattr(standing, name) == header[name] for name in _SAME)
         return same and standing.cursor is not None and what in _MOVES[mode]
     return what in _MOVES[mode]
 
@@ -186,7 +202,7 @@ _LOCALLY = (
 
 
 class PostgresDoor:
-    """A direct connection to the project's database: no gateway in between."""
+    """Direct connections to the project's database, one a request on its way: no gateway in between."""
 
     def __init__(
         self, dsn: str, *, exposed_schema: str = "public", deadline: float = 20.0, application_name: str = "outboxd"
@@ -195,55 +211,69 @@ class PostgresDoor:
         self._name = application_name
         self._deadline = deadline
         self._call = sql.SQL("select {}(%s)::text").format(sql.Identifier(exposed_schema, "outboxd"))
-        self._conn: psycopg.AsyncConnection[Any] | None = None
-        self._told = False  # did the server take our settings?
+        self._idle: list[_Line] = []
 
     async def send(self, document: str) -> str:
         """Call the function in a transaction of its own."""
-        sent = False
+        line: _Line | None = None
         try:
             async with asyncio.timeout(self._deadline):
-                conn = await self._opened()
-                sent = True
-                row = await self._called(conn, document)
+                line = self._idle.pop() if self._idle else await self._opened()
+                row = await self._called(line, document)
         except TimeoutError:
-            await self._lost()
+            await _drop(line)
             raise TargetError(
-                Kind.AMBIGUOUS if sent else Kind.TRANSIENT, f"the target did not answer within {self._deadline:g} s"
+                Kind.TRANSIENT if line is None else Kind.AMBIGUOUS,
+                f"the target did not answer within {self._deadline:g} s",
             ) from None
         except psycopg.Error as exc:
-            broken = self._conn is None or self._conn.closed or self._conn.broken
+            broken = line is None or line.conn.closed or line.conn.broken
             if broken:
-                await self._lost()
-            raise _postgres_error(exc, sent=sent, broken=broken) from None
+                await _drop(line)
+            elif line is not None:
+                self._idle.append(line)
+            raise _postgres_error(exc, sent=line is not None, broken=broken) from None
         except BaseException:
-            await self._lost()
+            await _drop(line)
             raise
+        self._idle.append(line)
         return str(row[0]) if row else ""
 
     async def close(self) -> None:
-        """Close the connection."""
-        await self._lost()
+        """Close the connections."""
+        lines, self._idle = self._idle, []
+        for line in lines:
+            await _drop(line)
 
-    async def _lost(self) -> None:
-        conn, self._conn = self._conn, None
-        if conn is not None:
+    async def _opened(self) -> "_Line":
+        conn = await connect(self._dsn, self._name, settings=_SETTINGS, patience=self._deadline)
+        try:
+            row = await (await conn.execute("show statement_timeout")).fetchone()
+        except BaseException:
             await conn.close()
+            raise
+        return _Line(conn, row is not None and row[0] == _SETTINGS["statement_timeout"])
 
-    async def _opened(self) -> psycopg.AsyncConnection[Any]:
-        if self._conn is None:
-            self._conn = await connect(self._dsn, self._name, settings=_SETTINGS, patience=self._deadline)
-            row = await (await self._conn.execute("show statement_timeout")).fetchone()
-            self._told = row is not None and row[0] == _SETTINGS["statement_timeout"]
-        return self._conn
-
-    async def _called(self, conn: psycopg.AsyncConnection[Any], document: str) -> Any:
-        if self._told:
-            return await (await conn.execute(self._call, (document,))).fetchone()
+    async def _called(self, line: "_Line", document: str) -> Any:
+        if line.told:
+            return await (await line.conn.execute(self._call, (document,))).fetchone()
         # A pooler swallowed them. What is SET for a session there may reach somebody else's.
-        async with conn.transaction():
-            await conn.execute(_LOCALLY)
-            return await (await conn.execute(self._call, (document,))).fetchone()
+        async with line.conn.transaction():
+            await line.conn.execute(_LOCALLY)
+            return await (await line.conn.execute(self._call, (document,))).fetchone()
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A connection. `told`: did the server take our settings?"""
+
+    conn: psycopg.AsyncConnection[Any]
+    told: bool
+
+
+async def _drop(line: _Line | None) -> None:
+    if line is not None:
+        await line.conn.close()
 
 
 def _postgres_error(exc: psycopg.Error, *, sent: bool, broken: bool) -> TargetError:

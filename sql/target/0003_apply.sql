@@ -125,6 +125,8 @@ end
 $$;
 
 -- May a batch with this header be applied now? Null, or the answer that says why not. Locks the cursor row.
+-- `after` is the digest of the batch this one was read behind. Two may be on their way at once: when the first is
+-- planned anew and leads elsewhere, the second has the number that comes next and still must not be applied.
 create or replace function outboxd.turn_away(header json, out c outboxd.cursor, out answer json)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -135,7 +137,8 @@ begin
     answer := outboxd.answer('fenced', c);
   elsif c.batch_no = (header ->> 'batch_no')::bigint and c.digest = header ->> 'digest' then
     answer := outboxd.answer('duplicate', c, json_build_object('held', outboxd.held_keys(c.relay)));
-  elsif c.batch_no is distinct from (header ->> 'batch_no')::bigint - 1 then
+  elsif c.batch_no is distinct from (header ->> 'batch_no')::bigint - 1
+        or header -> 'after' is not null and coalesce(c.digest, '') is distinct from header ->> 'after' then
     answer := outboxd.answer('mismatch', c, json_build_object('held', outboxd.held_keys(c.relay)));
   end if;
 end

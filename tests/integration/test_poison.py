@@ -126,14 +126,14 @@ async def test_isolate_takes_one_request_however_many_are_refused(
         took: list[float] = []
         isolate = parts.target.isolate
 
-        async def timed(*arguments: Any) -> Any:
+        async def timed(*arguments: Any, **named: Any) -> Any:
             started = time.monotonic()
             try:
-                return await isolate(*arguments)
+                return await isolate(*arguments, **named)
             finally:
                 took.append(time.monotonic() - started)
 
-        parts.target.isolate = timed  # type: ignore[method-assign, assignment]
+        parts.target.isolate = timed  # type: ignore[method-assign]
         await parts.relay.drain()
     print(f"{refused} of 2000 refused by {sqlstate}: isolate took {took} s")
     assert modes == ["claim", "apply", "isolate", "apply"]

@@ -82,6 +82,11 @@ class Loop(asyncio.AbstractEventLoop):
     def create_future(self) -> "asyncio.Future[Any]":
         return asyncio.Future(loop=self)
 
+    def create_task(self, coro: Any, **_: Any) -> Any:
+        task = asyncio.Task(coro, loop=self)
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # a schedule may end at any time
+        return task
+
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         handle = _Handle(callback, args, context, 0.0)
         self._ready.append(handle)

@@ -35,6 +35,7 @@ class Mirror:
 
     fences = True
     compares_digest = True
+    compares_after = True
 
     def __init__(self) -> None:
         self.version = 0
@@ -87,7 +88,7 @@ class Mirror:
             return self._answer("fenced")
         if header["batch_no"] == self.batch_no and (header["digest"] == self.digest or not self.compares_digest):
             return self._answer("duplicate", self._holds())
-        if header["batch_no"] != self.batch_no + 1:
+        if header["batch_no"] != self.batch_no + 1 or (self.compares_after and header["after"] != (self.digest or "")):
             return self._answer("mismatch", self._holds())
         return None
 

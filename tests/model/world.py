@@ -192,6 +192,9 @@ class World:
 
     def deliver(self, request: Request) -> None:
         """It arrives; with the last of its transactions there is an answer, if anybody still waits."""
+        if request.answer is not None:  # its sender has given up since: nobody waits for the answer
+            self.requests.remove(request)
+            return
         if request.running is None:
             request.running = iter(self.mirror.call(request.document))
         answer = next(request.running)
