@@ -235,3 +235,123 @@ set search_path = pg_catalog, pg_temp
 as $$
   select format('delete from %I.%I t where not exists (select from %s where %s)', m.target_schema, m.target_table, outboxd.keys_sql(m), outboxd.same_key_sql(m))
 $$;
+
+-- Writers: one function for each mirror, kind of group and set of columns, made when such a group first comes.
+--
+-- Composing a statement from the catalogue and planning it takes longer than writing a row. A writer holds it as SQL
+-- of its own, so that a session plans it once; Postgres drops that plan by itself when the table is altered.
+
+-- The statements of a writer that is given a group's rows or keys ($1); null where they are better made anew each
+-- time. What looks for rows of the table is planned with every batch: a plan made while it was small would scan it
+-- when it is large.
+create or replace function outboxd.writer_sql(m outboxd.mirror, op text, names text[]) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if op = 'delete' then
+    return format('execute %L using $1; get diagnostics written = row_count;'
+                  ' if written < json_array_length($1) and exists (select from %s where %s) then return -1; end if',
+                  outboxd.delete_sql(m), outboxd.keys_sql(m), (select string_agg(format('x.%I is null', k), ' or ') from unnest(m.key_columns) k));
+  elsif op <> 'upsert' or outboxd.renumbers_sql(m, names) is not null then
+    return null;
+  elsif exists (select from outboxd.other_columns(m, names) o where o.required) then
+    return format('execute %L using $1; get diagnostics written = row_count', outboxd.upsert_sql(m, names));
+  end if;
+  return outboxd.upsert_sql(m, names) || '; get diagnostics written = row_count';
+end
+$$;
+
+-- What a writer would be made of now. Declared immutable, which it is between two changes of the table: a writer calls
+-- it with constants, `tbl` among them, so that it is computed when the plan is made and any ALTER TABLE has it
+-- computed anew. A check with every batch for the price of none.
+create or replace function outboxd.signature(tbl regclass, table_name text, target_schema text, target_table text, key_columns text[], op text, names text[])
+returns text
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return md5(outboxd.writer_sql(row(table_name, target_schema, target_table, key_columns), op, names));
+end
+$$;
+
+-- Make a writer. False: it could not be, or need not; then the statements are composed with every batch.
+create or replace function outboxd.make_writer(writer text, m outboxd.mirror, op text, names text[]) returns boolean
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  statements text := outboxd.writer_sql(m, op, names);
+  other      text;
+begin
+  -- Nobody waits here for another who makes the same. A source with ever new sets of columns must not fill the catalogue.
+  if statements is null or not pg_try_advisory_xact_lock(1869968482, hashtext(writer))
+     or (select count(*) from pg_proc where pronamespace = 'outboxd'::regnamespace and starts_with(proname, 'write_')) >= 1000 then
+    return false;
+  end if;
+  execute format(
+    'create or replace function outboxd.%I(json) returns bigint language plpgsql volatile set search_path = pg_catalog, pg_temp as %L', writer,
+    format(E'#variable_conflict use_column\ndeclare\n  written bigint;\nbegin\n'
+           '  if outboxd.signature(%L::regclass, %L, %L, %L, %L::text[], %L, %L::text[]) is distinct from %L then return null; end if;\n'
+           '  %s;\n  return written;\nend',
+           format('%I.%I', m.target_schema, m.target_table), m.table_name, m.target_schema, m.target_table, m.key_columns, op, names,
+           md5(statements), statements));
+  -- By name as well: a project's default privileges may have granted it to others.
+  for other in
+    select distinct case when a.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end
+      from pg_proc p cross join lateral aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+     where p.oid = to_regprocedure(format('outboxd.%I(json)', writer)) and a.grantee <> p.proowner
+  loop
+    execute format('revoke all on function outboxd.%I(json) from %s', writer, other);
+  end loop;
+  return true;
+exception when insufficient_privilege or object_not_in_prerequisite_state or unique_violation or internal_error then
+  return false;
+end
+$$;
+
+-- The writer of a group, made if need be (`afresh`: even if it is there); null: there is none.
+create or replace function outboxd.writer_of(m outboxd.mirror, g json, afresh boolean) returns text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  writer text := 'write_' || md5(concat_ws(' ', m, g ->> 'op', g ->> 'columns'));
+begin
+  if not afresh and to_regprocedure('outboxd.' || writer || '(json)') is not null then
+    return writer;
+  elsif g ->> 'op' = 'upsert' then
+    perform outboxd.require_key(m, g, null);
+  end if;
+  return case when outboxd.make_writer(writer, m, g ->> 'op', array(select json_array_elements_text(g -> 'columns'))) then writer end;
+end
+$$;
+
+-- Write a group without a writer.
+create or replace function outboxd.write(m outboxd.mirror, g json, entries json) returns bigint
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  names      text[] := array(select json_array_elements_text(g -> 'columns'));
+  renumbers  text;
+  renumbered boolean;
+  written    bigint;
+begin
+  perform outboxd.require_key(m, g, entries);
+  renumbers := case when g ->> 'op' = 'upsert' then outboxd.renumbers_sql(m, names) end;
+  if renumbers is not null then
+    execute renumbers into strict renumbered using entries;
+    if renumbered then
+      raise unique_violation;  -- gear 2 inserts
+    end if;
+  end if;
+  execute case g ->> 'op'
+    when 'upsert' then outboxd.upsert_sql(m, names)
+    when 'delete' then outboxd.delete_sql(m)
+    when 'truncate' then outboxd.truncate_sql(m) end
+    using entries;
+  get diagnostics written = row_count;
+  return written;
+end
+$$;

@@ -7,11 +7,13 @@
 
 -- The door's answer: where the target stands, and what more there is to say.
 create or replace function outboxd.answer(what text, c outboxd.cursor, more json default null) returns json
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select json_strip_nulls(json_build_object('answer', what, 'epoch', (c).epoch, 'batch_no', (c).batch_no, 'digest', (c).digest,
-                                            'cursor', (c).cursor::json, 'more', more))
+begin
+  return json_strip_nulls(json_build_object('answer', what, 'epoch', c.epoch, 'batch_no', c.batch_no, 'digest', c.digest,
+                                            'cursor', c.cursor::json, 'more', more));
+end
 $$;
 
 -- Gear 2 deletes rows that it inserts again: a foreign key that cascades or nulls would destroy others' rows.
@@ -66,12 +68,14 @@ as $$
 $$;
 
 -- Was an error raised by a function of schema outboxd itself, by way of such functions alone? A trigger may raise
--- our own SQLSTATEs, or call our functions, with a row's values in hand.
+-- our own SQLSTATEs, or call our functions, with a row's values in hand. (The last line is the exposed function that
+-- was called, in whichever schema.)
 create or replace function outboxd.is_ours(context text) returns boolean
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-  select context ~ '^PL/pgSQL function outboxd\.' and context !~ '\nPL/pgSQL function (?!outboxd\.)' and context !~ '\nPL/pgSQL inline'
+  select within ~ '^PL/pgSQL function outboxd\.' and within !~ '\nPL/pgSQL function (?!outboxd\.)' and within !~ '\nPL/pgSQL inline'
+    from regexp_replace(context, '\nPL/pgSQL function [^\n]*outboxd\(text\) line \d+ at RETURN$', '') within
 $$;
 
 -- Why a batch was refused. Postgres' own texts, and names that a trigger may have made up, can carry values of
@@ -168,15 +172,18 @@ declare
   stands  record;
   m       outboxd.mirror;
   g       json;
+  heads   json[];
+  writers text[];
+  marks   boolean := false;
+  attempt int := 0;
+  stale   boolean;
   names   text[];
   at      text;
-  gear    int := 1;
+  gear    int;
   k       int;
   old     text;
   taken   text[];
-  renumbers text;
-  renumbered boolean;
-  written bigint := 0;
+  written bigint;
   n       bigint;
   state   text;
   message text;
@@ -192,99 +199,126 @@ begin
   end if;
   c := stands.c;
 
-  begin
-    if cardinality(parts) % 2 = 0 then
-      perform outboxd.unknown_op('a group without rows');  -- a document that was cut between two records
-    end if;
-    for i in 2 .. cardinality(parts) by 2 loop
-      g := parts[i]::json;
-      continue when g ->> 'op' in ('hold', 'release');
-      at := g ->> 'table';
-      if coalesce(g ->> 'op', '') not in ('upsert', 'delete', 'truncate') then
-        perform outboxd.unknown_op(at);
-      end if;
-      perform outboxd.require_key(outboxd.mirror_of(at), g, parts[i + 1]::json);
-    end loop;
-    -- Gear 1: upserts parents first, then deletes children first; the document has that order.
-    set constraints all deferred;
-    for i in 2 .. cardinality(parts) by 2 loop
-      g := parts[i]::json;
-      continue when g ->> 'op' in ('hold', 'release');
-      at := g ->> 'table';
-      m := outboxd.mirror_of(at);
-      names := array(select json_array_elements_text(g -> 'columns'));
-      renumbers := case when g ->> 'op' = 'upsert' then outboxd.renumbers_sql(m, names) end;
-      if renumbers is not null then
-        execute renumbers into strict renumbered using parts[i + 1]::json;
-        if renumbered then
-          raise unique_violation;  -- gear 2 inserts
-        end if;
-      end if;
-      execute case g ->> 'op'
-        when 'upsert' then outboxd.upsert_sql(m, names)
-        when 'delete' then outboxd.delete_sql(m)
-        when 'truncate' then outboxd.truncate_sql(m) end
-        using parts[i + 1]::json;
-      get diagnostics n = row_count;
-      written := written + n;
-    end loop;
-    at := null;
-    set constraints all immediate;
-  exception when foreign_key_violation or unique_violation or exclusion_violation or restrict_violation then
+  loop
+    attempt := attempt + 1;
+    gear := 1;
+    written := 0;
+    state := null;
+    stale := false;
     begin
-      -- Gear 2: take every touched row out, children first, put the final rows in, check once at the end. A
-      -- batch of whole transactions then violates nothing that the source's own state does not.
-      gear := 2;
-      written := 0;
-      perform outboxd.refuse_cascades(array(select parts[i]::json ->> 'table' from generate_series(2, cardinality(parts), 2) i
-                                             where parts[i]::json ->> 'op' = 'upsert'));
-      set constraints all deferred;
-      for k in select i from generate_series(2, cardinality(parts), 2) i order by (parts[i]::json ->> 'rank')::int desc loop
-        g := parts[k]::json;
-        continue when g ->> 'op' in ('hold', 'release');
-        at := g ->> 'table';
-        m := outboxd.mirror_of(at);
-        names := array(select json_array_elements_text(g -> 'columns'));
-        if g ->> 'op' = 'upsert' and exists (select from outboxd.other_columns(m, names)) then
-          execute outboxd.take_sql(m) into strict old using parts[k + 1]::json;
-          taken[k] := old;
-        else
-          execute case when g ->> 'op' = 'truncate' then outboxd.truncate_sql(m) else outboxd.delete_sql(m) end
-            using parts[k + 1]::json;
-        end if;
-      end loop;
+      -- Outside of the block below, so that writers made here stay when gear 1 is taken back.
+      if cardinality(parts) % 2 = 0 then
+        perform outboxd.unknown_op('a group without rows');  -- a document that was cut between two records
+      end if;
       for i in 2 .. cardinality(parts) by 2 loop
         g := parts[i]::json;
-        continue when g ->> 'op' <> 'upsert';
-        at := g ->> 'table';
-        m := outboxd.mirror_of(at);
-        names := array(select json_array_elements_text(g -> 'columns'));
-        if taken[i] is not null then
-          execute outboxd.put_back_sql(m, names) using parts[i + 1]::json, taken[i];
-          get diagnostics n = row_count;
-          written := written + n;
-          execute outboxd.put_new_sql(m, names) using parts[i + 1]::json, taken[i];
-        else
-          execute outboxd.insert_sql(m, names) using parts[i + 1]::json;
+        if g ->> 'op' in ('hold', 'release') then
+          marks := true;
+          continue;
         end if;
-        get diagnostics n = row_count;
-        written := written + n;
+        at := g ->> 'table';
+        if coalesce(g ->> 'op', '') not in ('upsert', 'delete', 'truncate') then
+          perform outboxd.unknown_op(at);
+        end if;
+        heads[i] := g;
+        m := outboxd.mirror_of(at);
+        writers[i] := case when attempt < 3 then outboxd.writer_of(m, g, attempt = 2) end;
+        if writers[i] is null then
+          perform outboxd.require_key(m, g, parts[i + 1]::json);
+        end if;
       end loop;
-      at := null;
-      set constraints all immediate;
     exception when others then
       get stacked diagnostics state = returned_sqlstate, message = message_text, context = pg_exception_context, wrong_schema = schema_name,
         wrong_table = table_name, wrong_column = column_name, wrong_constraint = constraint_name;
     end;
-  when others then
-    get stacked diagnostics state = returned_sqlstate, message = message_text, context = pg_exception_context, wrong_schema = schema_name,
-      wrong_table = table_name, wrong_column = column_name, wrong_constraint = constraint_name;
-  end;
+    exit when state is not null;
+
+    begin
+      -- Gear 1: upserts parents first, then deletes children first; the document has that order.
+      set constraints all deferred;
+      for i in 2 .. cardinality(parts) by 2 loop
+        continue when heads[i] is null;
+        at := heads[i] ->> 'table';
+        if writers[i] is null then
+          n := outboxd.write(outboxd.mirror_of(at), heads[i], parts[i + 1]::json);
+        else
+          execute 'select outboxd.' || writers[i] || '($1)' into n using parts[i + 1]::json;
+          if n is null then
+            stale := true;
+            raise exception using errcode = 'OB000';
+          elsif n < 0 then
+            perform outboxd.require_key(outboxd.mirror_of(at), heads[i], parts[i + 1]::json);
+            n := 0;
+          end if;
+        end if;
+        written := written + n;
+      end loop;
+      at := null;
+      set constraints all immediate;
+    exception when foreign_key_violation or unique_violation or exclusion_violation or restrict_violation then
+      begin
+        -- Gear 2: take every touched row out, children first, put the final rows in, check once at the end. A
+        -- batch of whole transactions then violates nothing that the source's own state does not.
+        gear := 2;
+        written := 0;
+        for i in 2 .. cardinality(parts) by 2 loop
+          continue when heads[i] is null;
+          at := heads[i] ->> 'table';
+          perform outboxd.require_key(outboxd.mirror_of(at), heads[i], parts[i + 1]::json);
+        end loop;
+        perform outboxd.refuse_cascades(array(select h ->> 'table' from unnest(heads) h where h ->> 'op' = 'upsert'));
+        set constraints all deferred;
+        for k in select i from generate_series(2, cardinality(parts), 2) i order by (parts[i]::json ->> 'rank')::int desc loop
+          g := heads[k];
+          continue when g is null;
+          at := g ->> 'table';
+          m := outboxd.mirror_of(at);
+          names := array(select json_array_elements_text(g -> 'columns'));
+          if g ->> 'op' = 'upsert' and exists (select from outboxd.other_columns(m, names)) then
+            execute outboxd.take_sql(m) into strict old using parts[k + 1]::json;
+            taken[k] := old;
+          else
+            execute case when g ->> 'op' = 'truncate' then outboxd.truncate_sql(m) else outboxd.delete_sql(m) end
+              using parts[k + 1]::json;
+          end if;
+        end loop;
+        for i in 2 .. cardinality(parts) by 2 loop
+          g := heads[i];
+          continue when g is null or g ->> 'op' <> 'upsert';
+          at := g ->> 'table';
+          m := outboxd.mirror_of(at);
+          names := array(select json_array_elements_text(g -> 'columns'));
+          if taken[i] is not null then
+            execute outboxd.put_back_sql(m, names) using parts[i + 1]::json, taken[i];
+            get diagnostics n = row_count;
+            written := written + n;
+            execute outboxd.put_new_sql(m, names) using parts[i + 1]::json, taken[i];
+          else
+            execute outboxd.insert_sql(m, names) using parts[i + 1]::json;
+          end if;
+          get diagnostics n = row_count;
+          written := written + n;
+        end loop;
+        at := null;
+        set constraints all immediate;
+      exception when others then
+        get stacked diagnostics state = returned_sqlstate, message = message_text, context = pg_exception_context, wrong_schema = schema_name,
+          wrong_table = table_name, wrong_column = column_name, wrong_constraint = constraint_name;
+      end;
+    when others then
+      get stacked diagnostics state = returned_sqlstate, message = message_text, context = pg_exception_context, wrong_schema = schema_name,
+        wrong_table = table_name, wrong_column = column_name, wrong_constraint = constraint_name;
+    end;
+    -- A table that was altered since: its writers are made anew; if it is altered again right then, without any.
+    exit when not stale and not (attempt = 1 and coalesce(state ~ '^42(?!501)', false));
+  end loop;
 
   if state is not null then
     return outboxd.refused(c, gear, at, state, case when outboxd.is_ours(context) then message end, wrong_schema, wrong_table, wrong_column, wrong_constraint);
   end if;
-  perform outboxd.note_held(c.relay, parts);
+  if marks then
+    perform outboxd.note_held(c.relay, parts);
+  end if;
   update outboxd.cursor
      set batch_no = (header ->> 'batch_no')::bigint, digest = header ->> 'digest', cursor = (header -> 'cursor')::text, updated_at = now()
    where relay = c.relay

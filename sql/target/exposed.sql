@@ -5,12 +5,12 @@
 -- pinned because a serialization failure would make PostgREST 14 and older run the request again for ever.
 
 create or replace function public.outboxd(text) returns json
-language sql volatile security invoker
+language plpgsql volatile security invoker
 set search_path = pg_catalog, pg_temp
 set statement_timeout = '12s'
 set lock_timeout = '6s'
 set default_transaction_isolation = 'read committed'
-as 'select outboxd.door($1)';
+as 'begin return outboxd.door($1); end';
 
 comment on function public.outboxd(text) is 'The one door of outboxd; service_role alone may call it';
 
