@@ -275,32 +275,41 @@ begin
 end
 $$;
 
--- Make a writer. False: it could not be, or need not; then the statements are composed with every batch.
+-- Make a writer, or make it anew. False: it cannot be, or need not; then the statements are composed with every batch.
 create or replace function outboxd.make_writer(writer text, m outboxd.mirror, op text, names text[]) returns boolean
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   statements text := outboxd.writer_sql(m, op, names);
+  there      text;
+  body       text;
   other      text;
 begin
-  -- Nobody waits here for another who makes the same. A source with ever new sets of columns must not fill the catalogue.
-  if statements is null or not pg_try_advisory_xact_lock(1869968482, hashtext(writer))
-     or (select count(*) from pg_proc where pronamespace = 'outboxd'::regnamespace and starts_with(proname, 'write_')) >= 1000 then
-    return false;
+  if not pg_try_advisory_xact_lock(1869968482, hashtext(writer)) then
+    return false;  -- nobody waits here for another who makes the same
   end if;
-  execute format(
-    'create or replace function outboxd.%I(json) returns bigint language plpgsql volatile set search_path = pg_catalog, pg_temp as %L', writer,
-    format(E'#variable_conflict use_column\ndeclare\n  written bigint;\nbegin\n'
-           '  if outboxd.signature(%L::regclass, %L, %L, %L, %L::text[], %L, %L::text[]) is distinct from %L then return null; end if;\n'
-           '  %s;\n  return written;\nend',
-           format('%I.%I', m.target_schema, m.target_table), m.table_name, m.target_schema, m.target_table, m.key_columns, op, names,
-           md5(statements), statements));
+  select prosrc into there from pg_proc where pronamespace = 'outboxd'::regnamespace and proname = writer;
+  if statements is null then
+    execute format('drop function if exists outboxd.%I(json)', writer);
+    return false;
+  elsif there is null and (select count(*) from pg_proc where pronamespace = 'outboxd'::regnamespace and starts_with(proname, 'write_')) >= 1000 then
+    return false;  -- a source with ever new sets of columns must not fill the catalogue
+  end if;
+  body := format(E'#variable_conflict use_column\ndeclare\n  written bigint;\nbegin\n'
+                 '  if outboxd.signature(%L::regclass, %L, %L, %L, %L::text[], %L, %L::text[]) is distinct from %L then return null; end if;\n'
+                 '  %s;\n  return written;\nend',
+                 format('%I.%I', m.target_schema, m.target_table), m.table_name, m.target_schema, m.target_table, m.key_columns, op, names,
+                 md5(statements), statements);
+  if body = there then
+    return true;
+  end if;
+  execute format('create or replace function outboxd.%I(json) returns bigint language plpgsql volatile set search_path = pg_catalog, pg_temp as %L', writer, body);
   -- By name as well: a project's default privileges may have granted it to others.
   for other in
     select distinct case when a.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end
       from pg_proc p cross join lateral aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
-     where p.oid = to_regprocedure(format('outboxd.%I(json)', writer)) and a.grantee <> p.proowner
+     where p.pronamespace = 'outboxd'::regnamespace and p.proname = writer and a.grantee <> p.proowner
   loop
     execute format('revoke all on function outboxd.%I(json) from %s', writer, other);
   end loop;

@@ -309,8 +309,9 @@ begin
       get stacked diagnostics state = returned_sqlstate, message = message_text, context = pg_exception_context, wrong_schema = schema_name,
         wrong_table = table_name, wrong_column = column_name, wrong_constraint = constraint_name;
     end;
-    -- A table that was altered since: its writers are made anew; if it is altered again right then, without any.
-    exit when not stale and not (attempt = 1 and coalesce(state ~ '^42(?!501)', false));
+    -- The table was altered since: its writers are made anew; if it is altered again right then, without any. So too
+    -- where something is missing: it may be missing in what is planned only.
+    exit when attempt = 3 or not stale and (state is null or state !~ '^42(?!501)');
   end loop;
 
   if state is not null then
