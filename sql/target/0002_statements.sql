@@ -145,6 +145,22 @@ as $$
      and a.attgenerated = '' and a.attname <> all (names)
 $$;
 
+-- Key columns in which equal values are the same value: a row that is there has it already, and writing it again would
+-- lock the row against the foreign key checks of others. (1.0 and 1.00 are equal numbers, but not the same.)
+create or replace function outboxd.settled_keys(m outboxd.mirror) returns text[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array(
+    select a.attname::text
+      from pg_attribute a left join pg_collation l on l.oid = a.attcollation
+     where a.attrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table)) and a.attname = any (m.key_columns)
+       and outboxd.base_type(a.atttypid)::regtype = any ('{bool,int2,int4,int8,uuid,date,timestamp,timestamptz,bytea,text,varchar}'::regtype[])
+       and coalesce(l.collisdeterministic, true));
+end
+$$;
+
 -- Gear 1. Postgres checks NOT NULL before it looks for a conflict: where the document lacks a column that a new
 -- row would need, rows that are there are updated first and only the others inserted.
 create or replace function outboxd.upsert_sql(m outboxd.mirror, names text[]) returns text
@@ -159,8 +175,8 @@ as $$
          else outboxd.insert_sql(m, names) end
       || format(' on conflict (%s) do %s', (select string_agg(quote_ident(k), ', ') from unnest(m.key_columns) k),
            coalesce('update set ' || string_agg(format('%1$I = excluded.%1$I', c.name), ', ')
-                                     filter (where not c.generated and not c.fixed), 'nothing'))
-    from outboxd.columns_of(m, names) c
+                                     filter (where not c.generated and not c.fixed and c.name <> all (s.keys)), 'nothing'))
+    from outboxd.columns_of(m, names) c, outboxd.settled_keys(m) s(keys)
 $$;
 
 -- Does a row ($1) that is there have another number in an identity column beside the key? UPDATE cannot write
