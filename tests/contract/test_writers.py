@@ -289,3 +289,12 @@ async def test_several_sessions_make_the_same_writers_at_once(target: Database, 
         for relay in relays:
             await relay.door.close()
     assert direct.owner("select count(*) from item") == [(120,)]
+
+
+async def test_a_row_that_others_refer_to_is_written_without_waiting(target: Database, direct: Relay) -> None:
+    """A foreign key check in flight locks its parent's key: an upsert that leaves the key alone has no business with it."""
+    await direct.upsert(ROW)
+    with target.connect() as referring, referring.transaction():
+        assert referring.execute("select from item where id = 1 for key share").rowcount == 1
+        assert (await direct.upsert({**ROW, "v": "new"}))["answer"] == "applied"
+    assert direct.items() == [(1, "new", "abc", 7)]
