@@ -27,7 +27,7 @@ create table if not exists outbox.change (
   xid        xid8 not null default pg_current_xact_id(),
   id         bigint not null default nextval('outbox.change_id_seq'),
   table_name text not null,
-  op         text not null check (op in ('upsert', 'delete', 'truncate', 'resync', 'too_large')),
+  op         text not null,
   shape      int,
   key        text not null,
   row        text,
@@ -39,6 +39,7 @@ create table if not exists outbox.change (
 
 comment on table outbox.change is
   'Changes of watched tables, one row each, written by triggers or outbox.emit in the application''s own transaction. outboxd reads them; do not update or delete.';
+comment on column outbox.change.op is 'upsert, delete, truncate, resync or too_large. No constraint: its expression would be parsed anew for every writing statement';
 comment on column outbox.change.key is 'JSON object of the key columns, in the canonical text of their types';
 comment on column outbox.change.row is 'JSON object of the row; every value is a scalar: json, arrays and composites travel as their text. Of a row too large, only its size: {"stored_bytes": n}';
 comment on column outbox.change.shape is 'which columns the row has: outbox.shape.id';

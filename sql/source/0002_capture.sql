@@ -1,8 +1,9 @@
 -- Capture: what `outbox.watch` installs on a table, and how a change is written as JSON.
 --
--- The triggers take only the *keys* from the transition tables and re-read each row by its key: there =
--- upsert, not there = delete. Copying the transition rows ends with stale rows whenever statements nest on
--- one table (a user's trigger that updates the same row), because the outer statement is recorded last.
+-- The *first* capture of a table in a command of the client copies the rows from the transition tables. Every later
+-- one in that command takes only their keys and re-reads each row by its key: there = upsert, not there = delete.
+-- Statements nest (a user's trigger that updates the same row), and the inner one captures before the one around it:
+-- an outer capture that copied would end with stale rows, because it is recorded last (docs/decisions/0012).
 
 -- The type below any domains. (plpgsql keeps its plans for the session: where capture has to compose its SQL,
 -- that is ten times quicker than functions in SQL.)
@@ -138,22 +139,32 @@ begin
 end
 $$;
 
--- SQL that makes the JSON of these columns from alias `t`. Text is what the type itself writes (concat does that):
+-- These columns of alias `t`, as row_to_json is to have them. Text is what the type itself writes (concat does that):
 -- a cast to text may be a function of the table's owner. A column too new to be seen here travels as text, which
 -- any type reads.
-create or replace function outbox.row_sql(tbl regclass, columns text[]) returns text
+create or replace function outbox.values_sql(tbl regclass, columns text[]) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
-    select format('(select row_to_json(x.*)::text from (select %s) x)', string_agg(
+    select string_agg(
              case when a.attnum is null or outbox.travels_as_text(a.atttypid)
                   then format('case when t.%1$I is distinct from null then concat(t.%1$I) end as %1$I', u.name)
-                  else format('t.%I', u.name) end, ', ' order by u.n))
+                  else format('t.%I', u.name) end, ', ' order by u.n)
       from unnest(outbox.column_names(tbl)) with ordinality u(name, n)
       left join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
      where u.name = any (columns));
+end
+$$;
+
+-- SQL that makes the JSON of these columns from alias `t`.
+create or replace function outbox.row_sql(tbl regclass, columns text[]) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return format('(select row_to_json(x.*)::text from (select %s) x)', outbox.values_sql(tbl, columns));
 end
 $$;
 
@@ -177,17 +188,30 @@ declare
   sizes  text[];  -- of every column without a fixed length
   wide   text[];  -- of those whose text may be far longer
   packed text[];
+  sized  text[];  -- of those that the guard has to look at
   col    text;
   base   regtype;
+  typmod int;
+  spare  int := 4194304;  -- what columns of bounded length may make together
+  most   int;
 begin
   bytes := '0';
-  for col, base in
-    select quote_ident(u.name), outbox.base_type(a.atttypid)
+  for col, base, typmod in
+    select quote_ident(u.name), outbox.base_type(a.atttypid), case when a.atttypid = outbox.base_type(a.atttypid) then a.atttypmod else -1 end
       from unnest(outbox.column_names(tbl)) with ordinality u(name, n)
       left join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
      where u.name = any (columns) and coalesce(a.attlen, -1) < 0 order by u.n
   loop
     sizes := sizes || format('pg_column_size(t.%s)', col);
+    -- The most that JSON makes of a column of bounded length: six bytes a byte, four bytes a character.
+    most := case when base in ('varchar'::regtype, 'bpchar'::regtype) and typmod > 4 and typmod < 100000 then 24 * typmod
+                 when base = 'numeric'::regtype and typmod > 4 then 2100
+                 when base in ('inet'::regtype, 'cidr'::regtype) then 100 end;
+    if most < spare then
+      spare := spare - most;
+      continue;
+    end if;
+    sized := sized || format('pg_column_size(t.%s)', col);
     case
       when base in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype) then
         bytes := format('%s + coalesce(octet_length(t.%s), 0)::bigint', bytes, col);
@@ -200,8 +224,8 @@ begin
         packed := packed || format('pg_column_compression(t.%s)', col);
     end case;
   end loop;
-  small := concat_ws(' and ', 'true',
-    '(greatest(' || array_to_string(sizes, ', ') || ') > ' || 131072 / cardinality(sizes) || ') is not true',
+  small := concat_ws(' and ', case when sized is null then 'true' end,
+    '(greatest(' || array_to_string(sized, ', ') || ') > ' || 131072 / cardinality(sized) || ') is not true',
     '(greatest(' || array_to_string(wide, ', ') || ') > 2000) is not true and num_nonnulls(' || array_to_string(packed, ', ') || ') = 0');
   stored := coalesce((select string_agg(format('coalesce(%s, 0)::bigint', s), ' + ') from unnest(sizes) s), '0');
 end
@@ -239,6 +263,17 @@ as $$
 declare
   names text[] := outbox.column_names(tbl);
 begin
+  if (select bool_and(a.atttypid in ('smallint'::regtype, 'integer'::regtype, 'bigint'::regtype, 'uuid'::regtype))
+        from pg_attribute a where a.attrelid = tbl and names[a.attnum] = any (columns)) then
+    -- The same text, made more quickly: these types write nothing that JSON would have to escape.
+    return (
+      select format('concat(%s)', string_agg(
+               format('%L, %I.%I%s', case when k.n = 1 then '{' else ',' end || to_json(k.name) || ':' || q.mark, alias, k.name,
+                      case when q.mark <> '' then format(', %L', q.mark) end), ', ' order by k.n) || ', ''}''')
+        from unnest(columns) with ordinality k(name, n)
+        join pg_attribute a on a.attrelid = tbl and names[a.attnum] = k.name
+        cross join lateral (select case when a.atttypid = 'uuid'::regtype then '"' else '' end) q(mark));
+  end if;
   return (
     select format('(select row_to_json(x.*)::text from (select %s) x)', string_agg(
              case when outbox.base_type(a.atttypid) = 'numeric'::regtype
@@ -254,9 +289,11 @@ $$;
 -- The statement that records what one statement on `rel` did. `rel` is the watched table or one of its
 -- partitions; rows are always re-read from the root, where a row that changed partitions still is.
 -- What outbox.watched knows is handed in: an old snapshot may not show that row. `large` calls what makes the JSON
--- of a row that is not small; without it that call is composed, too, and takes longer for each such row.
+-- of a row that is not small; without it that call is composed, too, and takes longer for each such row. `rest`: only the rows that
+-- outbox.copy_sql leaves over.
 create or replace function outbox.capture_sql(
-  of_table text, key_columns text[], include text[], exclude text[], rel regclass, tg_op text, large text default null) returns text
+  of_table text, key_columns text[], include text[], exclude text[], rel regclass, tg_op text, large text default null,
+  rest boolean default false) returns text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -297,9 +334,10 @@ begin
   row_sql := outbox.row_sql(root, cols);
   size := outbox.size_sql(root, cols);
   select string_agg(format('k.%I', c), ', ' order by n) into names from unnest(keys) with ordinality u(c, n);
-  touched := case tg_op
-    when 'INSERT' then format('select %s from new_rows k', names)
-    when 'DELETE' then format('select %s from old_rows k', names)
+  touched := case
+    when rest then format('select %s from new_rows t where (%s) is not true', replace(names, 'k.', 't.'), size.small)
+    when tg_op = 'INSERT' then format('select %s from new_rows k', names)
+    when tg_op = 'DELETE' then format('select %s from old_rows k', names)
     else format('select %1$s from old_rows k union select %1$s from new_rows k', names) end;
   -- lateral + limit: always one index probe a key. A hash join, cached after one bulk statement, would
   -- scan the whole table for every single-row statement that follows in the session.
@@ -318,6 +356,99 @@ begin
     (select string_agg(format('r.%1$I = k.%1$I', c), ' and ') from unnest(keys) c),
     format('(t.%I is not null)', keys[1]), size.stored, size.small,
     coalesce(large, format('outbox.large_row(t.tableoid, t.ctid, %L, %L)', row_sql, size.bytes)));
+end
+$$;
+
+-- The statement that records what one statement on watched table `tbl` did by copying the rows it was given: right for
+-- the first capture of the table in a command of the client. A row that is not small is left over, and marks `seen`.
+-- An update is copied only if no row's key moved, not even to and fro: all touches of one row come in their order
+-- then, and the last one holds. (Cascades of foreign keys run as part of the statement that set them off: two of
+-- them may move one row twice.) Otherwise nothing is written, and the rows are re-read.
+create or replace function outbox.copy_sql(
+  of_table text, key_columns text[], include text[], exclude text[], tbl regclass, tg_op text, seen text) returns text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  keys  text[] := coalesce(key_columns, outbox.primary_key(tbl));
+  cols  text[] := outbox.row_columns(tbl, include, exclude);
+  given text := outbox.values_sql(tbl, cols);
+  small text := (outbox.size_sql(tbl, cols)).small;
+  names text;
+  whole bool;
+begin
+  if tg_op = 'DELETE' then
+    return format('insert into outbox.change (table_name, op, key, headers)'
+                  ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''') from old_rows k',
+                  of_table, outbox.key_sql(tbl, keys, 'k'));
+  end if;
+  whole := given = (select string_agg(format('t.%I', u.name), ', ' order by u.n)
+                      from unnest(outbox.column_names(tbl)) with ordinality u(name, n));
+  select case when count(*) = 1 then min(format('k.%I', c)) else format('row(%s)', string_agg(format('k.%I', c), ', ' order by n)) end
+    into names from unnest(keys) with ordinality u(c, n);
+  return format('insert into outbox.change (table_name, op, shape, key, row, headers)'
+                ' select %L, ''upsert'', %s, %s, row_to_json(%s.*)::text, nullif(current_setting(''outbox.headers'', true), '''')'
+                ' from new_rows t', of_table, outbox.shape_of(of_table, cols), outbox.key_sql(tbl, keys, 't'),
+                case when whole then 't' else 'x' end)
+         || case when whole then '' else format(' cross join lateral (select %s) x', given) end
+         || format(' where (%s)', case when small = 'true' then small
+                                       else format('%s or set_config(%L, extract(epoch from statement_timestamp())::text, true) is null', small, seen) end)
+         || case when tg_op = 'UPDATE' then format(
+              ' and (select array_agg(%1$s) from (select * from old_rows limit 100001) k having count(*) <= 100000)'
+              ' = (select array_agg(%1$s) from (select * from new_rows limit 100001) k)', names) else '' end;
+end
+$$;
+
+-- Settings that decide how values of these columns are spelled, in JSON or as text: name, value, name, value.
+-- All of them for a type that is not known to need fewer, or when nothing is said of the columns.
+create or replace function outbox.spelling(tbl regclass default null, columns text[] default null) returns text[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  pins   text[] := array['datestyle', 'ISO, YMD', 'timezone', 'UTC', 'intervalstyle', 'iso_8601', 'extra_float_digits', '1', 'bytea_output', 'hex', 'lc_monetary', 'C'];
+  wanted text[] := '{}';
+  needs  text;
+begin
+  if tbl is null then
+    return pins;
+  end if;
+  for needs in
+    select distinct case
+             when a.atttypid = any ('{bool,int2,int4,int8,oid,text,varchar,bpchar,name,uuid,json,jsonb,numeric,inet,cidr,macaddr,macaddr8,bit,varbit,date,timestamp,time,xid8,pg_lsn}'::regtype[])
+               or t.typtype = 'e' then ''
+             when a.atttypid = 'timestamptz'::regtype then 'timezone'
+             when a.atttypid = any ('{float4,float8}'::regtype[]) then 'extra_float_digits'
+             when a.atttypid = 'bytea'::regtype then 'bytea_output'
+             else 'all' end
+      from unnest(outbox.column_names(tbl)) with ordinality u(name, n)
+      left join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
+      left join pg_type t on t.oid = a.atttypid
+     where u.name = any (columns)
+  loop
+    if needs = 'all' then
+      return pins;
+    elsif needs <> '' then
+      wanted := wanted || needs || pins[array_position(pins, needs) + 1];
+    end if;
+  end loop;
+  return wanted;
+end
+$$;
+
+-- Set these (name, value, name, value) until the end of the transaction; returns what they were, to be set again.
+create or replace function outbox.pin(settings text[]) returns text[]
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  were text[] := '{}';
+begin
+  for n in 1 .. cardinality(settings) by 2 loop
+    were := were || settings[n] || current_setting(settings[n]);
+    perform set_config(settings[n], settings[n + 1], true);
+  end loop;
+  return were;
 end
 $$;
 
@@ -374,6 +505,11 @@ $$;
 
 -- (Re)create the capture function of one watched table: static SQL while the table looks as it did when
 -- this ran, the same SQL composed afresh when it does not. Never an error for the application.
+--
+-- `outbox.captured_<id>` holds the command of the client (when the server received it) in which this table was
+-- captured last. Whatever nests in a statement belongs to the same command, and marks before the statement's own
+-- capture looks: a mark of another command, or none, says that nothing did. It ends with the transaction and is taken
+-- back with a savepoint, as are the changes it speaks of.
 create or replace function outbox.compose_capture(watched_id int, tbl regclass) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -385,55 +521,101 @@ declare
   compose text;
   body    text;
   large   text;
+  seen    text := 'outbox.captured_' || watched_id;
+  cols    text[];
+  keys    text[];
+  guarded boolean;
+  way     record;
+  ways    jsonb := '{}';
+  pins    text[];
 begin
   select * into strict w from outbox.watched where id = watched_id;
   select n.nspname, c.relname into schema, title
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
+  cols := outbox.row_columns(tbl, w.include, w.exclude);
+  keys := coalesce(w.key_columns, outbox.primary_key(tbl));
   if (select c.relkind = 'r' from pg_class c where c.oid = tbl) then
-    large := outbox.compose_large(watched_id, tbl, outbox.row_columns(tbl, w.include, w.exclude));
+    large := outbox.compose_large(watched_id, tbl, cols);
   end if;
+  guarded := (outbox.size_sql(tbl, cols)).small <> 'true';
   compose := format('outbox.capture_sql(%L, %L, %L, %L', w.table_name, w.key_columns, w.include, w.exclude);
+  for way in select op from unnest(array['INSERT', 'UPDATE', 'DELETE']) op loop
+    ways := ways || jsonb_build_object(
+      way.op, outbox.copy_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, way.op, seen),
+      way.op || ' again', outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, way.op, large),
+      way.op || ' rest', outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, way.op, large, true));
+  end loop;
   body := format($body$
 declare
   captured bigint := 0;
-  as_known boolean := false;
+  more     bigint := 0;
+  seen     text := extract(epoch from statement_timestamp())::text;
+  way      text := 'composed';
+  were     text[];
 begin
   if tg_op = 'TRUNCATE' then
     if not outbox.truncates(tg_relid, tg_when) then
       return null;
     end if;
   elsif tg_table_name = %1$L and tg_table_schema = %2$L or pg_partition_root(tg_relid) = to_regclass(%3$L) then
-    as_known := outbox.signature(%3$L::regclass) = %4$L and outbox.capturable(%3$L::regclass, %5$L::text[]);
+    way := case when not (outbox.signature(%3$L::regclass) = %4$L and outbox.capturable(%3$L::regclass, %5$L::text[])) then 'composed'
+                when %15$scurrent_setting(%6$L, true) is distinct from seen then tg_op else 'again' end;
   end if;
-  if as_known then
-    if tg_op = 'INSERT' then
-      %6$s;
-    elsif tg_op = 'UPDATE' then
-      %7$s;
-    else
-      %8$s;
+  if way = 'INSERT' then
+    %7$s;
+    get diagnostics captured = row_count;
+  elsif way = 'DELETE' then
+    %8$s;
+    get diagnostics captured = row_count;
+  elsif way = 'UPDATE' then
+    %9$s;
+    get diagnostics captured = row_count;
+    if captured = 0 then
+      way := 'again';
     end if;
-  else
-    execute %9$s, tg_relid, tg_op);
   end if;
-  get diagnostics captured = row_count;
-  if captured > 0 and not pg_try_advisory_xact_lock_shared(1869968482, 1) and pg_notification_queue_usage() < 0.5 then
+  if way = 'again' then
+    if tg_op = 'INSERT' then
+      %10$s;
+    elsif tg_op = 'UPDATE' then
+      %11$s;
+    else
+      %12$s;
+    end if;
+    get diagnostics captured = row_count;
+  elsif way = 'composed' then
+    were := outbox.pin(outbox.spelling());
+    execute %13$s, tg_relid, tg_op);
+    get diagnostics captured = row_count;
+    perform outbox.pin(were);
+  %14$s
+  end if;
+  if captured > 0 and set_config(%6$L, seen, true) is not null
+     and not pg_try_advisory_xact_lock_shared(1869968482, 1) and pg_notification_queue_usage() < 0.5 then
     perform pg_notify('outbox', '');
   end if;
   return null;
 end
-$body$, title, schema, tbl::text, outbox.signature(tbl), coalesce(w.key_columns, outbox.primary_key(tbl)),
-    outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, 'INSERT', large),
-    outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, 'UPDATE', large),
-    outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, 'DELETE', large), compose);
+$body$, title, schema, tbl::text, outbox.signature(tbl), keys, seen,
+    ways ->> 'INSERT', ways ->> 'DELETE', ways ->> 'UPDATE',
+    ways ->> 'INSERT again', ways ->> 'UPDATE again', ways ->> 'DELETE again', compose,
+    case when guarded then format($rest$elsif way <> 'DELETE' and current_setting(%L, true) is not distinct from seen then
+    %s;
+    get diagnostics more = row_count;
+    captured := captured + more;$rest$, seen, ways ->> 'INSERT rest') else '' end,
+    -- Transition tables do not have the values of virtual columns.
+    case when exists (select from unnest(outbox.column_names(tbl)) with ordinality u(name, n) join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
+                       where u.name = any (cols) and a.attgenerated = 'v') then 'tg_op = ''DELETE'' and ' else '' end);
   -- row_security = off: a policy must raise an error here, never hide a row. enable_seqscan = off: a plan
   -- made while the table was small must not scan it when it is large. The rest pins how values are spelled.
   execute format(
     'create or replace function outbox.%I() returns trigger language plpgsql security definer'
-    ' set search_path = pg_catalog, pg_temp set row_security = off set enable_seqscan = off'
-    ' set datestyle = ''ISO, YMD'' set timezone = ''UTC'' set intervalstyle = ''iso_8601'''
-    ' set extra_float_digits = 1 set bytea_output = ''hex'' set lc_monetary = ''C'' as %L',
-    'capture_' || watched_id, body);
+    ' set search_path = pg_catalog, pg_temp set row_security = off set enable_seqscan = off%s as %L',
+    'capture_' || watched_id,
+    (select string_agg(format(' set %s = %L', p.name, p.setting), '') from (
+       select pins.setting, lag(pins.setting) over (order by n) as name, n
+         from unnest(outbox.spelling(tbl, cols)) with ordinality pins(setting, n)) p where p.n % 2 = 0),
+    body);
   execute format('revoke all on function outbox.%I() from public', 'capture_' || watched_id);
   -- Whoever watches last is who can read the table now.
   execute format('alter function outbox.%I() owner to %I', 'capture_' || watched_id, current_user);
