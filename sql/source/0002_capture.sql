@@ -382,7 +382,7 @@ begin
                   ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''') from old_rows k',
                   of_table, outbox.key_sql(tbl, keys, 'k'));
   end if;
-  whole := given = (select string_agg(format('t.%I', u.name), ', ' order by u.n)
+  whole := given = (select string_agg(case when u.name is not null then format('t.%I', u.name) else 'dropped' end, ', ' order by u.n)
                       from unnest(outbox.column_names(tbl)) with ordinality u(name, n));
   select case when count(*) = 1 then min(format('k.%I', c)) else format('row(%s)', string_agg(format('k.%I', c), ', ' order by n)) end
     into names from unnest(keys) with ordinality u(c, n);

@@ -215,18 +215,19 @@ def test_the_time_the_writer_and_its_headers_travel(scratch: Connection) -> None
 
 
 def test_a_large_table_is_never_scanned(app: Connection) -> None:
-    """Each touched key is one index probe, also when the plan was made while the table was small or after a bulk statement."""
+    """Each key re-read is one index probe, also when the plan was made while the table was small or after a bulk statement."""
     app.execute("create table t (id int primary key, n int); alter table t set (autovacuum_enabled = off)")
     watch(app, "t")
     counters = "select seq_scan, idx_scan from pg_stat_xact_user_tables where relname = 't'"
     app.execute("insert into t values (1), (2), (3); analyze t")
-    app.execute("update t set n = 0")  # planned for three rows
+    again = "update t set n = 1 where id = 1; "  # the first of a command is copied, what follows is re-read
+    app.execute(again + "update t set n = 0")  # planned for three rows
     with app.transaction():
         ((scans, probes),) = rows(app, counters)
-        app.execute("insert into t select i, 0 from generate_series(4, 3000) i")
+        app.execute(again + "insert into t select i, 0 from generate_series(4, 3000) i")
         for i in range(100, 107):
-            app.execute("update t set n = %s where id = %s", (i, i))
-        app.execute("delete from t where id between 10 and 19")
+            app.execute(f"{again}update t set n = {i} where id = {i}")
+        app.execute(again + "delete from t where id between 10 and 19")
         ((scans_now, probes_now),) = rows(app, counters)
         assert scans_now == scans
         assert probes_now - probes >= 2997 + 7 + 10

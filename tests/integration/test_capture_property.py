@@ -5,6 +5,7 @@ Derandomised: every run tries the same scenarios. CAPTURE_EXAMPLES=2000 in the e
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -12,7 +13,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
-from psycopg import errors
+from psycopg import errors, sql
 
 from tests.captured import Connection, assert_replays, copying_trigger, watch
 
@@ -151,8 +152,16 @@ class Session:
     level: str
 
 
-def play(session: Session, scenario: Scenario, *, copying: bool = False) -> None:
-    """Run a scenario in a transaction that is taken back; fails when the outbox does not replay to the tables."""
+Break = Callable[[Connection], None]
+
+
+def play(
+    session: Session, scenario: Scenario, *, copying: bool = False, breaks: Break | None = None, at_once: bool = False
+) -> None:
+    """Run a scenario in a transaction that is taken back; fails when the outbox does not replay to the tables.
+
+    `copying`: by AFTER ROW triggers. `breaks` changes what outbox.watch installed. `at_once`: all in one command.
+    """
     with psycopg.connect(session.dsn, autocommit=True) as conn, conn.transaction(force_rollback=True):
         conn.execute(f"set transaction isolation level {session.level}")
         conn.execute(TABLES.format(scenario.on_delete))
@@ -160,11 +169,16 @@ def play(session: Session, scenario: Scenario, *, copying: bool = False) -> None
             watch(conn, table, capture=not copying)
             if copying:
                 copying_trigger(conn, table)
+        if breaks:
+            breaks(conn)
         conn.execute(
             "insert into item (id, a) select i, i from generate_series(1, 4) i; insert into part select i, 0, i from generate_series(1, 3) i"
         )
         for number, trigger in enumerate(scenario.triggers):
             conn.execute(trigger.ddl(number))
+        if at_once:
+            play_at_once(conn, scenario)
+            return
         open_savepoints = 0
         for step in scenario.steps:
             if step == "savepoint":
@@ -178,6 +192,28 @@ def play(session: Session, scenario: Scenario, *, copying: bool = False) -> None
                 with contextlib.suppress(*THE_APPLICATIONS_OWN), conn.transaction():
                     conn.execute(step)
             assert_replays(conn, "public.item", "public.part")
+
+
+def play_at_once(conn: Connection, scenario: Scenario) -> None:
+    """The statements as one command of the client, each in an EXCEPTION block that may swallow its failure."""
+    steps = [step for step in scenario.steps if step not in {"savepoint", "rollback to", "release"}]
+    blocks = [
+        sql.SQL("begin execute {}; exception when integrity_constraint_violation or triggered_data_change_violation"
+                " or cardinality_violation or statement_too_complex then null; end;").format(sql.Literal(step))
+        for step in steps
+    ]  # fmt: skip
+    conn.execute(sql.SQL("do {}").format(sql.Literal(f"begin {sql.SQL(' ').join(blocks).as_string(conn)} end")))
+    assert_replays(conn, "public.item", "public.part")
+
+
+def always_copy(conn: Connection) -> None:
+    """Capture without its mark: every statement copies the rows that it was given."""
+    for (source,) in conn.execute(
+        "select pg_get_functiondef(to_regproc('outbox.capture_' || id)) from outbox.watched"
+    ).fetchall():
+        broken = source.replace(" is distinct from seen then tg_op", " is distinct from seen or true then tg_op")
+        assert broken != source
+        conn.execute(broken)
 
 
 @pytest.fixture(scope="module", params=["read committed", "serializable"])
@@ -194,19 +230,23 @@ def session(shared_app: Connection, request: pytest.FixtureRequest) -> Session:
 def test_any_scenario_replays_to_the_tables(session: Session, scenario: Scenario) -> None:
     """Whatever triggers and statements an application has, every savepoint included."""
     play(session, scenario)
+    play(session, scenario, at_once=True)
 
 
-def test_the_property_can_fail(session: Session) -> None:
-    """With AFTER ROW triggers that copy the row they are given, the search finds a scenario that ends wrong."""
+@pytest.mark.parametrize("how", ["triggers that copy each row", "capture without its mark"])
+def test_the_property_can_fail(session: Session, how: str) -> None:
+    """Where every statement copies the rows it was given, the search finds a scenario that ends wrong."""
+    copying = how == "triggers that copy each row"
+    breaks = None if copying else always_copy
 
     def ends_wrong(scenario: Scenario) -> bool:
         try:
-            play(session, scenario, copying=True)
+            play(session, scenario, copying=copying, breaks=breaks)
         except AssertionError:
             return True
         return False
 
-    how = settings(max_examples=200, deadline=None, database=None, phases=[Phase.generate])
-    found = find(scenarios, ends_wrong, settings=how, random=Random(1))
+    search = settings(max_examples=200, deadline=None, database=None, phases=[Phase.generate])
+    found = find(scenarios, ends_wrong, settings=search, random=Random(1))
     assert found.triggers
     play(session, found)  # and the outbox's own triggers end right there

@@ -1,0 +1,231 @@
+"""The first capture of a table in a command copies the rows it is given; every later one re-reads them by their keys.
+
+What is read of the table itself is counted by Postgres: so the cost is held down without a clock.
+"""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.captured import Connection, assert_replays, ops, rows, value, watch
+
+SOURCE = "pg_get_functiondef(to_regproc('outbox.capture_' || id))"
+
+
+def probes(conn: Connection) -> int:
+    """How often this transaction has looked up a key in table t."""
+    return int(value(conn, "select idx_scan from pg_stat_xact_user_tables where relname = 't'"))
+
+
+def rewrite(conn: Connection, old: str, new: str) -> None:
+    """Change the source of every capture function: to break what a test is about."""
+    for (source,) in rows(conn, f"select {SOURCE} from outbox.watched where capture"):
+        assert old in source
+        conn.execute(source.replace(old, new))
+
+
+def always_copy(conn: Connection) -> None:
+    rewrite(conn, "is distinct from seen then tg_op", "is distinct from seen or true then tg_op")
+
+
+def copy_moved_keys(conn: Connection) -> None:
+    for (source,) in rows(conn, f"select {SOURCE} from outbox.watched where capture"):
+        start = source.index(" and (select array_agg(")
+        conn.execute(source[:start] + source[source.index(";", start) :])
+
+
+def test_the_first_capture_reads_nothing(scratch: Connection) -> None:
+    """One row or a thousand: what the statement was given is what is recorded."""
+    scratch.execute("create table t (id int primary key, n int)")
+    watch(scratch, "t")
+    scratch.execute("insert into t select i, 0 from generate_series(1, 1000) i")
+    assert probes(scratch) == 0
+    scratch.execute("update t set n = 1")
+    scratch.execute("delete from t")
+    assert probes(scratch) == 0
+    assert len(ops(scratch)) == 3000
+    assert_replays(scratch)
+
+
+def test_a_later_capture_in_the_same_command_probes_each_key(scratch: Connection) -> None:
+    """Also in a command that repeats itself; and the next command copies again."""
+    scratch.execute("create table t (id int primary key)")
+    watch(scratch, "t")
+    scratch.execute("do $$ begin for n in 1 .. 10 loop insert into t values (n); end loop; end $$")
+    assert probes(scratch) == 9
+    scratch.execute("insert into t values (11)")
+    assert probes(scratch) == 9
+    scratch.execute("insert into t values (12); insert into t values (13)")
+    assert probes(scratch) == 10
+    assert_replays(scratch)
+
+
+def test_the_mark_is_taken_back_with_the_changes_it_speaks_of(scratch: Connection) -> None:
+    """An EXCEPTION block undoes what it captured, and with it the need to re-read."""
+    scratch.execute("create table t (id int primary key)")
+    watch(scratch, "t")
+    scratch.execute("""do $$ begin
+      begin insert into t values (1); perform 1 / 0; exception when division_by_zero then null; end;
+      insert into t values (2);
+    end $$""")
+    assert probes(scratch) == 0
+    scratch.execute("savepoint s; insert into t values (3); rollback to s; insert into t values (4)")
+    assert probes(scratch) == 0
+    assert_replays(scratch)
+
+
+def test_a_statement_that_touches_nothing_marks_nothing(scratch: Connection) -> None:
+    """INSERT … ON CONFLICT fires the triggers for UPDATE as well."""
+    scratch.execute("create table t (id int primary key, n int)")
+    watch(scratch, "t")
+    scratch.execute("update t set n = 0 where id = 0; insert into t values (1, 1) on conflict (id) do update set n = 2")
+    before = probes(scratch)
+    scratch.execute("update t set n = 3 where false; insert into t values (2, 1) on conflict (id) do update set n = 2")
+    assert probes(scratch) == before + 1  # looks for the conflict
+    assert_replays(scratch)
+
+
+NESTED = """
+    create table t (id int primary key, n int not null default 0);
+    create function f() returns trigger language plpgsql set datestyle = 'German' set timezone = 'Asia/Kathmandu' as $$ begin
+      if pg_trigger_depth() = 1 then {} end if; return null; end $$;
+    create trigger aaa after insert or update on t for each row execute function f();
+"""
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        "update t set n = n + 1 where id = new.id;",
+        "begin update t set n = 7; perform 1 / 0; exception when division_by_zero then null; end; update t set n = 8;",
+        "delete from t where id = new.id;",
+    ],
+)
+def test_what_nests_in_a_statement_makes_it_re_read(scratch: Connection, action: str) -> None:
+    """Whatever the nested function sets; and copying always would end wrong."""
+    scratch.execute(NESTED.format(action))
+    watch(scratch, "t")
+    scratch.execute("insert into t values (1), (2)")
+    assert_replays(scratch)
+    scratch.execute("update t set n = 5")
+    assert_replays(scratch)
+    always_copy(scratch)
+    scratch.execute("insert into t values (3), (4)")
+    with pytest.raises(AssertionError):
+        assert_replays(scratch)
+
+
+def test_a_function_in_an_expression_nests_too(scratch: Connection) -> None:
+    """It writes the row that the statement deletes or updates next, or has written before."""
+    scratch.execute("""
+        create table t (id int primary key, n int not null default 0);
+        create function other(of int) returns int language plpgsql as $$ begin
+          update t set n = 50 where id = of; return 1; end $$;
+    """)
+    watch(scratch, "t")
+    scratch.execute("insert into t select generate_series(1, 4)")
+    scratch.execute("update t set n = 1 where id in (3, 4) returning other(id)")
+    assert_replays(scratch)
+    always_copy(scratch)
+    scratch.execute("update t set n = 2 where id in (3, 4) returning other(id)")
+    with pytest.raises(AssertionError):
+        assert_replays(scratch)
+
+
+CASCADES = {
+    "a key of two foreign keys": """
+        create table t (a int references p on update cascade, b int references p on update cascade, n int, primary key (a, b));
+        insert into t values (1, 1, 0);
+    """,
+    "a trigger that moves the key on": """
+        create table t (id int primary key, a int references p on update cascade, b int references p on update cascade);
+        create function f() returns trigger language plpgsql as $$ begin new.id := old.id + 10; return new; end $$;
+        create trigger moves before update on t for each row execute function f();
+        insert into t values (1, 1, 1);
+    """,
+    "a trigger that moves the key to and fro": """
+        create table t (id int primary key, a int references p on update cascade, b int references p on update cascade);
+        create function f() returns trigger language plpgsql as $$ begin new.id := -old.id; return new; end $$;
+        create trigger moves before update on t for each row execute function f();
+        insert into t values (1, 1, 1);
+    """,
+}
+
+
+@pytest.mark.parametrize("table", CASCADES)
+def test_cascades_that_move_one_row_twice_are_re_read(scratch: Connection, table: str) -> None:
+    """They belong to the statement on the other table: one capture sees both moves, as if two rows had moved."""
+
+    def play(breaks: Callable[[Connection], None] | None) -> None:
+        scratch.execute("create table p (k int primary key); insert into p values (1)")
+        create, insert, values = CASCADES[table].partition("insert into")
+        scratch.execute(create)
+        watch(scratch, "t")
+        scratch.execute(insert + values)
+        if breaks:
+            breaks(scratch)
+        scratch.execute("update p set k = 2")
+        assert_replays(scratch, "public.t")
+
+    scratch.execute("savepoint before")
+    play(None)
+    scratch.execute("rollback to before")
+    with pytest.raises(AssertionError):
+        play(copy_moved_keys)
+
+
+def test_cascades_that_touch_one_row_twice_end_with_the_last(scratch: Connection) -> None:
+    """Two foreign keys, a row that refers to itself, set null and cascade for one row."""
+    scratch.execute("""
+        create table p (k int primary key);
+        create table t (id int primary key, up int references t on update cascade on delete cascade,
+                        a int references p on update cascade on delete set null, b int references p on update cascade on delete cascade);
+        insert into p values (1), (2), (3);
+    """)
+    watch(scratch, "t")
+    scratch.execute("insert into t values (1, 1, 1, 1), (2, 1, 1, 2), (3, 1, 2, 1), (4, 4, 3, 2), (5, 5, 2, 3)")
+    for statement in (
+        "update p set k = k + 10",
+        "update t set id = id + 100 where id = 1",
+        "update t set id = id + 100 where id = 2",
+        "update p set k = 31 where k = 13",
+        "delete from p where k = 12",
+        "delete from t where id = 101",
+        "delete from p",
+    ):
+        scratch.execute(statement)
+        assert_replays(scratch, "public.t")
+
+
+def test_what_is_copied_is_what_the_table_holds(scratch: Connection) -> None:
+    """Defaults, identity, generated columns, BEFORE triggers, values kept out of line, a dropped column."""
+    kinds = ["stored", "virtual"] if scratch.info.server_version >= 180000 else ["stored"]
+    for kind in kinds:
+        scratch.execute(f"""
+            create table {kind} (gone int, id int generated always as identity primary key, n int default 3, body text,
+                                 tags text[] default '{{a}}', data jsonb default 'null',
+                                 twice int generated always as (n * 2) {kind}, late timestamptz default now());
+            alter table {kind} alter body set storage external;
+            alter table {kind} drop column gone;
+            create or replace function f() returns trigger language plpgsql as $$ begin new.n := new.n + 1; return new; end $$;
+            create trigger f before insert or update on {kind} for each row execute function f();
+        """)
+        watch(scratch, kind)
+        scratch.execute(f"insert into {kind} (body) values ('a'), (repeat('b', 9000)), (repeat('c', 90000)), (null)")
+        assert_replays(scratch)
+        scratch.execute(f"update {kind} set n = 10 where id <> 1")
+        assert_replays(scratch)
+        scratch.execute(f"update {kind} set tags = tags || body where id <= 2; delete from {kind} where id = 3")
+        assert_replays(scratch)
+
+
+def test_columns_may_have_any_name(scratch: Connection) -> None:
+    """Those of the capture function's own variables and aliases too."""
+    scratch.execute(
+        'create table t (t int, k int, x text, seen int, way text, captured int, "new_rows" int, primary key (t, k))'
+    )
+    watch(scratch, "t")
+    scratch.execute("insert into t values (1, 1, 'x', 1, 'INSERT', 0, 1), (1, 2, 'y', 2, 'again', 9, 1)")
+    scratch.execute("update t set x = 'z'; update t set k = k + 5, seen = 3")
+    scratch.execute("update t set way = 'w' where k = 6")
+    assert_replays(scratch)
