@@ -392,7 +392,7 @@ begin
                 case when whole then 't' else 'x' end)
          || case when whole then '' else format(' cross join lateral (select %s) x', given) end
          || format(' where (%s)', case when small = 'true' then small
-                                       else format('%s or set_config(%L, extract(epoch from statement_timestamp())::text, true) is null', small, seen) end)
+                                       else format('%s or set_config(%L, ''rest'', true) is null', small, seen) end)
          || case when tg_op = 'UPDATE' then format(
               ' and (select array_agg(%1$s) from (select * from old_rows limit 100001) k having count(*) <= 100000)'
               ' = (select array_agg(%1$s) from (select * from new_rows limit 100001) k)', names) else '' end;
@@ -527,7 +527,9 @@ declare
   guarded boolean;
   way     record;
   ways    jsonb := '{}';
-  pins    text[];
+  command text;
+  pin     text;
+  unpin   text;
 begin
   select * into strict w from outbox.watched where id = watched_id;
   select n.nspname, c.relname into schema, title
@@ -545,72 +547,85 @@ begin
       way.op || ' again', outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, way.op, large),
       way.op || ' rest', outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, way.op, large, true));
   end loop;
+  command := 'extract(epoch from statement_timestamp())::text';
+  -- row_security = off: a policy must raise an error here, never hide a row. enable_seqscan = off: a plan made
+  -- while the table was small must not scan it when it is large.
+  pin := 'were := array[current_setting(''row_security''), set_config(''row_security'', ''off'', true),'
+         ' current_setting(''enable_seqscan''), set_config(''enable_seqscan'', ''off'', true)]';
+  unpin := 'were := array[set_config(''row_security'', were[1], true), set_config(''enable_seqscan'', were[3], true)]';
+  -- In every transaction plpgsql prepares its expressions anew: the way of a one-row insert has four.
   body := format($body$
 declare
-  captured bigint := 0;
-  more     bigint := 0;
-  seen     text := extract(epoch from statement_timestamp())::text;
-  way      text := 'composed';
+  captured bigint;
+  more     bigint;
+  way      text;
   were     text[];
 begin
-  if tg_op = 'TRUNCATE' then
-    if not outbox.truncates(tg_relid, tg_when) then
-      return null;
-    end if;
-  elsif tg_table_name = %1$L and tg_table_schema = %2$L or pg_partition_root(tg_relid) = to_regclass(%3$L) then
+  if tg_op <> 'TRUNCATE' and (tg_table_name = %1$L and tg_table_schema = %2$L or pg_partition_root(tg_relid) = to_regclass(%3$L)) then
     way := case when not (outbox.signature(%3$L::regclass) = %4$L and outbox.capturable(%3$L::regclass, %5$L::text[])) then 'composed'
-                when %15$scurrent_setting(%6$L, true) is distinct from seen then tg_op else 'again' end;
+                when %6$scurrent_setting(%7$L, true) is distinct from %8$s then tg_op else 'again' end;
+  elsif tg_op = 'TRUNCATE' and not outbox.truncates(tg_relid, tg_when) then
+    return null;
   end if;
   if way = 'INSERT' then
-    %7$s;
-    get diagnostics captured = row_count;
-  elsif way = 'DELETE' then
-    %8$s;
-    get diagnostics captured = row_count;
-  elsif way = 'UPDATE' then
     %9$s;
     get diagnostics captured = row_count;
-    if captured = 0 then
-      way := 'again';
-    end if;
-  end if;
-  if way = 'again' then
-    if tg_op = 'INSERT' then
+  else
+    if way = 'DELETE' then
       %10$s;
-    elsif tg_op = 'UPDATE' then
+      get diagnostics captured = row_count;
+    elsif way = 'UPDATE' then
       %11$s;
-    else
-      %12$s;
+      get diagnostics captured = row_count;
+      if captured = 0 then
+        way := 'again';
+      end if;
     end if;
-    get diagnostics captured = row_count;
-  elsif way = 'composed' then
-    were := outbox.pin(outbox.spelling());
-    execute %13$s, tg_relid, tg_op);
-    get diagnostics captured = row_count;
-    perform outbox.pin(were);
-  %14$s
+    if way = 'again' then
+      %17$s;
+      if tg_op = 'INSERT' then
+        %12$s;
+      elsif tg_op = 'UPDATE' then
+        %13$s;
+      else
+        %14$s;
+      end if;
+      get diagnostics captured = row_count;
+      %18$s;
+    elsif captured is null then
+      were := outbox.pin(outbox.spelling() || '{row_security,off,enable_seqscan,off}');
+      execute %15$s, tg_relid, tg_op);
+      get diagnostics captured = row_count;
+      perform outbox.pin(were);
+    end if;
   end if;
-  if captured > 0 and set_config(%6$L, seen, true) is not null
+  if %16$scaptured > 0 and set_config(%7$L, %8$s, true) is not null
      and not pg_try_advisory_xact_lock_shared(1869968482, 1) and pg_notification_queue_usage() < 0.5 then
-    perform pg_notify('outbox', '');
+    %19$s
+    if captured > 0 and set_config(%7$L, %8$s, true) is not null
+       and not pg_try_advisory_xact_lock_shared(1869968482, 1) and pg_notification_queue_usage() < 0.5 then
+      perform pg_notify('outbox', '');
+    end if;
   end if;
   return null;
 end
-$body$, title, schema, tbl::text, outbox.signature(tbl), keys, seen,
-    ways ->> 'INSERT', ways ->> 'DELETE', ways ->> 'UPDATE',
-    ways ->> 'INSERT again', ways ->> 'UPDATE again', ways ->> 'DELETE again', compose,
-    case when guarded then format($rest$elsif way <> 'DELETE' and current_setting(%L, true) is not distinct from seen then
-    %s;
-    get diagnostics more = row_count;
-    captured := captured + more;$rest$, seen, ways ->> 'INSERT rest') else '' end,
+$body$, title, schema, tbl::text, outbox.signature(tbl), keys,
     -- Transition tables do not have the values of virtual columns.
     case when exists (select from unnest(outbox.column_names(tbl)) with ordinality u(name, n) join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
-                       where u.name = any (cols) and a.attgenerated = 'v') then 'tg_op = ''DELETE'' and ' else '' end);
-  -- row_security = off: a policy must raise an error here, never hide a row. enable_seqscan = off: a plan
-  -- made while the table was small must not scan it when it is large. The rest pins how values are spelled.
+                       where u.name = any (cols) and a.attgenerated = 'v') then 'tg_op = ''DELETE'' and ' else '' end,
+    seen, command, ways ->> 'INSERT', ways ->> 'DELETE', ways ->> 'UPDATE',
+    ways ->> 'INSERT again', ways ->> 'UPDATE again', ways ->> 'DELETE again', compose,
+    case when guarded then format('current_setting(%L, true) = ''rest'' or ', seen) else '' end, pin, unpin,
+    case when guarded then format($rest$if way in ('INSERT', 'UPDATE') then  -- rows may have been left over
+      %s;
+      %s;
+      get diagnostics more = row_count;
+      captured := captured + more;
+      %s;
+    end if;$rest$, pin, ways ->> 'INSERT rest', unpin) else '' end);
   execute format(
     'create or replace function outbox.%I() returns trigger language plpgsql security definer'
-    ' set search_path = pg_catalog, pg_temp set row_security = off set enable_seqscan = off%s as %L',
+    ' set search_path = pg_catalog, pg_temp%s as %L',
     'capture_' || watched_id,
     (select string_agg(format(' set %s = %L', p.name, p.setting), '') from (
        select pins.setting, lag(pins.setting) over (order by n) as name, n

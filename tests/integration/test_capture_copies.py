@@ -25,7 +25,7 @@ def rewrite(conn: Connection, old: str, new: str) -> None:
 
 
 def always_copy(conn: Connection) -> None:
-    rewrite(conn, "is distinct from seen then tg_op", "is distinct from seen or true then tg_op")
+    rewrite(conn, "then tg_op else", "or true then tg_op else")
 
 
 def copy_moved_keys(conn: Connection) -> None:

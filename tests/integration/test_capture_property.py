@@ -211,7 +211,7 @@ def always_copy(conn: Connection) -> None:
     for (source,) in conn.execute(
         "select pg_get_functiondef(to_regproc('outbox.capture_' || id)) from outbox.watched"
     ).fetchall():
-        broken = source.replace(" is distinct from seen then tg_op", " is distinct from seen or true then tg_op")
+        broken = source.replace("then tg_op else", "or true then tg_op else")
         assert broken != source
         conn.execute(broken)
 
