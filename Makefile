@@ -12,7 +12,7 @@ SEED ?=
 WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture soak check format lock clean
+.PHONY: help setup demo test torture soak bench check format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ soak: setup ## push millions of changes past an open snapshot, and print what be
 
 torture: setup ## hurt everything at random for SECONDS=60 and count what is lost (SEED=… to repeat)
 	@$(BIN)/python -m tests.torture --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+bench: setup ## measure outboxd beside native replication and a script (ARGS=--quick, ARGS='--only W1,W4')
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 check: setup ## format, lint, types and import rules, changing nothing
 	$(BIN)/ruff format --check .

@@ -105,6 +105,12 @@ class Cluster:
     def running(self) -> bool:
         return self._postmaster is not None and self._postmaster.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """The postmaster's."""
+        assert self._postmaster is not None
+        return self._postmaster.pid
+
     def dsn(self, database: str = "postgres", user: str = "postgres") -> str:
         return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
 

@@ -79,6 +79,12 @@ class EmbeddedSupabase:
     def dsn(self, user: str = "supabase_owner") -> str:
         return self.cluster.dsn(self.database, user)
 
+    @property
+    def pid(self) -> int:
+        """PostgREST's."""
+        assert self._postgrest is not None
+        return self._postgrest.pid
+
     def start(self) -> None:
         self.start_postgrest()
         self.gateway.start()

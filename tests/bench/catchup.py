@@ -1,0 +1,113 @@
+"""How long a system takes for a backlog: from the moment it begins to move until the last transaction has arrived."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from tests.bench import cpu
+from tests.bench.rows import assert_equal
+from tests.bench.site import Site, Stores, connect
+from tests.bench.systems import KIND, NAMES, BenchFailed, Mover, moving
+from tests.bench.workloads import BACKLOGS, Backlog, build, warm_up, warmed
+
+_LOOK = 0.005  # seconds between two probes
+_LOOK_HALF = 0.25
+
+
+@dataclass(frozen=True)
+class Caught:
+    """`shares` are of one core, by group; `half`: in how many of `looks` a transaction was seen half on the target."""
+
+    changes: int
+    seconds: float
+    start_up: float
+    shares: dict[str, float]
+    half: int = 0
+    looks: int = 0
+
+    @property
+    def rate(self) -> float:
+        return self.changes / self.seconds
+
+
+@dataclass
+class _Onlooker:
+    """Looks a few times a second whether half a transaction is visible; the same for every system."""
+
+    stores: Stores
+    question: str
+    looks: int = 0
+    half: int = 0
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        with connect(self.stores.target) as conn:
+            while not self._over.wait(_LOOK_HALF):
+                ((half,),) = conn.execute(self.question.encode()).fetchall()
+                self.looks += 1
+                self.half += half > 0
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def catch_up(
+    site: Site, system: str, workload: str, changes: int, *, deadline: float = 300.0, delay: float = 0.0,
+    tamper: Callable[[Stores], None] | None = None,
+) -> Caught:  # fmt: skip
+    """One measurement, on databases of its own. `tamper` is for those who test the bench."""
+    backlog, whose = BACKLOGS[workload], f"{NAMES[system]}, {workload}"
+    with site.stores(KIND[system]) as stores, moving(system, site, stores, delay=delay) as mover:
+        warm(mover, stores, whose)
+        waiting = build(backlog, stores, changes)
+        if tamper:
+            tamper(stores)
+        site.settle()
+        caught = _clocked(site, mover, stores, backlog, deadline)
+        if not caught:
+            raise BenchFailed(f"{whose}: {waiting} changes did not arrive within {deadline:g} s: {mover.last_words()}")
+        mover.stop()
+        assert_equal(stores, whose)
+        return replace(caught, changes=waiting)
+
+
+def warm(mover: Mover, stores: Stores, whose: str) -> None:
+    """The same small backlog for everybody; afterwards it stands still again."""
+    warm_up(stores)
+    mover.start()
+    arrived = warmed(stores)
+    if not _wait(arrived, 60.0):
+        raise BenchFailed(f"{whose}: the warm-up did not arrive within 60 s: {mover.last_words()}")
+    mover.stop()
+
+
+def _clocked(site: Site, mover: Mover, stores: Stores, backlog: Backlog, deadline: float) -> Caught | None:
+    """None: it did not arrive in time."""
+    clusters = {"source": site.source.pid, "target": site.target.pid}
+    with connect(stores.target) as conn:
+        onlooker = _Onlooker(stores, backlog.half) if backlog.half else None
+        started = time.time()
+        began = mover.start()
+        before = cpu.used({**clusters, **mover.groups})
+        arrived = _wait(lambda: conn.execute(backlog.arrived, prepare=True).fetchall() == [(True,)], deadline)
+        ended = time.time()
+        shares = before.until(cpu.used({**clusters, **mover.groups}))
+        if onlooker:
+            onlooker.stop()
+    half = (onlooker.half, onlooker.looks) if onlooker else (0, 0)
+    return Caught(0, ended - began, began - started, shares, *half) if arrived else None
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(_LOOK)
+    return True

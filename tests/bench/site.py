@@ -1,0 +1,135 @@
+"""Where the bench happens: two clusters with every guarantee on, and for each measurement databases of its own.
+
+Knows how they are set and what lies in them. Must not know what is measured.
+"""
+
+import platform
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from daemon.demo.binaries import postgrest_binary
+from daemon.demo.cluster import Cluster
+from daemon.demo.supabase import prepare
+from tests.acceptance.cli import Cli
+from tests.databases import Database, clone
+
+# The same for every system, on both sides; the rest is as Postgres ships it. Commit timestamps are what latencies are
+# taken from. Checkpoints are made by hand, before each clock starts, so that none falls into one system's time.
+SETTINGS = {
+    "fsync": "on",
+    "full_page_writes": "on",
+    "synchronous_commit": "on",
+    "wal_level": "logical",
+    "shared_buffers": "512MB",
+    "max_wal_size": "8GB",
+    "checkpoint_timeout": "30min",
+    "track_commit_timestamp": "on",
+    "max_connections": "200",
+}
+TABLES = ('public."Story"', 'public."Scenario"', 'public."Wide"')
+# Whose templates a system needs.
+KINDS = ("plain", "script", "outboxd")
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The two databases of one measurement."""
+
+    source: Database
+    target: Database
+
+
+@dataclass(frozen=True)
+class Site:
+    folder: Path
+    source: Cluster
+    target: Cluster
+    templates: dict[str, Stores]
+
+    @contextmanager
+    def stores(self, kind: str) -> Iterator[Stores]:
+        """Fresh databases, as a system of that kind wants to find them."""
+        template = self.templates[kind]
+        with clone(template.source) as source, clone(template.target) as target:
+            yield Stores(source, target)
+
+    def settle(self) -> None:
+        """What building a backlog left to be written is written now, and in nobody's time."""
+        for cluster in (self.source, self.target):
+            cluster.execute("checkpoint")
+
+
+@contextmanager
+def opened(folder: Path, version: int | None = None) -> Iterator[Site]:
+    postgrest_binary()  # before anything starts: raises MissingPostgrest
+    with ExitStack() as stack:
+        source, target = (
+            Cluster.create(folder / side, version=version, settings=SETTINGS) for side in ("source", "target")
+        )
+        for cluster in (source, target):
+            stack.callback(cluster.stop, "immediate")
+            cluster.start()
+        yield Site(folder, source, target, {kind: _template(kind, source, target) for kind in KINDS})
+
+
+def _template(kind: str, source: Cluster, target: Cluster) -> Stores:
+    stores = Stores(
+        Database(source, f"{kind}_source", "postgres"), Database(target, f"{kind}_target", "supabase_owner")
+    )
+    source.create_database(stores.source.name)
+    target.create_database(stores.target.name)
+    prepare(target, stores.target.name)
+    stores.source.install("example_app.sql")
+    stores.target.install("example_mirror.sql")
+    _run(stores.source, "bench.sql")
+    _run(stores.target, "mirror.sql")
+    if kind == "script":
+        _run(stores.source, "script.sql")
+    elif kind == "outboxd":
+        _set_up(stores)
+    return stores
+
+
+def _set_up(stores: Stores) -> None:
+    """As the README says, by the commands a person types."""
+    outboxd = Cli({"source_dsn": stores.source.dsn, "target_dsn": stores.target.dsn})
+    for command in (("setup", "source"), ("setup", "target"), ("watch", *TABLES)):
+        said = outboxd(*command)
+        if said.code != 0:
+            raise RuntimeError(f"outboxd {' '.join(command)} failed: {said.err}")
+
+
+def _run(database: Database, file: str) -> None:
+    with database.connect() as conn:
+        conn.execute((_HERE / file).read_bytes())
+
+
+def connect(database: Database) -> psycopg.Connection[Any]:
+    """As superuser, to build, to look and to compare."""
+    return psycopg.connect(database.superuser_dsn, autocommit=True, application_name="bench")
+
+
+def machine(site: Site) -> dict[str, str]:
+    """What a reader must know of the machine, and every setting that is not Postgres' own."""
+    cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    model = next(
+        (line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith("model name")), "unknown"
+    )
+    memory = int(Path("/proc/meminfo").read_text(encoding="utf-8").split()[1]) // 1024
+    with connect(Database(site.source, "postgres", "postgres")) as conn:
+        ((server,),) = conn.execute("show server_version").fetchall()
+    return {
+        "cpu": f"{cpu.count('processor	:')} cores, {model}",
+        "memory": f"{memory} MB",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "postgres": f"{server}, twice, on this machine, over loopback",
+        "load before": Path("/proc/loadavg").read_text(encoding="utf-8").split()[0],
+        "both clusters": ", ".join(f"{name} = {value}" for name, value in SETTINGS.items()),
+    }
