@@ -3,7 +3,7 @@
 
 create table "Wide" (
   "id" bigint primary key, "a" text, "b" text, "c" text, "d" text, "e" text, "f" text, "g" text, "h" text, "i" text, "j" text,
-  "k" int, "l" int, "m" bigint, "n" numeric, "o" boolean, "p" timestamptz, "q" uuid, "r" jsonb, "s" text[]
+  "k" int, "l" int, "m" bigint, "n" numeric(12, 3), "o" boolean, "p" timestamptz, "q" uuid, "r" jsonb, "s" text[]
 );
 
 create schema bench;
@@ -98,7 +98,7 @@ declare
   part text := repeat(md5(n::text), 12);
 begin
   insert into "Wide" values (of_id, part, part, part, part, part, part, part, part, part, part,
-    n, n * 2, n * 3::bigint, n / 7.0, n % 2 = 0, clock_timestamp(), gen_random_uuid(), bench.settings(n), array['drama', 'night']);
+    n, n * 2, n * 3::bigint, n * 0.125, n % 2 = 0, clock_timestamp(), gen_random_uuid(), bench.settings(n), array['drama', 'night']);
 end
 $$;
 

@@ -4,13 +4,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import LiteralString
 
 from tests.bench import cpu
 from tests.bench.rows import assert_equal
 from tests.bench.site import Site, Stores, connect
 from tests.bench.systems import KIND, NAMES, BenchFailed, Mover, moving
-from tests.bench.workloads import BACKLOGS, Backlog, build, warm_up, warmed
+from tests.bench.workloads import BACKLOGS, WARMED, Backlog, build, warm_up
 
+DEADLINE = 300.0  # seconds
 _LOOK = 0.005  # seconds between two probes
 _LOOK_HALF = 0.25
 
@@ -36,7 +38,7 @@ class _Onlooker:
     """Looks a few times a second whether half a transaction is visible; the same for every system."""
 
     stores: Stores
-    question: str
+    question: LiteralString
     looks: int = 0
     half: int = 0
     _over: threading.Event = field(default_factory=threading.Event)
@@ -48,7 +50,7 @@ class _Onlooker:
     def _look(self) -> None:
         with connect(self.stores.target) as conn:
             while not self._over.wait(_LOOK_HALF):
-                ((half,),) = conn.execute(self.question.encode()).fetchall()
+                ((half,),) = conn.execute(self.question).fetchall()
                 self.looks += 1
                 self.half += half > 0
 
@@ -58,7 +60,7 @@ class _Onlooker:
 
 
 def catch_up(
-    site: Site, system: str, workload: str, changes: int, *, deadline: float = 300.0, delay: float = 0.0,
+    site: Site, system: str, workload: str, changes: int, *, deadline: float = DEADLINE, delay: float = 0.0,
     tamper: Callable[[Stores], None] | None = None,
 ) -> Caught:  # fmt: skip
     """One measurement, on databases of its own. `tamper` is for those who test the bench."""
@@ -81,8 +83,7 @@ def warm(mover: Mover, stores: Stores, whose: str) -> None:
     """The same small backlog for everybody; afterwards it stands still again."""
     warm_up(stores)
     mover.start()
-    arrived = warmed(stores)
-    if not _wait(arrived, 60.0):
+    if not arrived(WARMED, stores, 60.0):
         raise BenchFailed(f"{whose}: the warm-up did not arrive within 60 s: {mover.last_words()}")
     mover.stop()
 
@@ -90,24 +91,25 @@ def warm(mover: Mover, stores: Stores, whose: str) -> None:
 def _clocked(site: Site, mover: Mover, stores: Stores, backlog: Backlog, deadline: float) -> Caught | None:
     """None: it did not arrive in time."""
     clusters = {"source": site.source.pid, "target": site.target.pid}
-    with connect(stores.target) as conn:
-        onlooker = _Onlooker(stores, backlog.half) if backlog.half else None
-        started = time.time()
-        began = mover.start()
-        before = cpu.used({**clusters, **mover.groups})
-        arrived = _wait(lambda: conn.execute(backlog.arrived, prepare=True).fetchall() == [(True,)], deadline)
-        ended = time.time()
-        shares = before.until(cpu.used({**clusters, **mover.groups}))
-        if onlooker:
-            onlooker.stop()
+    started = time.time()
+    began = mover.start()
+    onlooker = _Onlooker(stores, backlog.half) if backlog.half else None
+    before = cpu.used({**clusters, **mover.groups})
+    came = arrived(backlog.arrived, stores, deadline)
+    ended = time.time()
+    shares = before.until(cpu.used({**clusters, **mover.groups}))
+    if onlooker:
+        onlooker.stop()
     half = (onlooker.half, onlooker.looks) if onlooker else (0, 0)
-    return Caught(0, ended - began, began - started, shares, *half) if arrived else None
+    return Caught(0, ended - began, began - started, shares, *half) if came else None
 
 
-def _wait(condition: Callable[[], bool], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(_LOOK)
+def arrived(question: LiteralString, stores: Stores, deadline: float = DEADLINE) -> bool:
+    """Ask the target every few milliseconds, until it says yes or time is up."""
+    end = time.monotonic() + deadline
+    with connect(stores.target) as conn:
+        while conn.execute(question, prepare=True).fetchall() != [(True,)]:
+            if time.monotonic() > end:
+                return False
+            time.sleep(_LOOK)
     return True

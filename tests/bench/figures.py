@@ -54,9 +54,9 @@ class Results:
         mine = {one.repeat: one.values[value] for one in self.of(workload, system) if value in one.values}
         return Spread.of(mine[repeat] / others[repeat] for repeat in mine if others.get(repeat))
 
-    def shares(self, workload: str, system: str) -> dict[str, float]:
-        """The median share of each group."""
-        found = [one.shares for one in self.of(workload, system) if one.shares]
+    def shares(self, workload: str, system: str, *, with_value: str) -> dict[str, float]:
+        """The median share of each group, in measurements that have such a value."""
+        found = [one.shares for one in self.of(workload, system) if one.shares and with_value in one.values]
         return {group: median(one.get(group, 0.0) for one in found) for group in found[0]} if found else {}
 
 

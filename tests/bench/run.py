@@ -1,17 +1,24 @@
 """The order of a run: which measurements there are, interleaved so that a bad moment of the machine hits all alike."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from tests.bench.alone import deep, idle
+from tests.bench.bulk import bulk
 from tests.bench.catchup import Caught, catch_up
 from tests.bench.figures import Measured
 from tests.bench.site import Site
-from tests.bench.systems import NAMES
+from tests.bench.steady import steady
+from tests.bench.systems import KIND, NAMES
 from tests.bench.workloads import BACKLOGS
+from tests.bench.writers import WAYS, writers
 
-WORKLOADS = ("W1", "W2", "W3")
+WORKLOADS = ("W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8", "W9")
+_ONCE = ("W6", "W7")  # long, and about outboxd alone
+_BACKLOGS = ("W1", "W2", "W3", "W8")
 # One request a change: its rate on a short backlog is its rate on a long one.
 _SHORT = 1500
+_FAR = 0.025  # seconds each way
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,14 @@ class Plan:
     deadline: float
     quick: bool
 
+    def among(self, *systems: str) -> list[str]:
+        return [system for system in self.systems if system in systems]
+
+    @property
+    def steady(self) -> float:
+        """Seconds of W4 in each repeat: thirty in all."""
+        return 4.0 if self.quick else 30.0 / min(self.repeats, 3)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -34,26 +49,101 @@ class Step:
 
 def steps(plan: Plan) -> Iterator[Step]:
     """Repeat by repeat, workload by workload, system by system."""
+    workloads = list(plan.workloads)
+    if "W9" in workloads:  # a ratio to W1
+        workloads = ["W1", *workloads] if "W1" not in workloads else workloads
     for repeat in range(1, plan.repeats + 1):
-        for workload in plan.workloads:
-            yield from _catch_ups(plan, workload, repeat)
+        for workload in workloads:
+            if workload in _BACKLOGS:
+                systems = plan.systems if workload in plan.workloads else plan.among("rest", "direct")
+                yield from _catch_ups(plan, systems, workload, repeat)
+            if workload in _OTHERS and not (workload in _ONCE and repeat > 1):
+                yield from _OTHERS[workload](plan, repeat)
 
 
-def _catch_ups(plan: Plan, workload: str, repeat: int) -> Iterator[Step]:
-    for system in plan.systems:
-        changes = min(plan.changes, _SHORT) if system == "rows" else plan.changes
+def _catch_ups(plan: Plan, systems: Sequence[str], workload: str, repeat: int) -> Iterator[Step]:
+    for system in systems:
+        if system == "rows" and workload not in ("W1", "W2", "W3"):
+            continue
+        full = plan.changes // 10 if workload == "W8" else plan.changes
+        changes = min(full, _SHORT) if system == "rows" else full
 
         def measure(site: Site, system: str = system, changes: int = changes) -> list[Measured]:
             caught = catch_up(site, system, workload, changes, deadline=plan.deadline)
-            return [_measured(caught, workload, system, repeat)]
+            return [_caught(caught, workload, system, repeat)]
 
         yield Step(f"{workload} {NAMES[system]} #{repeat}", measure)
 
 
-def _measured(caught: Caught, workload: str, system: str, repeat: int) -> Measured:
+def _caught(caught: Caught, workload: str, system: str, repeat: int) -> Measured:
     values: dict[str, float] = {
         "changes": caught.changes, "seconds": caught.seconds, "rate": caught.rate, "start-up": caught.start_up,
     }  # fmt: skip
-    if BACKLOGS[workload].half:
+    if workload in BACKLOGS and BACKLOGS[workload].half:
         values |= {"half": caught.half, "looks": caught.looks}
-    return Measured(workload, system, repeat, values, caught.shares, BACKLOGS[workload].title)
+    title = BACKLOGS["W1" if workload == "W9" else workload].title
+    return Measured(workload, system, repeat, values, caught.shares, title)
+
+
+def _steady(plan: Plan, repeat: int) -> Iterator[Step]:
+    for system in plan.systems:
+
+        def measure(site: Site, system: str = system) -> list[Measured]:
+            return [Measured("W4", system, repeat, *steady(site, system, plan.steady))]
+
+        yield Step(f"W4 {NAMES[system]} #{repeat}", measure)
+
+
+def _writers(plan: Plan, repeat: int) -> Iterator[Step]:
+    clients, seconds = ((32,), 2) if plan.quick else ((1, 8, 32), 3)
+    for way, name in WAYS.items():
+        if way in KIND and way not in plan.systems:
+            continue
+
+        def measure(site: Site, way: str = way) -> list[Measured]:
+            return [Measured("W5", way, repeat, writers(site, way, clients, seconds))]
+
+        yield Step(f"W5 {name} #{repeat}", measure)
+
+
+def _deep(plan: Plan, repeat: int) -> Iterator[Step]:
+    def measure(site: Site) -> list[Measured]:
+        return [Measured("W6", "rest", repeat, deep(site, plan.changes * (5 if plan.quick else 10), plan.deadline))]
+
+    yield Step(f"W6 {NAMES['rest']}", measure)
+
+
+def _idle(plan: Plan, repeat: int) -> Iterator[Step]:
+    def measure(site: Site) -> list[Measured]:
+        seen: Mapping[str, Mapping[str, float]] = idle(site, plan.among("rest", "direct"), 10 if plan.quick else 30)
+        return [Measured("W7", system, repeat, values) for system, values in seen.items()]
+
+    yield Step("W7 idle", measure)
+
+
+def _bulk(plan: Plan, repeat: int) -> Iterator[Step]:
+    for kind, name in (("plain", "bulk, none"), ("outboxd", "bulk, capture")):
+
+        def measure(site: Site, kind: str = kind, name: str = name) -> list[Measured]:
+            return [Measured("W8", name, repeat, bulk(site, kind, plan.changes))]
+
+        yield Step(f"W8 {name} #{repeat}", measure)
+
+
+def _far(plan: Plan, repeat: int) -> Iterator[Step]:
+    for system in plan.among("rest", "direct"):
+
+        def backlog(site: Site, system: str = system) -> list[Measured]:
+            caught = catch_up(site, system, "W1", plan.changes, deadline=plan.deadline, delay=_FAR)
+            return [_caught(caught, "W9", system, repeat)]
+
+        def load(site: Site, system: str = system) -> list[Measured]:
+            return [Measured("W9", system, repeat, *steady(site, system, plan.steady, _FAR))]
+
+        yield Step(f"W9 W1 far away, {NAMES[system]} #{repeat}", backlog)
+        yield Step(f"W9 W4 far away, {NAMES[system]} #{repeat}", load)
+
+
+_OTHERS: Mapping[str, Callable[[Plan, int], Iterator[Step]]] = {
+    "W4": _steady, "W5": _writers, "W6": _deep, "W7": _idle, "W8": _bulk, "W9": _far,
+}  # fmt: skip

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from tests.bench.figures import Goal, Results, Spread, goals
 from tests.bench.systems import NAMES
+from tests.bench.workloads import BACKLOGS
+from tests.bench.writers import WAYS
 
 _WIDTH = 24
 
@@ -15,16 +17,21 @@ def rendered(results: Results, machine: Mapping[str, str]) -> str:
     return "\n".join([
         *(f"  {name:<14} {value}" for name, value in machine.items()),
         *_catch_ups(results),
+        *_late(results),
+        *_writers(results),
+        *_alone(results),
+        *_bulk(results),
         *_to_reach(results),
     ])  # fmt: skip
 
 
 def _catch_ups(results: Results) -> Iterator[str]:
-    for workload in ("W1", "W2", "W3", "W8"):
+    for workload in ("W1", "W2", "W3", "W8", "W9"):
         seen = [system for system in NAMES if results.spread(workload, system, "rate")]
         if not seen:
             continue
-        yield f"\n{workload}  catch-up of {results.of(workload, seen[0])[0].note}"
+        far = ", 50 ms of round trip away" if workload == "W9" else ""
+        yield f"\n{workload}  catch-up of {results.of(workload, seen[0])[0].note}{far}"
         yield f"    {'':<{_WIDTH}} {'changes':>8}  {'changes/s: median (min – max)':<34} {'x native, same repeat':<24} start-up  CPU, of one core"
         for system in seen:
             yield _catch_up(results, workload, system)
@@ -43,11 +50,74 @@ def _catch_up(results: Results, workload: str, system: str) -> str:
         f"{_spread(rate, ',.0f'):<34}",
         f"{_spread(ratio, '.3f') if ratio else '–':<24}",
         f"{start.middle:>6.2f} s",
-        _shares(results.shares(workload, system)),
+        _shares(results.shares(workload, system, with_value="changes")),
     ]
     if half is not None:
         cells.append("half a transaction seen" if half.high else "no half transaction seen")
     return "  ".join(cells)
+
+
+def _late(results: Results) -> Iterator[str]:
+    for workload, far in (("W4", ""), ("W9", ", 50 ms of round trip away")):
+        seen = [system for system in NAMES if results.spread(workload, system, "p50")]
+        if seen:
+            yield f"\n{workload}  300 transactions a second, commit → visible on the target, ms: median (min – max) of the repeats{far}"
+            yield f"    {'':<{_WIDTH}} {'rows':>6}  {'p50':<22} {'p95':<24} {'p99':<24} {'max':<24} CPU, of one core"
+        for system in seen:
+            rows = results.spread(workload, system, "rows")
+            shown = [results.spread(workload, system, value) for value in ("p50", "p95", "p99", "max")]
+            cells = [
+                f"{_spread(one, '.1f'):<{width}}" for one, width in zip(shown, (22, 24, 24, 24), strict=True) if one
+            ]
+            shares = _shares(results.shares(workload, system, with_value="p50"))
+            yield f"    {NAMES[system]:<{_WIDTH}} {rows.middle if rows else 0:>6,.0f}  {' '.join(cells)} {shares}"
+
+
+def _writers(results: Results) -> Iterator[str]:
+    seen = [way for way in WAYS if results.of("W5", way)]
+    if not seen:
+        return
+    clients = list(results.of("W5", seen[0])[0].values)
+    yield "\nW5  writers, one-row inserts, transactions a second: median (min – max), x no outbox in the same repeat"
+    yield f"    {'':<38}" + "".join(
+        f"{number + (' client' if number == '1' else ' clients'):<42}" for number in clients
+    )
+    for way in seen:
+        cells = []
+        for number in clients:
+            rate, ratio = results.spread("W5", way, number), results.ratio("W5", way, "none", number)
+            text = f"{_spread(rate, ',.0f')}" if rate else ""
+            cells.append(f"{text + (f'  x {ratio.middle:.2f}' if ratio else ''):<42}")
+        yield f"    {WAYS[way]:<38}{''.join(cells)}"
+
+
+def _alone(results: Results) -> Iterator[str]:
+    for one in results.of("W6", "rest"):
+        values = one.values
+        tenths = " ".join(f"{values[f'tenth {number}']:,.0f}" for number in range(1, 11))
+        yield f"\nW6  outboxd alone, Data API: {values['changes']:,.0f} {BACKLOGS['W6'].title}: {values['rate']:,.0f} changes/s"
+        yield f"    each tenth, changes/s: {tenths}"
+        yield f"    memory at most {values['rss']:.0f} MB, {values['requests']:.2f} requests per 1 000 changes"
+    for number, system in enumerate(system for system in NAMES if results.of("W7", system)):
+        if number == 0:
+            yield "\nW7  idle"
+        values = results.of("W7", system)[0].values
+        yield (
+            f"    {NAMES[system]:<{_WIDTH}} {values['cpu']:.2f} % of a core, {values['wake-ups']:.1f} wake-ups a second, "
+            f"{values['requests']:.0f} requests to the target, {values['rss']:.0f} MB"
+        )
+
+
+def _bulk(results: Results) -> Iterator[str]:
+    for statement, name in (("insert", "INSERT … SELECT"), ("copy", "COPY")):
+        plain = results.spread("W8", "bulk, none", statement)
+        captured = results.spread("W8", "bulk, capture", statement)
+        ratio = results.ratio("W8", "bulk, capture", "bulk, none", statement)
+        if plain and captured and ratio:
+            yield (
+                f"W8  {name:<16} rows/s: {_spread(plain, ',.0f')} without capture, {_spread(captured, ',.0f')} with, "
+                f"x {_spread(ratio, '.2f')}"
+            )
 
 
 def _to_reach(results: Results) -> Iterator[str]:

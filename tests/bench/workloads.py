@@ -3,7 +3,6 @@
 Knows the application's tables. Must not know who moves the rows.
 """
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import LiteralString
@@ -13,6 +12,7 @@ from psycopg import sql
 from tests.bench.site import Stores, connect
 
 WARM = 1000
+WARMED: LiteralString = """select count(*) = 1 from "Story" where "id" = md5('hot 1000')::uuid"""
 _WRITERS = 16  # build side by side: their commits share flushes
 _LAST = "md5('the last one')::uuid"
 
@@ -65,14 +65,6 @@ def warm_up(stores: Stores) -> None:
     """What every system moves before it is measured."""
     with connect(stores.source) as conn:
         conn.execute("call bench.warm(%s)", (WARM,))
-
-
-def warmed(stores: Stores) -> Callable[[], bool]:
-    """A probe, on a connection of its own: has the last row of the warm-up arrived?"""
-    with connect(stores.source) as conn:
-        ((last,),) = conn.execute("select bench.hot(%s)", (WARM,)).fetchall()
-    conn = connect(stores.target)
-    return lambda: bool(conn.execute('select 1 from "Story" where "id" = %s', (last,)).fetchall())
 
 
 def build(backlog: Backlog, stores: Stores, changes: int) -> int:

@@ -1,0 +1,65 @@
+"""What the writers lose: one-row inserts as fast as they can, with nothing beside them, and with each way of capturing.
+
+Where a system moves the rows meanwhile it does so on the same two cores, and must catch up and be equal in the end.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from tests.bench.catchup import DEADLINE, arrived, warm
+from tests.bench.load import write
+from tests.bench.rows import assert_equal
+from tests.bench.site import Site, Stores, connect
+from tests.bench.systems import KIND, NAMES, BenchFailed, Mover, moving
+from tests.bench.workloads import BACKLOGS
+
+WAYS = {
+    "none": "no outbox",
+    "rest": "outboxd: capture, daemon running",
+    "capture": "outboxd: capture only",
+    "notify": "capture + NOTIFY in each transaction",
+    "native": "native replication",
+    "batch": "script, batches of 500, running",
+}
+_STILL = {"none": "plain", "capture": "outboxd", "notify": "outboxd"}
+_RING = """
+create function ring_always() returns trigger language plpgsql as $$ begin perform pg_notify('always', ''); return null; end $$;
+create trigger ring_always after insert on "Story" for each statement execute function ring_always();
+"""
+
+
+def writers(site: Site, way: str, clients: Sequence[int], seconds: float) -> dict[str, float]:
+    """Transactions a second by number of clients."""
+    if way in _STILL:
+        with site.stores(_STILL[way]) as stores:
+            if way == "notify":
+                with connect(stores.source) as conn:
+                    conn.execute(_RING)
+            return _written(site, stores, clients, seconds)
+    whose = f"{NAMES[way]}, W5"
+    with ExitStack() as stack:
+        stores = stack.enter_context(site.stores(KIND[way]))
+        mover = stack.enter_context(moving(way, site, stores))
+        warm(mover, stores, whose)
+        mover.start()
+        rates = _written(site, stores, clients, seconds)
+        _drained(stores, mover, whose)
+        return rates
+
+
+def _written(site: Site, stores: Stores, clients: Sequence[int], seconds: float) -> dict[str, float]:
+    write(stores, site.folder, clients=8, seconds=1)
+    rates = {}
+    for number in clients:
+        site.settle()
+        rates[str(number)] = write(stores, site.folder, clients=number, seconds=seconds)
+    return rates
+
+
+def _drained(stores: Stores, mover: Mover, whose: str) -> None:
+    with connect(stores.source) as conn:
+        conn.execute(BACKLOGS["W1"].last)
+    if not arrived(BACKLOGS["W1"].arrived, stores, DEADLINE):
+        raise BenchFailed(f"{whose}: not everything arrived within {DEADLINE:g} s: {mover.last_words()}")
+    mover.stop()
+    assert_equal(stores, whose)
