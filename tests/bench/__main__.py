@@ -1,7 +1,6 @@
 """`make bench`: outboxd beside what people would use instead, on the same rows, in the same run."""
 
 import json
-import logging
 import os
 import shutil
 import sys
@@ -50,7 +49,6 @@ def main(
     for name in list(os.environ):  # what the shell is set up for must not reach a measurement
         if name.startswith(("OUTBOXD_", "SUPABASE_", "DATABASE_URL", "PG")):
             del os.environ[name]
-    logging.getLogger("psycopg").setLevel(logging.CRITICAL)
     folder = shared_folder("outboxd-bench-")
     try:
         results, about, failure = _measure(plan, folder, postgres)

@@ -6,7 +6,7 @@ Knows how they are set and what lies in them. Must not know what is measured.
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,6 @@ SETTINGS = {
     "max_connections": "200",
 }
 TABLES = ('public."Story"', 'public."Scenario"', 'public."Wide"')
-# Whose templates a system needs.
-KINDS = ("plain", "script", "outboxd")
 _HERE = Path(__file__).parent
 
 
@@ -50,11 +48,13 @@ class Site:
     folder: Path
     source: Cluster
     target: Cluster
-    templates: dict[str, Stores]
+    templates: dict[str, Stores] = field(default_factory=dict)
 
     @contextmanager
     def stores(self, kind: str) -> Iterator[Stores]:
-        """Fresh databases, as a system of that kind wants to find them."""
+        """Fresh databases, as a system wants to find them: `plain`, `script` or `outboxd`."""
+        if kind not in self.templates:
+            self.templates[kind] = _template(kind, self.source, self.target)
         template = self.templates[kind]
         with clone(template.source) as source, clone(template.target) as target:
             yield Stores(source, target)
@@ -75,7 +75,7 @@ def opened(folder: Path, version: int | None = None) -> Iterator[Site]:
         for cluster in (source, target):
             stack.callback(cluster.stop, "immediate")
             cluster.start()
-        yield Site(folder, source, target, {kind: _template(kind, source, target) for kind in KINDS})
+        yield Site(folder, source, target)
 
 
 def _template(kind: str, source: Cluster, target: Cluster) -> Stores:
