@@ -102,27 +102,27 @@ def _steady(plan: Plan, repeat: int) -> Iterator[Step]:
 
 
 def _writers(plan: Plan, repeat: int) -> Iterator[Step]:
-    clients, seconds = ((32,), 2) if plan.quick else ((1, 8, 32), 3)
+    seconds = {32: 2} if plan.quick else {1: 2, 8: 2, 32: 3}
     for way, name in WAYS.items():
         if way in KIND and way not in plan.systems:
             continue
 
         def measure(site: Site, way: str = way) -> list[Measured]:
-            return [Measured("W5", way, repeat, writers(site, way, clients, seconds))]
+            return [Measured("W5", way, repeat, writers(site, way, seconds))]
 
         yield Step(f"W5 {name} #{repeat}", measure)
 
 
 def _deep(plan: Plan, repeat: int) -> Iterator[Step]:
     def measure(site: Site) -> list[Measured]:
-        return [Measured("W6", "rest", repeat, deep(site, plan.changes * (5 if plan.quick else 10), plan.deadline))]
+        return [Measured("W6", "rest", repeat, deep(site, plan.changes * (3 if plan.quick else 10), plan.deadline))]
 
     yield Step(f"W6 {NAMES['rest']}", measure)
 
 
 def _idle(plan: Plan, repeat: int) -> Iterator[Step]:
     def measure(site: Site) -> list[Measured]:
-        seen: Mapping[str, Mapping[str, float]] = idle(site, plan.among("rest", "direct"), 10 if plan.quick else 30)
+        seen: Mapping[str, Mapping[str, float]] = idle(site, plan.among("rest", "direct"), 6 if plan.quick else 30)
         return [Measured("W7", system, repeat, values) for system, values in seen.items()]
 
     yield Step("W7 idle", measure)
@@ -138,14 +138,14 @@ def _bulk(plan: Plan, repeat: int) -> Iterator[Step]:
 
 
 def _far(plan: Plan, repeat: int) -> Iterator[Step]:
-    for system in plan.among("rest", "direct"):
+    for system in plan.among("rest") if plan.quick else plan.among("rest", "direct"):
 
         def backlog(site: Site, system: str = system) -> list[Measured]:
             caught = catch_up(site, system, "W1", plan.changes, deadline=plan.deadline, delay=_FAR)
             return [_caught(caught, "W9", system, repeat)]
 
         def load(site: Site, system: str = system) -> list[Measured]:
-            return [Measured("W9", system, repeat, *steady(site, system, plan.steady, _FAR))]
+            return [Measured("W9", system, repeat, *steady(site, system, plan.steady / 2, _FAR))]
 
         yield Step(f"W9 W1 far away, {NAMES[system]} #{repeat}", backlog)
         yield Step(f"W9 W4 far away, {NAMES[system]} #{repeat}", load)

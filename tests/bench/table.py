@@ -41,7 +41,7 @@ def _catch_up(results: Results, workload: str, system: str) -> str:
     changes, rate = results.spread(workload, system, "changes"), results.spread(workload, system, "rate")
     ratio = results.ratio(workload, system, "native", "rate")
     start = results.spread(workload, system, "start-up")
-    half = results.spread(workload, system, "half")
+    half, looks = (sum(one.values.get(name, 0) for one in results.of(workload, system)) for name in ("half", "looks"))
     assert changes
     assert rate
     assert start
@@ -52,8 +52,8 @@ def _catch_up(results: Results, workload: str, system: str) -> str:
         f"{start.middle:>6.2f} s",
         _shares(results.shares(workload, system, with_value="changes")),
     ]
-    if half is not None:
-        cells.append("half a transaction seen" if half.high else "no half transaction seen")
+    if looks:
+        cells.append(f"half a transaction seen in {half:.0f} of {looks:.0f} looks")
     return "  ".join(cells)
 
 

@@ -3,7 +3,7 @@
 Where a system moves the rows meanwhile it does so on the same two cores, and must catch up and be equal in the end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 from tests.bench.catchup import DEADLINE, arrived, warm
@@ -28,31 +28,31 @@ create trigger ring_always after insert on "Story" for each statement execute fu
 """
 
 
-def writers(site: Site, way: str, clients: Sequence[int], seconds: float) -> dict[str, float]:
-    """Transactions a second by number of clients."""
+def writers(site: Site, way: str, seconds: Mapping[int, float]) -> dict[str, float]:
+    """Transactions a second by number of clients; `seconds` says how many, and for how long."""
     if way in _STILL:
         with site.stores(_STILL[way]) as stores:
             if way == "notify":
                 with connect(stores.source) as conn:
                     conn.execute(_RING)
-            return _written(site, stores, clients, seconds)
+            return _written(site, stores, seconds)
     whose = f"{NAMES[way]}, W5"
     with ExitStack() as stack:
         stores = stack.enter_context(site.stores(KIND[way]))
         mover = stack.enter_context(moving(way, site, stores))
         warm(mover, stores, whose)
         mover.start()
-        rates = _written(site, stores, clients, seconds)
+        rates = _written(site, stores, seconds)
         _drained(stores, mover, whose)
         return rates
 
 
-def _written(site: Site, stores: Stores, clients: Sequence[int], seconds: float) -> dict[str, float]:
+def _written(site: Site, stores: Stores, seconds: Mapping[int, float]) -> dict[str, float]:
     write(stores, site.folder, clients=8, seconds=1)
     rates = {}
-    for number in clients:
+    for number, lasting in seconds.items():
         site.settle()
-        rates[str(number)] = write(stores, site.folder, clients=number, seconds=seconds)
+        rates[str(number)] = write(stores, site.folder, clients=number, seconds=lasting)
     return rates
 
 
