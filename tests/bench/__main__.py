@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def main(
 def _measure(plan: Plan, folder: Path, postgres: int | None) -> tuple[Results, dict[str, str], str | None]:
     """Everything in order; on the first failure what was measured so far, and why."""
     measured: list[Measured] = []
+    spent: dict[str, float] = defaultdict(float)
     failure = None
     began = time.monotonic()
     with opened(folder / "run", postgres) as site:
@@ -76,11 +78,14 @@ def _measure(plan: Plan, folder: Path, postgres: int | None) -> tuple[Results, d
         ) as bar:  # fmt: skip
             try:
                 for step in bar:
+                    started = time.monotonic()
                     measured += step.measure(site)
+                    spent[step.title.split()[0]] += time.monotonic() - started
             except BenchFailed as failed:
                 failure = str(failed)
     about["repeats"] = f"{plan.repeats}, interleaved; figures are medians, with the least and the greatest"
-    about["took"] = f"{time.monotonic() - began:.0f} s"
+    parts = ", ".join(f"{workload} {seconds:.0f}" for workload, seconds in sorted(spent.items()))
+    about["took"] = f"{time.monotonic() - began:.0f} s: {parts}"
     return Results(measured), about, failure
 
 
