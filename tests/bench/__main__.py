@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections import defaultdict
@@ -100,4 +101,5 @@ def _as_dict(results: Results, about: dict[str, str], failure: str | None) -> di
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # clears up on the way
     main()
