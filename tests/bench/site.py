@@ -4,6 +4,7 @@ Knows how they are set and what lies in them. Must not know what is measured.
 """
 
 import platform
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -130,6 +131,12 @@ def machine(site: Site) -> dict[str, str]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "postgres": f"{server}, twice, on this machine, over loopback",
+        "Data API": f"{_postgrest()} behind a bare asyncio relay, each a process of its own",
         "load before": Path("/proc/loadavg").read_text(encoding="utf-8").split()[0],
         "both clusters": ", ".join(f"{name} = {value}" for name, value in SETTINGS.items()),
     }
+
+
+def _postgrest() -> str:
+    asked = subprocess.run([postgrest_binary(), "--version"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or "PostgREST"

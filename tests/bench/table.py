@@ -11,11 +11,20 @@ from tests.bench.workloads import BACKLOGS
 from tests.bench.writers import WAYS
 
 _WIDTH = 24
+_HOW = """
+  Each measurement has databases of its own and the same small warm-up; systems take turns within a repeat; ratios are
+  taken within it. The clock of a catch-up starts when a system begins to move (native: ENABLE; the script: its first
+  poll; outboxd: it has claimed the target; its start-up is shown apart) and ends when the last transaction is visible
+  on the target. Afterwards every row of both sides is compared. Native replication is CREATE SUBSCRIPTION with its
+  defaults, so its commits on the target are not flushed and it checks no foreign key there. The script sends the last
+  change of each key, without order, retry or transaction; row by row it is given a short backlog, once.
+"""
 
 
 def rendered(results: Results, machine: Mapping[str, str]) -> str:
     return "\n".join([
         *(f"  {name:<14} {value}" for name, value in machine.items()),
+        _HOW.rstrip(),
         *_catch_ups(results),
         *_late(results),
         *_writers(results),
