@@ -62,7 +62,7 @@ def steps(plan: Plan) -> Iterator[Step]:
 
 
 def _catch_ups(plan: Plan, systems: Sequence[str], workload: str, repeat: int) -> Iterator[Step]:
-    for system in systems:
+    for system in _turned(systems, repeat):
         if system == "rows" and _spared(plan, workload, repeat):
             continue
         full = plan.changes // 10 if workload == "W8" else plan.changes
@@ -73,6 +73,12 @@ def _catch_ups(plan: Plan, systems: Sequence[str], workload: str, repeat: int) -
             return [_caught(caught, workload, system, repeat)]
 
         yield Step(f"{workload} {NAMES[system]} #{repeat}", measure)
+
+
+def _turned(systems: Sequence[str], repeat: int) -> list[str]:
+    """Another one goes first in each repeat: none always meets the machine as the one before it left it."""
+    first = (repeat - 1) % max(1, len(systems))
+    return [*systems[first:], *systems[:first]]
 
 
 def _spared(plan: Plan, workload: str, repeat: int) -> bool:
@@ -91,7 +97,7 @@ def _caught(caught: Caught, workload: str, system: str, repeat: int) -> Measured
 
 
 def _steady(plan: Plan, repeat: int) -> Iterator[Step]:
-    for system in plan.systems:
+    for system in _turned(plan.systems, repeat):
         if system == "rows" and _spared(plan, "W4", repeat):
             continue
 
@@ -103,14 +109,14 @@ def _steady(plan: Plan, repeat: int) -> Iterator[Step]:
 
 def _writers(plan: Plan, repeat: int) -> Iterator[Step]:
     seconds = {32: 2} if plan.quick else {1: 2, 8: 2, 32: 3}
-    for way, name in WAYS.items():
+    for way in _turned(list(WAYS), repeat):
         if way in KIND and way not in plan.systems:
             continue
 
         def measure(site: Site, way: str = way) -> list[Measured]:
             return [Measured("W5", way, repeat, writers(site, way, seconds))]
 
-        yield Step(f"W5 {name} #{repeat}", measure)
+        yield Step(f"W5 {WAYS[way]} #{repeat}", measure)
 
 
 def _deep(plan: Plan, repeat: int) -> Iterator[Step]:
