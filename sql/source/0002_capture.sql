@@ -3,7 +3,7 @@
 -- The *first* capture of a table in a command of the client copies the rows from the transition tables. Every later
 -- one in that command takes only their keys and re-reads each row by its key: there = upsert, not there = delete.
 -- Statements nest (a user's trigger that updates the same row), and the inner one captures before the one around it:
--- an outer capture that copied would end with stale rows, because it is recorded last (docs/decisions/0012).
+-- an outer capture that copied would end with stale rows, because it is recorded last (docs/decisions/0013).
 
 -- The type below any domains. (plpgsql keeps its plans for the session: where capture has to compose its SQL,
 -- that is ten times quicker than functions in SQL.)

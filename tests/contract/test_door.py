@@ -96,6 +96,17 @@ async def test_a_batch_out_of_turn_is_not_applied(stand: Stand, batch_no: int) -
     assert stand.items() == {1: "b"}
 
 
+async def test_a_batch_is_applied_only_behind_the_one_it_was_read_behind(stand: Stand) -> None:
+    """Promise I3 with two on their way: the number fits behind another first batch as well, and would skip changes."""
+    target = await stand.claimed()
+    first = await target.apply(upserts((1, "a")), at(10), 1, 1, after="")
+    refused = await target.apply(upserts((1, "b")), at(20), 1, 2, after="the digest of another first batch")
+    assert (refused.what, refused.standing) == ("mismatch", first.standing)
+    assert stand.items() == {1: "a"}
+    fits = await target.apply(upserts((1, "b")), at(20), 1, 2, after=first.standing.digest)
+    assert (fits.what, stand.items()) == ("applied", {1: "b"})
+
+
 async def test_whoever_claims_later_fences_the_earlier_off(stand: Stand) -> None:
     """Promise I6: an old relay that wakes up writes nothing, not even a batch that would fit."""
     old, new = await stand.claimed(), stand.target()

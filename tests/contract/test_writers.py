@@ -42,7 +42,7 @@ class Relay:
             self._standing = await self.ask({"mode": "claim", "relay": self.name})
         header = {
             "mode": "apply", "relay": self.name, "epoch": self._standing["epoch"], "batch_no": self._standing["batch_no"] + 1,
-            "digest": f"of {self._standing['batch_no'] + 1}", "after": self._standing.get("digest"), "cursor": {"snapshot": "9:9:"},
+            "digest": f"of {self._standing['batch_no'] + 1}", "after": self._standing.get("digest", ""), "cursor": {"snapshot": "9:9:"},
         }  # fmt: skip
         records = [
             record for op, columns, rows in groups for record in ({"table": table, "op": op, "rank": 0, "columns": columns}, rows)

@@ -105,6 +105,49 @@ async def test_the_status_counts_what_the_target_confirmed(
     assert same(app, mirror)
 
 
+async def test_two_batches_are_on_their_way_at_once_and_no_more(
+    source: Database, target: Database, app: Connection, mirror: Connection
+) -> None:
+    """In a train the second is sent before the first is answered, the third is not; a single step sends one."""
+    count_writes(mirror)
+    async with assembled(source.dsn, target.dsn, limits=Limits(changes=2)) as parts:
+        parts.relay.lead()
+        for new in range(1, 13):
+            write(app, new)
+        assert await parts.relay.step()
+        assert (parts.door.modes.count("apply"), batch_no(mirror)) == (1, 1)
+        parts.door.gate.clear()
+        train = asyncio.create_task(parts.relay.step(4))
+        await until(lambda: parts.door.modes.count("apply") == 3 and parts.relay._ahead is not None)
+        parts.door.gate.set()
+        assert await within(10, train)
+        # Let go at the same moment the second may come first: then it is answered `mismatch`, and sent again.
+        assert (parts.door.modes.count("apply"), len(parts.relay._flights)) == (5, 0)
+        assert batch_no(mirror) in {3, 5}
+        await parts.relay.drain()
+    assert written(mirror) == list(range(1, 13))
+    assert same(app, mirror)
+
+
+async def test_the_second_on_its_way_is_not_counted_when_the_first_is_lost(
+    source: Database, target: Database, app: Connection, mirror: Connection
+) -> None:
+    """The answer to the first of two is lost: both are asked about, nothing is written twice, nothing is left out."""
+    count_writes(mirror)
+    async with assembled(source.dsn, target.dsn, limits=Limits(changes=2)) as parts:
+        parts.relay.lead()
+        for new in range(1, 13):
+            write(app, new)
+        assert await parts.relay.step()
+        parts.door.lose = 1
+        with pytest.raises(TargetError) as failed:
+            await parts.relay.step(4)
+        assert (failed.value.kind, len(parts.relay._flights)) == (Kind.AMBIGUOUS, 0)
+        await parts.relay.drain()
+    assert written(mirror) == list(range(1, 13))
+    assert same(app, mirror)
+
+
 async def test_after_a_lost_answer_the_target_is_asked_and_nothing_is_sent_twice(
     source: Database, target: Database, app: Connection, mirror: Connection
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 from unittest.mock import patch
 
 from daemon import delivery, hold, session, snapshot, target, window
-from daemon.delivery import Delivery
+from daemon.delivery import Delivery, Load, Parcel
 from daemon.flight import Flight
 from daemon.letters import Letters
 from daemon.plan import Change, Plan
@@ -307,14 +307,14 @@ def letters_settled_without_the_cursor() -> Iterator[None]:
 @contextmanager
 def letters_forgotten_first() -> Iterator[None]:
     """A retry removes the letters, then sends them."""
-    real = Delivery.send
+    real = Delivery.prepare
 
-    async def send(self: Delivery, parcel: Any) -> Any:
+    async def prepare(self: Delivery, parcel: Parcel) -> Load:
         if parcel.retried:
             await self._letters.forget(parcel.retried, parcel.cursor)
         return await real(self, parcel)
 
-    with patch.object(Delivery, "send", send):
+    with patch.object(Delivery, "prepare", prepare):
         yield
 
 
