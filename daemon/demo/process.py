@@ -118,9 +118,10 @@ def poll_until(condition: Callable[[], bool], seconds: float) -> bool:
 def children(pid: int) -> list[int]:
     """The pids of a process' children, whichever of its threads started them; none where there is no /proc."""
     found: list[int] = []
-    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += map(int, thread.read_text().split())
+    with contextlib.suppress(OSError):  # it may end while its threads are being listed
+        for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += map(int, thread.read_text().split())
     return found
 
 
