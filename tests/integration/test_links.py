@@ -90,6 +90,7 @@ async def test_frozen_server_processes_are_found_and_left(source: Database, serv
         status = parts.relay.status
         with source.connect() as app, target.connect() as mirror:
             reads, rings = backend(parts.source._session.conn), backend(parts.bell._conn)
+            await until(lambda: parts.door._door._idle)  # the one that the next request takes; now it may be in use
             applies = backend(parts.door._door._idle[-1].conn)
             with stopped(applies):  # first: a request in flight
                 app.execute("insert into item values (1, 1)")
