@@ -205,6 +205,7 @@ begin
     written := 0;
     state := null;
     stale := false;
+    taken := null;  -- an attempt that was taken back has put its rows back, too
     begin
       -- Outside of the block below, so that writers made here stay when gear 1 is taken back.
       if cardinality(parts) % 2 = 0 then
