@@ -54,6 +54,8 @@ def part(changes: Sequence[Change], held: Collection[Key], row_bytes: int) -> Pa
     Promise I4: from its first held change on nothing of a key flows, until a TRUNCATE of its table: what came
     before that is of no row any more.
     """
+    if not held and not any(map(_is_oversize, changes)):
+        return Parted(tuple(changes))
     emptied = {change.table: at for at, change in enumerate(changes) if change.op == "truncate"}
     last = {key_of(change): change for change in changes}
     too_large = {key for key, change in last.items() if _is_oversize(change)}

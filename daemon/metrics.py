@@ -8,7 +8,7 @@ a series that appears with its first fault cannot show that fault's rate.
 import math
 import platform
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import accumulate, product
 from typing import Any, TypeVar
@@ -83,12 +83,15 @@ class _Latency:
         self._sum = 0.0
 
     def observe(self, latencies: Iterable[float]) -> None:
-        counts = self._counts
-        for seconds in latencies:
-            # A source clock that steps back must not bring the sum down: rate() would take it for a restart.
-            known = seconds if seconds > 0 else 0.0
-            counts[bisect_left(_LATENCY, known)] += 1
-            self._sum += known
+        ordered = sorted(latencies)
+        # A source clock that steps back must not bring the sum down: rate() would take it for a restart.
+        self._sum += sum(ordered[bisect_left(ordered, 0.0) :])
+        below = 0
+        for at, bound in enumerate(_LATENCY):
+            upto = bisect_right(ordered, bound)
+            self._counts[at] += upto - below
+            below = upto
+        self._counts[-1] += len(ordered) - below
 
     def collect(self) -> Iterable[Metric]:
         bounds = [*(str(float(bound)) for bound in _LATENCY), "+Inf"]

@@ -19,7 +19,8 @@ SEPARATOR = "\x1e"  # cannot occur inside JSON text (RFC 7464 uses it the same w
 class Change(NamedTuple):
     """One row of outbox.change.
 
-    `key` and `row` are JSON text, `size` is the row's in bytes, `created_us` Unix time in microseconds.
+    `key` and `row` are JSON text, `size` is the row's in bytes, `created_us` the source's clock, in microseconds since
+    2000-01-01.
     """
 
     xid: int
@@ -71,14 +72,6 @@ class Plan:
         return sum(self.counts.values())
 
 
-class _Last(NamedTuple):
-    """What a batch leaves of one key: `text` is the row of an upsert, the key of a delete."""
-
-    op: str
-    columns: tuple[str, ...]
-    text: str
-
-
 def table_order(tables: Iterable[str], references: Iterable[tuple[str, str]]) -> dict[str, int]:
     """Rank of each table so that every parent stands before its children; tables of one cycle share a rank.
 
@@ -116,21 +109,28 @@ def plan(
     change is the row's newest state; a delete never touches a key upserted in the same plan, because of each key
     only one thing is left.
     """
-    left: dict[str, dict[str, _Last]] = {}
+    left: dict[str, dict[str, Change]] = {}
     truncated: set[str] = set()
+    shapes = dict(shapes)
+    table, by_key = "", dict[str, Change]()
     for change in changes:
-        if change.op == "truncate":
-            left[change.table] = {}
-            truncated.add(change.table)
-        elif change.op == "resync":
-            raise CaptureLost(change.table)
+        if change.table != table:
+            table = change.table
+            by_key = left.setdefault(table, {})
+        if change.op == "upsert":
+            before = by_key.get(change.key)
+            by_key[change.key] = (
+                change if before is None or before.shape == change.shape else _over(before, change, shapes)
+            )
         elif change.op == "delete":
-            left.setdefault(change.table, {})[change.key] = _Last("delete", (), change.key)
+            by_key[change.key] = change
+        elif change.op == "truncate":
+            by_key.clear()
+            truncated.add(table)
         else:
-            by_key = left.setdefault(change.table, {})
-            by_key[change.key] = _upsert(change, by_key.get(change.key), shapes)
+            raise CaptureLost(table)
 
-    groups = (*_groups(left, truncated, order), *_marks("release", release), *_marks("hold", hold))
+    groups = (*_groups(left, truncated, order, shapes), *_marks("release", release), *_marks("hold", hold))
     body = SEPARATOR.join(record for group in groups for record in group.records())
     return Plan(
         groups,
@@ -141,35 +141,47 @@ def plan(
     )
 
 
-def _upsert(change: Change, before: _Last | None, shapes: Mapping[int, tuple[str, ...]]) -> _Last:
-    """The row as it now is; columns that only an earlier row of the batch had keep that row's values."""
-    assert change.shape is not None
-    assert change.row is not None
+def _over(before: Change, change: Change, shapes: dict[int, tuple[str, ...]]) -> Change:
+    """The row as it now is; columns that only an earlier row of the batch had keep that row's values.
+
+    Such a row is of a shape of its own, which `shapes` is told of under a number below zero.
+    """
+    if before.shape is None or before.row is None or change.shape is None or change.row is None:
+        return change  # one of them is no upsert
     columns = shapes[change.shape]
-    if before is None or before.columns == columns or not (more := [c for c in before.columns if c not in columns]):
-        return _Last("upsert", columns, change.row)
+    more = [name for name in shapes[before.shape] if name not in columns]
+    if not more:
+        return change
+    shape = -1 - len(shapes)
+    shapes[shape] = (*columns, *more)
     # Spliced, not decoded: of a name that occurs twice json_to_recordset takes the second.
-    return _Last("upsert", (*columns, *more), before.text.rstrip()[:-1] + "," + change.row.lstrip()[1:])
+    return change._replace(shape=shape, row=before.row.rstrip()[:-1] + "," + change.row.lstrip()[1:])
 
 
 def _groups(
-    left: Mapping[str, Mapping[str, _Last]], truncated: Collection[str], order: Mapping[str, int]
+    left: Mapping[str, Mapping[str, Change]],
+    truncated: Collection[str],
+    order: Mapping[str, int],
+    shapes: Mapping[int, tuple[str, ...]],
 ) -> Iterator[Group]:
     ranked = sorted((order.get(table, len(order)), table) for table in left)
     for rank, table in ranked:
         rows: dict[tuple[str, ...], tuple[list[str], list[str]]] = {}  # after an ALTER TABLE there may be both kinds
-        for key, last in left[table].items():
-            if last.op == "upsert":
-                texts, keys = rows.setdefault(last.columns, ([], []))
-                texts.append(last.text)
-                keys.append(key)
+        shape, texts, keys = None, list[str](), list[str]()
+        for change in left[table].values():
+            if change.row is not None and change.shape is not None:  # an upsert
+                if change.shape != shape:
+                    shape = change.shape
+                    texts, keys = rows.setdefault(shapes[shape], ([], []))
+                texts.append(change.row)
+                keys.append(change.key)
         for columns, (texts, keys) in rows.items():
             yield Group(table, "upsert", rank, columns, tuple(texts), tuple(keys))
     for rank, table in reversed(ranked):
         if table in truncated:
-            keep = tuple(key for key, last in left[table].items() if last.op == "upsert")
+            keep = tuple(change.key for change in left[table].values() if change.op == "upsert")
             yield Group(table, "truncate", rank, (), keep, keep)
-        elif gone := tuple(key for key, last in left[table].items() if last.op == "delete"):
+        elif gone := tuple(change.key for change in left[table].values() if change.op == "delete"):
             yield Group(table, "delete", rank, (), gone, gone)
 
 

@@ -9,17 +9,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
-from psycopg.adapt import Loader
-from psycopg.pq import Format
+from psycopg.types.numeric import Int8BinaryLoader
 
 from daemon.breaker import Breaker
 from daemon.connection import cause, connect
 from daemon.errors import SourceUnavailable, SourceUnfit
 from daemon.identity import Identity
 from outbox.migrations import FILES
-
-# Two clocks never meet: created_at and the window's instant are both the source's.
-_POSTGRES_EPOCH_US = 946_684_800_000_000
 
 # Read once, so that an upgrade on disk does not mix with the version that runs.
 _QUERIES = {path.stem: path.read_bytes() for path in (FILES / "queries").glob("*.sql")}
@@ -28,24 +24,6 @@ _QUERIES = {path.stem: path.read_bytes() for path in (FILES / "queries").glob("*
 def query(name: str) -> bytes:
     """Text of sql/queries/<name>.sql."""
     return _QUERIES[name]
-
-
-class _BigEndian(Loader):
-    """xid8 as a number."""
-
-    format = Format.BINARY
-
-    def load(self, data: Any) -> int:
-        return int.from_bytes(data, "big")
-
-
-class _Microseconds(Loader):
-    """timestamptz as Unix time in microseconds."""
-
-    format = Format.BINARY
-
-    def load(self, data: Any) -> int:
-        return int.from_bytes(data, "big", signed=True) + _POSTGRES_EPOCH_US
 
 
 class Session:
@@ -103,8 +81,9 @@ class Session:
 
     async def _connect(self) -> None:
         self.conn = await connect(self._dsn, self._name, patience=self._patience)
-        self.conn.adapters.register_loader("xid8", _BigEndian)
-        self.conn.adapters.register_loader("timestamptz", _Microseconds)
+        # Both are eight bytes: a number, and microseconds since 2000-01-01, which is the clock of all that is read here.
+        self.conn.adapters.register_loader("xid8", Int8BinaryLoader)
+        self.conn.adapters.register_loader("timestamptz", Int8BinaryLoader)
         await self.identify(self.conn)
 
 

@@ -4,6 +4,7 @@ Knows which transactions of a page may be sent and the cursor they lead to. Know
 are handed in. Pure.
 """
 
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -85,6 +86,8 @@ class Window:
         """
         before = self.after
         self._last.update(beyond)
+        if whole := self._whole(page, upto):
+            return whole
         last = {change.xid: change.id for change in page} | self._last
         taken, torn, rows, size = set[int](), 0, 0, 0
         for change in page:
@@ -113,6 +116,19 @@ class Window:
         begun_here = torn != 0 and torn not in self._torn
         self._advance(taken, torn)
         return Cut(changes, rest, before, begun_here, ended)
+
+    def _whole(self, page: Sequence[Change], upto: int) -> Cut | None:
+        """The cut, when all transactions of the page begin and end there and fit: the quick way, and the usual one."""
+        xids = {change.xid for change in page}
+        if not page or self._torn or self._begun or not self._last.keys().isdisjoint(xids):
+            return None
+        size = sum(change.size for change in page if change.row is not None)
+        last = page[-1].size if page[-1].row is not None else 0
+        if len(page) > self.max_changes or size - last >= self.max_bytes:
+            return None
+        self.after, after = page[-1].id if self._is_full(len(page), size) else upto, self.after
+        self._advance(xids, 0)
+        return Cut(tuple(page), {}, after, torn=False, ended=self.after >= self.ceiling)
 
     def move(self, sent: Iterable[Change], system: str, *, to_goal: bool) -> Cursor:
         """The cursor after the changes of a cut, which must be durable; with `to_goal`, so must the goal be.
@@ -155,7 +171,7 @@ class Window:
         for xid in taken:
             self._last.pop(xid, None)
             self._torn.pop(xid, None)
-            del self._begun[xid]
+            self._begun.pop(xid, None)
         if torn:
             self._torn[torn] = self.after
             del self._begun[torn]
@@ -171,7 +187,13 @@ def sent_too(mark: Mark, sent: Sequence[Change]) -> Mark:
         times = (now.sum + sum(change.created_us for change in sent)) % _MODULO
         spans = (*spans[:-1], Span(now.since, min(now.first_id or lowest, lowest), now.count + len(sent), times))
     newest = {xid: (xid, id_, at) for xid, id_, at in mark.last}
-    newest.update({change.xid: (change.xid, change.id, change.created_us) for change in sent})
+    ends = {change.xid: change for change in sent}
+    for xid in (
+        *(newest.keys() & ends.keys()),
+        *heapq.nlargest(_LAST, ends),
+        max(sent, key=lambda change: change.id).xid,
+    ):
+        newest[xid] = (xid, ends[xid].id, ends[xid].created_us)
     highest = max(newest.values(), key=lambda entry: entry[1])
     last = {highest, *sorted(newest.values())[1 - _LAST :]}
     return replace(mark, spans=spans, last=tuple(sorted(last)))
