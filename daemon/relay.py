@@ -67,7 +67,10 @@ class Relay:
         self._sizing = Sizing(source.limits.changes, source.limits.bytes)
         self._letters_seen = float("-inf")
         self._failures = 0
-        self._ahead: Batch | None = None
+        self._ahead: asyncio.Task[Batch | None] | None = (
+            None  # the next batch, being read while others are on their way
+        )
+        self._ahead_term = 0
         self._rewinding: str | None = None
         self._remembered = 0.0
         self.turns = 0
@@ -85,38 +88,49 @@ class Relay:
         self.turns += 1
         term, sent = self._term, 0
         try:
+            if self._ahead is not None and self._ahead_term != term:
+                await self._forget()
             while True:
                 patience = None
                 if sent < batches and term == self._term:
                     patience = self._flights.room_in(time.monotonic())
                     if patience == 0.0:
-                        if batch := await self._read():
-                            await self._send(batch)
+                        if batch := await self._taken():
                             sent += 1
+                            await self._send(batch, on=sent < batches)
                             continue
                         patience = self._pace.pause(time.monotonic()) or self._pace.longest
-                    elif self._reads_ahead():
-                        self._ahead = await self._read()
                 if not self._flights:
                     break
                 if flight := await self._flights.landed(patience):
                     await self._land(flight)
             return await self._retry() or sent > 0
         except BaseException:
-            self._cursor = self._ahead = None
-            await self._flights.give_up()
+            await self._forget()
             raise
 
-    def _reads_ahead(self) -> bool:
-        """Is there certainly a batch to be read while others are on their way?"""
-        last = self._flights.last
-        return last is not None and last.batch.more and self._ahead is None
+    async def _forget(self) -> None:
+        """Let go of all that was read or sent from where the target was thought to stand."""
+        ahead, self._ahead = self._ahead, None
+        try:
+            await self._flights.give_up(ahead)
+        finally:
+            self._cursor = None  # not before: what is being read moves it when it finds nothing
+
+    async def _read_ahead(self) -> None:
+        self._ahead, self._ahead_term = asyncio.create_task(self._read()), self._term
+        self._ahead.add_done_callback(
+            lambda done: done.cancelled() or done.exception()
+        )  # looked at, or asyncio complains
+        await asyncio.sleep(0)  # so that the source is asked before anything else is done
+
+    async def _taken(self) -> Batch | None:
+        """The batch that is being read ahead, or the next one."""
+        ahead, self._ahead = self._ahead, None
+        return await (self._read() if ahead is None else ahead)
 
     async def _read(self) -> Batch | None:
         """The next batch with changes; None when the source has no more."""
-        if self._ahead is not None:
-            batch, self._ahead = self._ahead, None
-            return batch
         self._source.limits = replace(self._source.limits, changes=self._sizing.changes, bytes=self._sizing.bytes)
         cursor = self._cursor if self._cursor and self._claimed else await self._resume()
         started = time.monotonic()
@@ -187,9 +201,10 @@ class Relay:
         self.status.batch_no = answer.standing.batch_no
         self.status.held_keys = len(self._delivery.held)
 
-    async def _send(self, batch: Batch) -> None:
-        """Send a batch behind those that are on their way. What follows is read from where it leads: until the
-        target has answered that is a guess, which costs a turn when it is wrong, and no more."""
+    async def _send(self, batch: Batch, *, on: bool) -> None:
+        """Send a batch behind those that are on their way. What follows is read from where it leads, meanwhile if the
+        train goes `on`: until the target has answered that is a guess, which costs a turn when it is wrong, and no more.
+        """
         if not self._delivery.order.keys() >= {change.table for change in batch.changes}:
             self._learn(await self._target.describe())  # mapped since the claim, or not at all
         before = self._flights.last
@@ -198,10 +213,12 @@ class Relay:
             batch_no, after = before.load.parcel.batch_no, before.load.digest
         waited = time.monotonic() - self._read_at
         batch = replace(batch, read_us=batch.read_us + int(waited * 1e6))
+        self._cursor = batch.cursor
+        if on and batch.more:
+            await self._read_ahead()
         parcel = Parcel(batch.changes, batch.shapes, batch.cursor, self.status.epoch, batch_no + 1, after)
         load = await self._delivery.prepare(parcel)
         self._flights.launch(batch, load, self._delivery.send(load))
-        self._cursor = batch.cursor
 
     async def _land(self, flight: Flight) -> None:
         """Take the answer to the oldest batch on its way."""
@@ -220,8 +237,7 @@ class Relay:
         self.status.cursor = self._stated
         if answer.what == "mismatch":
             log.warning("batch_mismatched", batch_no=answer.standing.batch_no)
-            await self._flights.give_up()
-            self._cursor = self._ahead = None  # an answer that came out of turn may be older than another
+            await self._forget()  # an answer that came out of turn may be older than another
             return
         self._pace.found(time.monotonic())
         self._sizing.applied(len(batch.changes), size, seconds, time.monotonic())
@@ -322,7 +338,7 @@ class Relay:
         """Leadership was won: the next turn claims the target."""
         self._term += 1
         self._claimed = False
-        self._cursor = self._ahead = self._stated = None
+        self._cursor = self._stated = None
         self._leads.set()
         self._bell.ring()
 
@@ -346,14 +362,18 @@ class Relay:
             # K is ours: whoever commits from here on rings. One more read finds whoever committed before.
             reach("after_arm")
             try:
-                self._ahead = await self._read()
-                if self._ahead is None and not self._stopping:
+                await self._read_ahead()
+                assert self._ahead is not None
+                if await self._ahead:
+                    return
+                self._ahead = None
+                if not self._stopping:
                     rung = await self._bell.wait(self._timing.poll)
                     self._observer.woken("notify" if rung else "poll")
                     if rung:
                         self._letters_seen = float("-inf")  # whoever wants one sent again rings, too
             except BaseException:
-                self._cursor = self._ahead = None
+                await self._forget()
                 raise
             finally:
                 await self._bell.disarm()

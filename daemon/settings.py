@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     transport: Literal["rest", "postgres"] = "rest"
     relay: str = Field(default="main", pattern=r"^[a-z][a-z0-9_]{0,30}$")
     exposed_schema: str = Field(default="public", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")
-    batch_changes: int = Field(default=2000, ge=1, le=10_000)
+    batch_changes: int = Field(default=5000, ge=1, le=10_000)
     batch_bytes: int = Field(default=4 * 1024**2, ge=64 * 1024, le=64 * 1024**2)
     row_bytes: int = Field(default=16 * 1024**2, ge=64 * 1024, le=128 * 1024**2)
     retention: float = Field(default=86_400.0, ge=1)

@@ -37,7 +37,7 @@ class Limits:
     A row of more than `row_bytes` is not fetched: its change has a size and no row.
     """
 
-    changes: int = 2000
+    changes: int = 5000
     bytes: int = 4 * 1024 * 1024
     row_bytes: int = 16 * 1024 * 1024
     deadline: float = 15.0

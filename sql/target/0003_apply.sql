@@ -136,6 +136,20 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  -- Two on their way may change places: a connection had to be opened for the first, or it is the longer one. The
+  -- second waits for it half a second; nothing is locked meanwhile. Where the first is at work its lock is waited for.
+  for try in 1 .. 50 loop
+    exit when header -> 'after' is null or not exists (
+      select from outboxd.cursor
+       where relay = header ->> 'relay' and epoch = (header ->> 'epoch')::bigint and batch_no = (header ->> 'batch_no')::bigint - 2);
+    begin
+      perform from outboxd.cursor where relay = header ->> 'relay' for update nowait;
+      raise exception using errcode = 'OB000';
+    exception
+      when lock_not_available then exit;
+      when sqlstate 'OB000' then perform pg_sleep(0.01);
+    end;
+  end loop;
   select * into c from outboxd.cursor where relay = header ->> 'relay' for update;
   if c.relay is null or c.epoch is distinct from (header ->> 'epoch')::bigint then
     answer := outboxd.answer('fenced', c);

@@ -138,12 +138,12 @@ class Stand:
             assert held.rowcount == 1
             yield
 
-    async def waiting(self, backends: int = 1) -> list[int]:
-        """Process ids of requests that wait for the lock, once there are so many."""
+    async def waiting(self, backends: int = 1, what: str = "Lock") -> list[int]:
+        """Process ids of requests that wait for the lock (or for time to pass: Timeout), once there are so many."""
 
         async def found() -> list[int]:
-            query = "select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' order by query_start"
-            pids = [pid for (pid,) in self.rows(query)]
+            query = "select pid from pg_stat_activity where datname = current_database() and wait_event_type = %s order by query_start"
+            pids = [pid for (pid,) in self.owner.execute(query, (what,))]
             return pids if len(pids) >= backends else []
 
         return await wait_until_async(found)

@@ -1,10 +1,13 @@
 """What the door answers is the same by every way to it."""
 
+import asyncio
+
 import psycopg
 import pytest
 
 from daemon.demo.supabase import EmbeddedSupabase
 from daemon.errors import Fenced, Kind, TargetError
+from daemon.target import digest_of
 from outbox import Cursor
 from tests.contract.conftest import Stand, at, parts, upserts
 
@@ -105,6 +108,17 @@ async def test_a_batch_is_applied_only_behind_the_one_it_was_read_behind(stand: 
     assert stand.items() == {1: "a"}
     fits = await target.apply(upserts((1, "b")), at(20), 1, 2, after=first.standing.digest)
     assert (fits.what, stand.items()) == ("applied", {1: "b"})
+
+
+async def test_the_second_of_two_waits_for_the_first(stand: Stand) -> None:
+    """On the way they may change places. The second holds no lock meanwhile, or the first could not come by."""
+    target = await stand.claimed()
+    first = upserts((1, "a"))
+    second = asyncio.create_task(target.apply(upserts((1, "b")), at(20), 1, 2, after=digest_of(first, at(10))))
+    await stand.waiting(what="Timeout")
+    assert (await target.apply(first, at(10), 1, 1, after="")).what == "applied"
+    assert (await second).what == "applied"
+    assert stand.effects() == [(1, "a"), (1, "b")]
 
 
 async def test_whoever_claims_later_fences_the_earlier_off(stand: Stand) -> None:

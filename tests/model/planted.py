@@ -179,7 +179,7 @@ def memory_outlives_a_crash() -> Iterator[None]:
     async def step(self: Relay, batches: int = 1) -> bool:
         batch = await self._read()
         if batch is not None:
-            await self._send(batch)
+            await self._send(batch, on=False)
             flight = await self._flights.landed()
             assert flight is not None
             await self._land(flight)
@@ -348,9 +348,9 @@ def newest_by_transaction() -> Iterator[None]:
     """Of one key the change of the highest transaction id is taken for the newest."""
     real = Relay._send
 
-    async def send(self: Relay, batch: Batch) -> None:
+    async def send(self: Relay, batch: Batch, *, on: bool) -> None:
         ordered = tuple(sorted(batch.changes, key=lambda change: (change.xid, change.id)))
-        await real(self, Batch(ordered, batch.cursor, batch.shapes, batch.torn, batch.more, batch.read_us))
+        await real(self, Batch(ordered, batch.cursor, batch.shapes, batch.torn, batch.more, batch.read_us), on=on)
 
     with patch.object(Relay, "_send", send):
         yield

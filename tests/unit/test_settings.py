@@ -68,7 +68,7 @@ def test_defaults_work(complete):
     assert reveal(settings) == (DSN, URL, SECRET)
     assert settings.breaker.thresholds == Thresholds()
     assert (settings.transport, settings.relay, settings.exposed_schema) == ("rest", "main", "public")
-    assert (settings.batch_changes, settings.batch_bytes) == (2000, 4_194_304)
+    assert (settings.batch_changes, settings.batch_bytes) == (5000, 4_194_304)
     assert (settings.wake, settings.poll_interval, settings.request_timeout) == ("auto", 1.0, 20.0)
     assert (settings.admin, settings.admin_host, settings.admin_port) == (True, "127.0.0.1", 9631)
     assert (settings.log_level, settings.log_format) == ("info", "auto")
