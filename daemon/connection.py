@@ -74,6 +74,17 @@ class Link(psycopg.AsyncConnection[Any]):
 
     patience = PATIENCE
 
+    async def several(self, statements: bytes, values: Mapping[str, Any] | None = None) -> list[list[Any]]:
+        """The rows of each of several statements that answers with rows. They travel as one message, which only values
+        put in on this side allow; numbers come as text."""
+        results = await psycopg.AsyncClientCursor(self).execute(statements, values)
+        sets = []
+        while True:
+            if results.description:
+                sets.append(await results.fetchall())
+            if not results.nextset():
+                return sets
+
     async def wait(self, gen: Any, *_: Any, **__: Any) -> Any:
         """Every wait of psycopg passes here."""
         gave_up = False

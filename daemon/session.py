@@ -6,13 +6,12 @@ Knows what server answers, the texts of sql/queries, and what its errors mean. K
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import psycopg
-from psycopg.types.numeric import Int8BinaryLoader
+from psycopg.types.numeric import Int8BinaryLoader, IntLoader
 
 from daemon.breaker import Breaker
-from daemon.connection import cause, connect
+from daemon.connection import Link, cause, connect
 from daemon.errors import SourceUnavailable, SourceUnfit
 from daemon.identity import Identity
 from outbox.migrations import FILES
@@ -34,13 +33,13 @@ class Session:
         self._name = name
         self._patience = patience
         self.breaker = breaker
-        self.conn: psycopg.AsyncConnection[Any] | None = None
+        self.conn: Link | None = None
         self.identity: Identity | None = None
         self.on_drop: Callable[[], None] = lambda: None
         self._turn = asyncio.Lock()
 
     @asynccontextmanager
-    async def connected(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    async def connected(self) -> AsyncIterator[Link]:
         """The connection, opened when there is none; dropped after any failure of it. Uses take turns."""
         async with self._turn:
             with self.breaker.attempt() as attempt:
@@ -51,7 +50,7 @@ class Session:
                     attempt.failed(str(exc))
                     raise
 
-    async def identify(self, conn: psycopg.AsyncConnection[Any]) -> Identity:
+    async def identify(self, conn: Link) -> Identity:
         """What server this is."""
         row = await (await conn.execute(query("source_identity"))).fetchone()
         assert row is not None
@@ -66,7 +65,7 @@ class Session:
             await conn.close()
 
     @asynccontextmanager
-    async def _guarded(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    async def _guarded(self) -> AsyncIterator[Link]:
         try:
             if self.conn is None:
                 await self._connect()
@@ -82,6 +81,7 @@ class Session:
     async def _connect(self) -> None:
         self.conn = await connect(self._dsn, self._name, patience=self._patience)
         # Both are eight bytes: a number, and microseconds since 2000-01-01, which is the clock of all that is read here.
+        self.conn.adapters.register_loader("xid8", IntLoader)
         self.conn.adapters.register_loader("xid8", Int8BinaryLoader)
         self.conn.adapters.register_loader("timestamptz", Int8BinaryLoader)
         await self.identify(self.conn)

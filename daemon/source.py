@@ -14,6 +14,7 @@ import psycopg
 import structlog
 
 from daemon.breaker import Breaker, Thresholds
+from daemon.connection import Link
 from daemon.errors import STANDBY, SourceForeign, SourceUnavailable, SourceUnfit
 from daemon.identity import Held, Identity, Named, require_fit, require_held, require_passed, to_add_up
 from daemon.plan import Change
@@ -27,6 +28,8 @@ log = structlog.get_logger()
 _CHANGE = partial(tuple.__new__, Change)  # what Change._make does, without its checks
 _FLOORS = 64
 _FLOOR_EVERY = 10_000  # ids: each floor spends a transaction id
+_DEEP = 50_000  # ids drawn since the last look: a window that is larger is read in stretches
+_LAST_XID = 2**63 - 1
 _LONGEST_SPAN = 500_000  # ids looked at for one page, where the window has few
 
 
@@ -102,6 +105,7 @@ class Source:
         # Of the window being read: is its goal durable, when was it taken (by both clocks), how its next page is
         # found.
         self._flushed, self._opened, self._read_us, self._by_id, self._span = False, 0.0, 0, True, 0
+        self._looked: list[Change] | None = None  # the first page of the window, when it came with it
         self._newest = 0
         self._ended: _Ended | None = None
         self._revoked: Cursor | None = None
@@ -161,10 +165,8 @@ class Source:
         refused: psycopg.Error | None = None
         async with self.connected() as conn:
             try:
-                # Only values put in by the client allow for several statements in one message.
-                results = await psycopg.AsyncClientCursor(conn).execute(query("prune"), given)
-                results.nextset()
-                pruned = Pruned(*(await results.fetchone() or ()))
+                (((*answer,),),) = await conn.several(query("prune"), given)
+                pruned = Pruned(*answer)
                 await self._note_floor(conn, every=1)  # on a quiet source, cursors to come need a floor for the next
                 return pruned
             except psycopg.Error as exc:
@@ -230,20 +232,23 @@ class Source:
 
     # -- one window ----------------------------------------------------------------------------------------
 
-    async def _open(self, conn: psycopg.AsyncConnection[Any], cursor: Cursor) -> Window:
+    async def _open(self, conn: Link, cursor: Cursor) -> Window:
         assert self.identity is not None
         require_fit(self.identity, cursor)
         await self._note_floor(conn)
-        results = await conn.execute(query("window_open"))
-        results.nextset()
-        snapshot, in_recovery, started_us = await results.fetchone() or ("", True, 0)
-        results.nextset()
-        ceiling = self._newest = _first(await results.fetchone())
-        results.nextset()
-        pruned = _first(await results.fetchone())
-        results.nextset()
-        self._flushed, self._read_us, lsn = await results.fetchone() or (False, 0, "")
-        self._opened = time.monotonic()
+        known = self._ended.ceiling if self._ended and self._ended.cursor == cursor else 0
+        if known and cursor == self._proven:  # up to date: the window is small
+            sets = await conn.several(query("window_look"), self._after(cursor, known + _DEEP))
+        else:
+            sets = await conn.several(query("window_open"))
+        (
+            [(snapshot, in_recovery, started_us)],
+            *looked,
+            [(ceiling,)],
+            [(pruned,)],
+            [(self._flushed, self._read_us, lsn)],
+        ) = sets
+        self._opened, self._newest = time.monotonic(), ceiling
         if in_recovery:
             raise SourceUnfit(STANDBY)
         goal = Snapshot.parse(snapshot)
@@ -263,12 +268,23 @@ class Source:
         )
         # Two ways to the first page: by the window's transactions, which costs its rows, or up from the floor,
         # which costs the rows between floor and window: many, while a transaction is open for hours.
-        known = self._ended.ceiling if self._ended and self._ended.cursor == cursor else 0
         self._by_id = ceiling - known > known - window.after
         self._span = 0
+        self._looked = list(map(_CHANGE, looked[0])) if looked and ceiling <= known + _DEEP else None
         return window
 
-    async def _prove(self, conn: psycopg.AsyncConnection[Any], cursor: Cursor) -> None:
+    def _after(self, cursor: Cursor, deep: int) -> dict[str, Any]:
+        """What to look for: changes of transactions that the cursor does not see, and these are all there are up to
+        now. Beyond id `deep` they are too many to be sorted at once."""
+        reached = _reached(cursor)
+        runs = [*((xid, xid) for xid in sorted(reached.running)), (reached.xmax, _LAST_XID)]
+        return {**self._limited(cursor.floor_id), **_runs(runs), "deep": deep}
+
+    def _limited(self, after: int) -> dict[str, int]:
+        limits = self.limits
+        return {"after": after, "limit": limits.changes, "bytes": limits.bytes, "row_bytes": limits.row_bytes}
+
+    async def _prove(self, conn: Link, cursor: Cursor) -> None:
         """This cursor comes from elsewhere: is everything it claims to have been applied still here?"""
         identity = await self._session.identify(conn)
         require_fit(identity, cursor)
@@ -280,7 +296,7 @@ class Source:
                 log.warning("source_promoted", timeline_before=mark.timeline, timeline=identity.timeline)
         self._proven = cursor
 
-    async def _held(self, conn: psycopg.AsyncConnection[Any], cursor: Cursor, mark: Mark) -> Held:
+    async def _held(self, conn: Link, cursor: Cursor, mark: Mark) -> Held:
         count, total = None, 0
         if to_add_up(mark, 0):
             runs = between(Snapshot.parse(mark.spans[0].since), _reached(cursor))
@@ -293,21 +309,24 @@ class Source:
         pruned = _first(await (await conn.execute(query("pruned"))).fetchone())
         return Held(pruned, count if to_add_up(mark, pruned) else None, total, [Named(*row) for row in rows])
 
-    async def _next(self, conn: psycopg.AsyncConnection[Any], window: Window) -> Batch:
+    async def _next(self, conn: Link, window: Window) -> Batch:
         """Read pages until whole transactions can be taken, or the window ends."""
         while True:
-            page, upto = await self._page(conn, window) if window.goal != window.reached else ([], window.ceiling)
+            looked, self._looked = self._looked, None
+            if looked is not None:
+                page, upto = self._upto(looked, window.ceiling)
+            else:
+                page, upto = await self._page(conn, window) if window.goal != window.reached else ([], window.ceiling)
             beyond = await self._beyond(conn, window, page, upto) if page and upto < window.ceiling else {}
-            # Promise I1: one that no longer leads may prune by a cursor that the target, restored, has taken back.
-            _not_pruned(_first(await (await conn.execute(query("pruned"))).fetchone()), window.cursor)
+            if looked is None or upto < window.ceiling:
+                # Promise I1: one that no longer leads may prune by a cursor that the target, restored, has taken back.
+                _not_pruned(_first(await (await conn.execute(query("pruned"))).fetchone()), window.cursor)
             if cut := window.cut(page, upto=upto, beyond=beyond):
                 return await self._batch(conn, window, cut)
 
-    async def _page(self, conn: psycopg.AsyncConnection[Any], window: Window) -> tuple[list[Change], int]:
+    async def _page(self, conn: Link, window: Window) -> tuple[list[Change], int]:
         """The next changes of the window in id order, and the id up to which these are all."""
-        limits = {"after": window.after, "limit": self.limits.changes, "bytes": self.limits.bytes}
-        limits["row_bytes"] = self.limits.row_bytes
-        upto = window.ceiling
+        limits, upto = self._limited(window.after), window.ceiling
         if self._by_id:
             # A stretch of ids at a time: without statistics Postgres would sort all that is left for each page.
             upto = min(upto, window.after + max(self._span, self.limits.changes + self.limits.changes // 4))
@@ -316,19 +335,20 @@ class Source:
         else:
             self._by_id = True  # for the pages that follow: each begins where the last one ended
             page = await self._changes(conn, "window_by_xid", {**limits, "upto": upto, **_runs(window.runs())})
-        if len(page) >= self.limits.changes or sum(c.size for c in page if c.row is not None) >= self.limits.bytes:
-            self._span = 0
-            return page, page[-1].id
-        self._span = min(2 * (upto - window.after), _LONGEST_SPAN)
-        return page, upto
+        page, end = self._upto(page, upto)
+        self._span = 0 if end < upto else min(2 * (upto - window.after), _LONGEST_SPAN)
+        return page, end
 
-    async def _beyond(
-        self, conn: psycopg.AsyncConnection[Any], window: Window, page: Sequence[Change], upto: int
-    ) -> dict[int, int]:
+    def _upto(self, page: list[Change], upto: int) -> tuple[list[Change], int]:
+        """The page, and the id up to which it has all: it may be full."""
+        full = len(page) >= self.limits.changes or sum(c.size for c in page if c.row is not None) >= self.limits.bytes
+        return page, page[-1].id if full else upto
+
+    async def _beyond(self, conn: Link, window: Window, page: Sequence[Change], upto: int) -> dict[int, int]:
         bounds = {"upto": upto, "ceiling": window.ceiling, **_runs(window.unknown(page))}
         return dict(await (await conn.execute(query("window_beyond"), bounds, binary=True)).fetchall())
 
-    async def _batch(self, conn: psycopg.AsyncConnection[Any], window: Window, cut: Cut) -> Batch:
+    async def _batch(self, conn: Link, window: Window, cut: Cut) -> Batch:
         changes = cut.changes
         if cut.rest:
             begun = {"xids": _array(cut.rest), "above": _array(cut.rest.values()), "upto": cut.upto}
@@ -348,18 +368,16 @@ class Source:
         read_us = self._read_us + int((time.monotonic() - self._opened) * 1e6)
         return Batch(changes, cursor, self._shapes, int(cut.torn), not cut.ended, read_us)
 
-    async def _learn_shapes(self, conn: psycopg.AsyncConnection[Any], unknown: Collection[int]) -> None:
+    async def _learn_shapes(self, conn: Link, unknown: Collection[int]) -> None:
         if unknown:
             rows = await (await conn.execute(query("shapes"), {"ids": sorted(unknown)})).fetchall()
             self._shapes.update((shape, tuple(columns)) for shape, columns in rows)
 
-    async def _changes(
-        self, conn: psycopg.AsyncConnection[Any], name: str, parameters: Mapping[str, Any]
-    ) -> list[Change]:
+    async def _changes(self, conn: Link, name: str, parameters: Mapping[str, Any]) -> list[Change]:
         results = await conn.execute(query(name), parameters, binary=True)
         return list(map(_CHANGE, await results.fetchall()))
 
-    async def _note_floor(self, conn: psycopg.AsyncConnection[Any], every: int = _FLOOR_EVERY) -> None:
+    async def _note_floor(self, conn: Link, every: int = _FLOOR_EVERY) -> None:
         if self._floors and self._newest - self._floors[-1][1] < every:
             return
         results = await conn.execute(query("floor"))
@@ -380,7 +398,7 @@ class Source:
 
     def _forget(self) -> None:
         """The connection is gone, and with it what was learnt through it."""
-        self._window = self._proven = None
+        self._window = self._proven = self._looked = None
         if self._ended and not self._ended.durable:
             # The server may have crashed: what an empty window led to is not what it was (see Window.move).
             self._revoked = self._ended.cursor

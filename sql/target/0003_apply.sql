@@ -187,6 +187,7 @@ declare
   m       outboxd.mirror;
   g       json;
   heads   json[];
+  bodies  json[];
   writers text[];
   marks   boolean := false;
   attempt int := 0;
@@ -207,12 +208,6 @@ declare
   wrong_column     text;
   wrong_constraint text;
 begin
-  stands := outboxd.turn_away(header);
-  if stands.answer is not null then
-    return stands.answer;
-  end if;
-  c := stands.c;
-
   loop
     attempt := attempt + 1;
     gear := 1;
@@ -236,16 +231,25 @@ begin
           perform outboxd.unknown_op(at);
         end if;
         heads[i] := g;
+        bodies[i] := parts[i + 1]::json;
         m := outboxd.mirror_of(at);
         writers[i] := case when attempt < 3 then outboxd.writer_of(m, g, attempt = 2) end;
         if writers[i] is null then
-          perform outboxd.require_key(m, g, parts[i + 1]::json);
+          perform outboxd.require_key(m, g, bodies[i]);
         end if;
       end loop;
     exception when others then
       get stacked diagnostics state = returned_sqlstate, message = message_text, context = pg_exception_context, wrong_schema = schema_name,
         wrong_table = table_name, wrong_column = column_name, wrong_constraint = constraint_name;
     end;
+    if attempt = 1 then
+      -- All that went before needed no turn: of two batches on their way the second does it while the first is applied.
+      stands := outboxd.turn_away(header);
+      if stands.answer is not null then
+        return stands.answer;
+      end if;
+      c := stands.c;
+    end if;
     exit when state is not null;
 
     begin
@@ -255,14 +259,14 @@ begin
         continue when heads[i] is null;
         at := heads[i] ->> 'table';
         if writers[i] is null then
-          n := outboxd.write(outboxd.mirror_of(at), heads[i], parts[i + 1]::json);
+          n := outboxd.write(outboxd.mirror_of(at), heads[i], bodies[i]);
         else
-          execute 'select outboxd.' || writers[i] || '($1)' into n using parts[i + 1]::json;
+          execute 'select outboxd.' || writers[i] || '($1)' into n using bodies[i];
           if n is null then
             stale := true;
             raise exception using errcode = 'OB000';
           elsif n < 0 then
-            perform outboxd.require_key(outboxd.mirror_of(at), heads[i], parts[i + 1]::json);
+            perform outboxd.require_key(outboxd.mirror_of(at), heads[i], bodies[i]);
             n := 0;
           end if;
         end if;
@@ -279,7 +283,7 @@ begin
         for i in 2 .. cardinality(parts) by 2 loop
           continue when heads[i] is null;
           at := heads[i] ->> 'table';
-          perform outboxd.require_key(outboxd.mirror_of(at), heads[i], parts[i + 1]::json);
+          perform outboxd.require_key(outboxd.mirror_of(at), heads[i], bodies[i]);
         end loop;
         perform outboxd.refuse_cascades(array(select h ->> 'table' from unnest(heads) h where h ->> 'op' = 'upsert'));
         set constraints all deferred;
@@ -290,11 +294,11 @@ begin
           m := outboxd.mirror_of(at);
           names := array(select json_array_elements_text(g -> 'columns'));
           if g ->> 'op' = 'upsert' and exists (select from outboxd.other_columns(m, names)) then
-            execute outboxd.take_sql(m) into strict old using parts[k + 1]::json;
+            execute outboxd.take_sql(m) into strict old using bodies[k];
             taken[k] := old;
           else
             execute case when g ->> 'op' = 'truncate' then outboxd.truncate_sql(m) else outboxd.delete_sql(m) end
-              using parts[k + 1]::json;
+              using bodies[k];
           end if;
         end loop;
         for i in 2 .. cardinality(parts) by 2 loop
@@ -304,12 +308,12 @@ begin
           m := outboxd.mirror_of(at);
           names := array(select json_array_elements_text(g -> 'columns'));
           if taken[i] is not null then
-            execute outboxd.put_back_sql(m, names) using parts[i + 1]::json, taken[i];
+            execute outboxd.put_back_sql(m, names) using bodies[i], taken[i];
             get diagnostics n = row_count;
             written := written + n;
-            execute outboxd.put_new_sql(m, names) using parts[i + 1]::json, taken[i];
+            execute outboxd.put_new_sql(m, names) using bodies[i], taken[i];
           else
-            execute outboxd.insert_sql(m, names) using parts[i + 1]::json;
+            execute outboxd.insert_sql(m, names) using bodies[i];
           end if;
           get diagnostics n = row_count;
           written := written + n;

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from daemon.connection import Link
 from daemon.session import query
 from daemon.source import Source
 from outbox import Cursor
@@ -177,14 +178,23 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
         queries.append((name, parameters))
         return await read(self, conn, name, parameters)
 
+    looks = Link.several
+
+    async def spy_on_looks(self, statements, values=None):
+        if statements == query("window_look"):
+            queries.append(("window_look", values))
+        return await looks(self, statements, values)
+
     monkeypatch.setattr(Source, "_changes", spy)
+    monkeypatch.setattr(Link, "several", spy_on_looks)
     return queries
 
 
 def blocks_touched(database: Database, name: str, parameters: Mapping[str, Any]) -> int:
     """How many pages of tables and indexes a query looks at."""
+    text = next(part for part in query(name).split(b";") if b"outbox.change c" in part or b";" not in query(name))
     with database.connect() as conn:
-        row = conn.execute(b"explain (analyze, buffers, format json) " + query(name), parameters).fetchone()
+        row = conn.execute(b"explain (analyze, buffers, format json) " + text, parameters).fetchone()
     assert row is not None
     plan = row[0][0]["Plan"]
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
@@ -208,6 +218,21 @@ async def test_reading_beside_a_long_transaction_stays_cheap(pair, writer, asked
         run(long, "commit")
         found, cursor = await whose(source, cursor)
     assert found == ["long"] * 3000
+
+
+@pytest.mark.parametrize("new", [1, 5, 6, 40])
+async def test_what_came_since_the_last_look_is_all_found(pair, monkeypatch, new):
+    """Few are found by one look; more than that, and more than a batch, in stretches behind it."""
+    monkeypatch.setattr("daemon.source._DEEP", 5)
+    async with reading(pair.source, changes=7) as source:
+        pair.write("insert into t values (0, 'before')")
+        _, cursor = await whose(source, Cursor.beginning())
+        _, cursor = await whose(source, cursor)
+        pair.write(f"insert into t select n, 'new' from generate_series(1, {new}) n")
+        found, cursor = await whose(source, cursor)
+        assert found == ["new"] * new
+        pair.write("insert into t values (-1, 'last')")
+        assert (await whose(source, cursor))[0] == ["last"]
 
 
 async def test_a_page_of_a_deep_backlog_does_not_look_at_all_that_is_left(pair, asked):

@@ -55,10 +55,10 @@ class Call:
 class Results:
     """What psycopg's cursor offers, as far as daemon.source asks."""
 
-    __slots__ = ("_at", "_results", "rowcount")
+    __slots__ = ("_at", "_results", "all", "rowcount")
 
     def __init__(self, results: list[Rows]) -> None:
-        self._results = results
+        self.all = self._results = results
         self._at = 0
         self.rowcount = len(results[-1])
 
@@ -114,6 +114,10 @@ class Connection:
 
         return Results(await self._process.call(name, [self._alive(run)]))
 
+    async def several(self, text: bytes, parameters: Mapping[str, Any] | None = None) -> list[Rows]:
+        results = await self.execute(text, parameters)
+        return [rows for rows in results.all if rows is not NOTHING]
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
         await self._process.call("begin", [self._alive(_nothing)])
@@ -147,8 +151,11 @@ class Connection:
 # -- the queries, as sql/queries has them ----------------------------------------------------------------------
 
 
+NOTHING: Rows = []  # of a statement that answers without rows
+
+
 def _nothing() -> Rows:
-    return []
+    return NOTHING
 
 
 def _identity(database: Database, _: Mapping[str, Any]) -> list[Statement]:
@@ -180,6 +187,30 @@ def _window_open(database: Database, _: Mapping[str, Any]) -> list[Statement]:
         lambda: [(database.lsn <= database.flushed, database.now_us, *([str(database.flushed)] if lsn else []))],
         _nothing,
     ]
+
+
+def _window_look(database: Database, p: Mapping[str, Any]) -> list[Statement]:
+    """As window_open, and what the snapshot sees of the changes."""
+    inside, began = _within(p), list[str]()
+    begin, snapshot, *ceiling, last, commit = _window_open(database, p)
+
+    def noted() -> Rows:
+        rows = snapshot()
+        began.append(rows[0][0])
+        return rows
+
+    def page() -> Rows:
+        visible = seen(began[0])
+        return _limited(
+            (
+                c
+                for c in database.kept
+                if database.sequence <= p["deep"] and p["after"] < c.id and inside(c.xid) and visible(c.xid)
+            ),
+            p,
+        )
+
+    return [begin, noted, page, ceiling[0], commit, *ceiling[1:], last]
 
 
 def _by_id(database: Database, p: Mapping[str, Any]) -> list[Statement]:
@@ -274,6 +305,7 @@ _STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]]
     "floor": _floor,
     "flush": _flush,
     "window_open": _window_open,
+    "window_look": _window_look,
     "window_by_id": _by_id,
     "window_by_xid": _by_xid,
     "window_beyond": _beyond,
