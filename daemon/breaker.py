@@ -131,6 +131,10 @@ class Breaker:
         self._forget_old()
         return self._failures / len(self._calls) if self._calls else 0.0
 
+    def relent(self) -> None:
+        """The other side may be another one: the next attempt may probe at once."""
+        self._open_until = min(self._open_until, self._clock())
+
     @contextmanager
     def attempt(self, *, light: bool = False) -> Iterator[Attempt]:
         """Let one call out, or raise BreakerOpen.

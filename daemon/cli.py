@@ -17,7 +17,7 @@ import psycopg
 
 from daemon import cli_dead_letters, cli_rebase, install
 from daemon.errors import DaemonError, SourceUnavailable
-from daemon.settings import ConfigError, Need, Settings, load, redacted
+from daemon.settings import ConfigError, Loaded, Need, Settings, load, load_without_target, redacted
 from daemon.talk import fail, fields, say, table
 from outbox import OutboxError, __version__
 from outbox.migrations import Side, literal, script, step
@@ -175,10 +175,16 @@ def _watched_cells(row: install.Watched) -> tuple[str, ...]:
 
 @main.command()
 @click.option("--until-idle", is_flag=True, help="Apply what there is, then exit.")
+@click.option("--strict", is_flag=True, help="Exit 78 when Supabase's settings are missing or wrong, do not wait.")
 @click.pass_context
-def run(ctx: click.Context, *, until_idle: bool) -> None:
-    """Move changes until told to stop (SIGTERM, Ctrl-C)."""
-    settings = _settings(ctx, "source", "target")
+def run(ctx: click.Context, *, until_idle: bool, strict: bool) -> None:
+    """Move changes until told to stop (SIGTERM, Ctrl-C). SIGHUP: read the settings again."""
+
+    def read() -> Loaded:
+        return load_without_target(ctx.obj)
+
+    loaded = Loaded(_settings(ctx, "source", "target")) if strict or until_idle else read()
+    settings = loaded.settings
     from daemon import logs
     from daemon.main import run as run_daemon
     from daemon.metrics import Metrics
@@ -186,7 +192,7 @@ def run(ctx: click.Context, *, until_idle: bool) -> None:
     metrics = Metrics(__version__)
     logs.configure(settings.log_level, settings.log_format, on_message=metrics.logged, on_dropped=metrics.log_dropped)
     try:
-        code = asyncio.run(run_daemon(settings, metrics, until_idle=until_idle))
+        code = asyncio.run(run_daemon(loaded, metrics, read, until_idle=until_idle))
     except OSError as exc:
         if exc.errno is None or settings.admin_port == 0:
             raise
@@ -204,13 +210,13 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
     """How far the target is behind, from both stores and, where it answers, the daemon. 3: it needs you."""
     from daemon.status import look
 
-    settings = _settings(ctx, "source", "target")
-    seen = asyncio.run(look(settings))
+    seen = asyncio.run(look(load_without_target(ctx.obj)))
     if as_json:
         click.echo(json.dumps(seen, indent=2))
     else:
         fields({name: value for name, value in seen.items() if value not in (None, [])})
-    sys.exit(AWAY if seen["away"] else FOUND if seen.get("state") == "paused" else 0)
+    needs_you = seen.get("state") == "paused" or seen["mode"] == "disabled"
+    sys.exit(AWAY if seen["away"] else FOUND if needs_you else 0)
 
 
 @main.command()

@@ -120,6 +120,11 @@ def for_libpq(dsn: SecretStr | None) -> str:
     return f"{address}?{kept}" if kept else address
 
 
+def carries_secret(setting: str, value: str) -> bool:
+    """Is there anything in it that others must not read? An address without a password has nothing."""
+    return setting == "supabase_key" or masked(setting, value) != value
+
+
 def masked(setting: str, secret: str) -> str:
     if setting != "supabase_key":
         value = "[^&]*" if "://" in secret else r"(?:'(?:\\.|[^'\\])*'|(?:\\.|[^\s\\])+)"

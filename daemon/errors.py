@@ -79,7 +79,7 @@ class Fenced(DaemonError):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Names that lead to the cause; never values. `sqlstate`: or PostgREST's code, or one of ours (TLS)."""
+    """Names that lead to the cause; never values. `sqlstate`: or PostgREST's code, or one of ours (TLS, SETTINGS)."""
 
     sqlstate: str | None = None
     status: int | None = None
@@ -122,7 +122,7 @@ _CHECK = "the target's tables do not fit: `outboxd check` names what is missing"
 _RELOAD = "in the SQL editor: notify pgrst, 'reload schema'"
 _KEY = (
     "the target does not accept the key: set OUTBOXD_SUPABASE_KEY to the secret key (sb_secret_…; dashboard, Settings, "
-    "API Keys), or mend OUTBOXD_TARGET_DSN, and start outboxd again"
+    "API Keys), or mend OUTBOXD_TARGET_DSN; a file that holds it is looked at again by itself"
 )
 _URL = "the address answers, but not as Supabase's Data API: check OUTBOXD_SUPABASE_URL"
 
@@ -211,7 +211,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         Kind.AUTH,
         "the key has expired, is revoked or belongs to another project: create a secret key (sb_secret_…; dashboard, "
-        "Settings, API Keys), set OUTBOXD_SUPABASE_KEY and start outboxd again, which reads it only then",
+        "Settings, API Keys) and set OUTBOXD_SUPABASE_KEY; a file that holds it is looked at again by itself",
         ("PGRST301", "PGRST303"),
     ),
     Rule(
@@ -233,6 +233,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         Kind.AUTH,
+        "captures go on; what is written to a secret file, .env or outboxd.toml is found within 15 s, or at once after "
+        "SIGHUP; a variable of the environment needs a restart",
+        ("SETTINGS",),
+    ),
+    Rule(
+        Kind.AUTH,
         "the target cannot prove who it is, so nothing was sent: check OUTBOXD_SUPABASE_URL, this machine's clock, and "
         "the certificate: openssl s_client -connect <project-ref>.supabase.co:443",
         ("TLS_CERTIFICATE",),
@@ -248,7 +254,9 @@ def rule_for(code: str | None, status: int | None = None) -> Rule:
     """The line of the table: by SQLSTATE or PostgREST's code first, by HTTP status second."""
     code = code or ""
     sqlstate = re.fullmatch("[0-9A-Z]{5}", code)
-    if sqlstate or code.startswith(("PGRST", "TLS")):  # not a status that stands in as code: 544 is none of class 54
+    if sqlstate or code.startswith(
+        ("PGRST", "TLS", "SETTINGS")
+    ):  # not a status that stands in as code: 544 is none of class 54
         for length in range(len(code), 0, -1):
             if found := _BY_CODE.get(code[:length]):
                 return found
@@ -270,6 +278,16 @@ def counts(error: TargetError) -> bool:
     return error.kind is Kind.AMBIGUOUS or (
         error.kind is Kind.TRANSIENT and not rule_for(refusal.sqlstate, refusal.status).alive
     )
+
+
+def refuses_the_key(error: TargetError) -> bool:
+    """Does the target turn away whoever comes with this key, or this password? Nothing moves before it is another."""
+    code, status = error.refusal.sqlstate or "", error.refusal.status
+    if error.kind is not Kind.AUTH or code.startswith(("TLS", "SETTINGS")) or status == 402:
+        return False
+    if re.fullmatch("[0-9A-Z]{5}", code):
+        return code.startswith(("28", "0P"))  # not 42501: let in, and a grant is missing
+    return not code.startswith("PGRST") or code.startswith("PGRST3")
 
 
 SMALL = 64 * 1024  # bytes of a row that every gateway takes which is any use

@@ -88,6 +88,12 @@ def configure(
     _route_libraries()
 
 
+def set_level(level: str) -> None:
+    """From now on lines of this level and above, the rest of what `configure` set up as it is."""
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(**{**structlog.get_config(), "wrapper_class": structlog.make_filtering_bound_logger(threshold)})
+
+
 def redact(text: str) -> str:
     """The text on one line, of bounded length, without anything that looks like a secret."""
     for pattern, mask in _SECRETS:

@@ -11,7 +11,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -19,15 +19,17 @@ import structlog
 from daemon import systemd
 from daemon.admin import Admin, Views
 from daemon.breaker import Breaker, BreakerOpen, State, Transition
+from daemon.doorway import Doorway
 from daemon.errors import DaemonError, Fenced, Kind, SourceUnavailable, TargetError, advice
 from daemon.lead import Keeper
 from daemon.metrics import Metrics
 from daemon.progress import Timing
 from daemon.prune import Pruner
 from daemon.relay import Relay
-from daemon.report import Observed, Report
+from daemon.reload import Reloader, sentence, thresholds
+from daemon.report import Judge, Observed, Report
 from daemon.rest import RestDoor
-from daemon.settings import Settings
+from daemon.settings import Loaded, Settings
 from daemon.source import Limits, Source
 from daemon.target import Door, PostgresDoor, Target
 from daemon.wakeup import Bell
@@ -39,7 +41,6 @@ OK, FAILED, AWAY = 0, 1, 75
 NAME = f"outboxd/{__version__}"
 _GAUGES = 2.0
 _FENCED = 5.0
-_SOURCE_AWAY = 10.0  # seconds: it has no gateway that asks for patience, and connecting costs it little
 _LAST_TURN = 20.0  # seconds; supervisors kill after 30 (Kubernetes) to 90 (systemd)
 _BREAKER_MOVED = {
     State.OPEN: "breaker_opened",
@@ -77,42 +78,52 @@ class Daemon:
     source: Source
     gauges: Source
     target: Target
+    doorway: Doorway
     bell: Bell
+    pruner: Pruner
     relay: Relay
     keeper: Keeper
+    judge: Judge
     report: Report
+    reloader: Reloader = field(init=False)
 
     @classmethod
-    def build(cls, settings: Settings, metrics: Metrics) -> "Daemon":
-        """Wire the parts; nothing connects yet."""
-        breaker = _breaker("target", settings, metrics)
+    def build(cls, loaded: Loaded, metrics: Metrics, read: Callable[[], Loaded]) -> "Daemon":
+        """Wire the parts; nothing connects yet. `read`: how the settings are read again."""
+        settings = loaded.settings
+        doorway = Doorway(None if loaded.lacking else open_door(settings), sentence(loaded.lacking))
+        observed = Observed(metrics)
+        breaker = _breaker("target", settings, observed)
         source = Source(
             settings.source_conninfo,
             Limits(settings.batch_changes, settings.batch_bytes, settings.row_bytes),
-            breaker=_breaker("source", settings, metrics, open_cap=_SOURCE_AWAY),
+            breaker=_breaker("source", settings, observed),
             application_name=NAME,
         )
         gauges = Source(settings.source_conninfo, application_name=f"{NAME} gauges")
-        target = Target(open_door(settings), settings.relay, breaker, metrics.target_request)
+        target = Target(doorway, settings.relay, breaker, metrics.target_request)
         bell = Bell(settings.source_conninfo, application_name=NAME)
         timing = Timing(poll=settings.poll_interval, wake=settings.wake)
         pruner = Pruner(
             settings.retention,
             lambda done: metrics.pruned(emptied=done.emptied is not None, up_to_id=done.up_to_id),
         )
-        relay = Relay(source, target, bell, Observed(metrics), timing, pruner=pruner)
-
+        relay = Relay(source, target, bell, observed, timing, pruner=pruner)
         keeper = Keeper(bell, relay, lambda leads, listening: metrics.leadership(leads=leads, listening=listening))
-        report = Report(settings.relay, relay, breaker, bell, keeper, metrics, settings.request_timeout, time.time())
-        return cls(settings, metrics, source, gauges, target, bell, relay, keeper, report)
+        judge = Judge(relay, breaker, doorway, metrics)
+        observed.on_change = judge.look
+        report = Report(settings.relay, relay, judge, bell, keeper, metrics, settings.request_timeout, time.time())
+        made = cls(settings, metrics, source, gauges, target, doorway, bell, pruner, relay, keeper, judge, report)
+        made.reloader = Reloader(made, loaded.lacking, read, open_door, every=timing.recheck)
+        return made
 
     async def run(self) -> None:
         """Until a signal, or Fenced."""
         admin = self._admin()
         async with asyncio.TaskGroup() as group:
             turning = group.create_task(self.relay.run())
-            with _signals(lambda: self._stop(turning)):
-                loops = [self.keeper.run(), self._watch_gauges(), self._tell_systemd()]
+            with _signals(lambda: self._stop(turning), self.reloader.hang_up):
+                loops = [self.keeper.run(), self._watch_gauges(), self._tell_systemd(), self.reloader.run()]
                 aside = [group.create_task(loop) for loop in [*loops, *([admin.run()] if admin else [])]]
                 log.info(
                     "daemon_started",
@@ -121,6 +132,7 @@ class Daemon:
                     transport=self.settings.transport,
                     admin=f"http://{self.settings.admin_host}:{admin.port}" if admin else None,
                 )
+                self.judge.look()
                 systemd.notify(ready=1, status="started")
                 try:
                     await asyncio.wait([turning])
@@ -171,6 +183,7 @@ class Daemon:
     async def _watch_gauges(self) -> None:
         """How much waits and how the source does, on a connection of its own, also while the relay hangs."""
         while True:
+            self.judge.look()
             try:
                 cursor = self.relay.status.cursor
                 if cursor is not None and self.keeper.leads:
@@ -195,15 +208,16 @@ class Daemon:
         interval = systemd.watchdog_interval()
         while True:
             status = self.relay.status
-            systemd.notify(status=f"{status.state}: {status.problem or 'nothing needs you'}")
+            mode = f"{self.judge.worth.mode}, " if self.judge.worth.because else ""
+            systemd.notify(status=f"{mode}{status.state}: {status.problem or 'nothing needs you'}")
             if interval and self.report.alive():
                 systemd.notify(watchdog=1)
             await asyncio.sleep(interval or 10.0)
 
 
-def _breaker(name: str, settings: Settings, metrics: Metrics, *, open_cap: float = float("inf")) -> Breaker:
+def _breaker(name: str, settings: Settings, observed: Observed) -> Breaker:
     def moved(transition: Transition) -> None:
-        metrics.breaker_changed(transition.breaker, transition.new)
+        observed.breaker_changed(transition.breaker, transition.new)
         log.warning(
             _BREAKER_MOVED[transition.new],
             breaker=transition.breaker,
@@ -211,13 +225,12 @@ def _breaker(name: str, settings: Settings, metrics: Metrics, *, open_cap: float
             retry_in_s=round(transition.retry_in, 2),
         )
 
-    limits = settings.breaker.thresholds
-    return Breaker(name, replace(limits, open_cap=min(limits.open_cap, open_cap)), on_transition=moved)
+    return Breaker(name, thresholds(name, settings), on_transition=moved)
 
 
 @contextlib.contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """The first SIGTERM or SIGINT stops; the second meets the default handler and kills."""
+def _signals(stop: Callable[[], None], hang_up: Callable[[], None]) -> Iterator[None]:
+    """The first SIGTERM or SIGINT stops; the second meets the default handler and kills. SIGHUP reads settings again."""
     loop = asyncio.get_running_loop()
     caught = (signal.SIGTERM, signal.SIGINT)
 
@@ -229,16 +242,17 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
 
     for each in caught:
         loop.add_signal_handler(each, first, each)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
         yield
     finally:
-        for each in caught:
+        for each in (*caught, signal.SIGHUP):
             loop.remove_signal_handler(each)
 
 
-async def run(settings: Settings, metrics: Metrics, *, until_idle: bool = False) -> int:
-    """The whole process; returns its exit code."""
-    daemon, code = Daemon.build(settings, metrics), OK
+async def run(loaded: Loaded, metrics: Metrics, read: Callable[[], Loaded], *, until_idle: bool = False) -> int:
+    """The whole process; returns its exit code. `read`: how the settings are read again."""
+    daemon, code = Daemon.build(loaded, metrics, read), OK
     try:
         if until_idle:
             log.info("drained", changes=await daemon.until_idle())

@@ -22,6 +22,7 @@ from prometheus_client.process_collector import ProcessCollector
 from outbox import __version__
 
 STATES = ("starting", "catching_up", "streaming", "paused", "standby", "stopping")
+TARGET_MODES = ("disabled", "degraded", "full")
 STAGES = ("wait", "read", "plan", "apply")
 OPS = ("upsert", "delete", "truncate")
 # The kinds of `errors`, and a source that cannot be reached.
@@ -140,6 +141,10 @@ class Metrics:
     def _define_relay(self) -> None:
         make = self._make
         self._state = make(Gauge, "state", "What the relay is doing: exactly one is 1.", {"state": STATES})
+        self._target_mode = make(
+            Gauge, "mode", "What the target's side is worth: exactly one is 1.", {"mode": TARGET_MODES}
+        )
+        self._mode_since = make(Gauge, "mode_since_timestamp_seconds", "Since when the mode is what it is.")
         self._leader = make(Gauge, "leader", "1 while this process leads its relay.")
         lag = make(Gauge, "lag_seconds", "Age of the oldest committed change not applied; NaN while unknown.")
         lag.set_function(self.lag.seconds)
@@ -227,6 +232,10 @@ class Metrics:
 
     def set_state(self, state: str) -> None:
         _one_hot(self._state, STATES, state)
+
+    def set_mode(self, mode: str, since: float) -> None:
+        _one_hot(self._target_mode, TARGET_MODES, mode)
+        self._mode_since.set(since)
 
     def leadership(self, *, leads: bool, listening: bool) -> None:
         """How the connection stands that listens and holds the leader's lock."""

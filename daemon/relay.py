@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import structlog
@@ -61,6 +62,7 @@ class Relay:
         self._flights = Flights()
         self._term = 0  # another begins when this one leads, follows or is to stop: a train under way ends then
         self._read_at = 0.0
+        self._adjustments: list[Callable[[], Awaitable[None]]] = []
         self._dry = False  # did the last look at the source find nothing?
         self._claimed = False
         self._delivery = Delivery(target, Letters(source), observer, row_bytes=source.limits.row_bytes)
@@ -284,6 +286,8 @@ class Relay:
         """Turn while leading, until stopped. Raises Fenced, which ends the process."""
         while not self._stopping:
             self.beat = time.monotonic()
+            if self._adjustments:
+                await self._adjust()
             if not self._leads.is_set():
                 if self._unled is None:
                     self._set("standby")
@@ -337,10 +341,35 @@ class Relay:
     def lead(self) -> None:
         """Leadership was won: the next turn claims the target."""
         self._term += 1
-        self._claimed = False
-        self._cursor = self._stated = None
+        self.meet()
         self._leads.set()
         self._bell.ring()
+
+    def meet(self, because: str | None = None) -> None:
+        """The target may be another one: the next turn claims it and goes on from where it stands.
+
+        What was wrong with the one before is wrong no longer; `because` is said until this one has answered.
+        """
+        self._claimed = False
+        self._cursor = self._stated = None
+        if because and self.status.problem and self._leads.is_set():
+            self._set("catching_up", because, str(Kind.TRANSIENT))
+
+    def adjust(self, adjustment: Callable[[], Awaitable[None]]) -> None:
+        """Have this done between two turns, when nothing is on its way. A wait for the next turn ends."""
+        self._term += 1
+        self._adjustments.append(adjustment)
+        self._bell.ring()
+
+    async def _adjust(self) -> None:
+        await self._forget()
+        self._failures = 0
+        while self._adjustments:
+            await self._adjustments.pop(0)()
+
+    def resize(self, changes: int, size: int) -> None:
+        """Other bounds for a batch, from the next one on."""
+        self._sizing = Sizing(changes, size)
 
     def follow(self, because: str | None = None) -> None:
         """No further turn: another one leads, or, with a reason, nobody can."""
@@ -391,7 +420,7 @@ class Relay:
     async def _wait(self, seconds: float) -> None:
         """Wait, but not beyond `stop`. Rings of writers do not cut a back-off short."""
         began = time.monotonic()
-        while not self._stopping and (left := began + seconds - time.monotonic()) > 0:
+        while not (self._stopping or self._adjustments) and (left := began + seconds - time.monotonic()) > 0:
             self.beat = time.monotonic()
             await self._bell.wait(min(left, 1.0))
         self._observer.stage("wait", time.monotonic() - began)

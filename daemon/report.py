@@ -5,13 +5,17 @@ Knows the relay, the breakers and the bell by their looks. Changes nothing.
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from daemon.breaker import Breaker
+from daemon.doorway import Doorway
 from daemon.lead import Keeper
 from daemon.metrics import Metrics
+from daemon.mode import Facts, Mode, Worth, judge
 from daemon.plan import Plan
 from daemon.relay import Relay
 from daemon.source import Batch
@@ -19,14 +23,17 @@ from daemon.target import Answer
 from daemon.wakeup import Bell
 from outbox import __version__
 
+log = structlog.get_logger()
+
 _STUCK = 15.0  # seconds beyond the request's deadline without a sign of the relay's loop
 
 
 class Observed:
-    """The relay's observer: turns what it does into metrics."""
+    """The relay's observer: turns what it does into metrics. `on_change`: the mode may be another now."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self.on_change: Callable[[], None] = lambda: None
 
     def batch_read(self, batch: Batch, seconds: float) -> None:
         self._metrics.batch_read(len(batch.changes), seconds)
@@ -71,6 +78,41 @@ class Observed:
 
     def state_changed(self, state: str) -> None:
         self._metrics.set_state(state)
+        self.on_change()
+
+    def breaker_changed(self, breaker: str, to: str) -> None:
+        self._metrics.breaker_changed(breaker, to)
+        self.on_change()
+
+
+class Judge:
+    """The mode as it is, and since when. Whoever shows it asks here."""
+
+    def __init__(self, relay: Relay, breaker: Breaker, doorway: Doorway, metrics: Metrics) -> None:
+        self._relay = relay
+        self.breaker = breaker
+        self.doorway = doorway
+        self._metrics = metrics
+        self.worth = Worth(Mode.FULL)
+        self.since = time.time()
+        metrics.set_mode(self.worth.mode, self.since)
+
+    def look(self) -> None:
+        """Judge anew; tell the log and the metrics when the mode is another than before."""
+        status, breaker = self._relay.status, self.breaker
+        before = self.worth.mode
+        self.worth = judge(
+            Facts(
+                self.doorway.lacking, self.doorway.refused, breaker.state, breaker.last_error,
+                status.problem, status.problem_kind,
+            )
+        )  # fmt: skip
+        mode = self.worth.mode
+        if mode is before:
+            return
+        self.since = time.time()
+        self._metrics.set_mode(mode, self.since)
+        log.log(20 if mode is Mode.FULL else 30, "mode_changed", mode=mode, before=before, because=self.worth.because)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +121,7 @@ class Report:
 
     name: str
     relay: Relay
-    breaker: Breaker
+    judge: Judge
     bell: Bell
     keeper: Keeper
     metrics: Metrics
@@ -92,22 +134,34 @@ class Report:
 
     def ready(self) -> tuple[bool, Mapping[str, Any]]:
         """Is this process doing its part: leading and moving, or standing by?"""
-        status = self.relay.status
-        ready = status.state in {"streaming", "catching_up", "standby"}
-        return ready, {"state": status.state, "breaker": str(self.breaker.state), "problem": status.problem}
+        status, judge = self.relay.status, self.judge
+        judge.look()
+        ready = status.state in {"streaming", "catching_up", "standby"} and judge.worth.mode is not Mode.DISABLED
+        why = {"state": status.state, "mode": judge.worth.mode, "breaker": str(judge.breaker.state)}
+        return ready, {**why, "problem": judge.doorway.lacking or status.problem}
 
     def status(self) -> dict[str, Any]:
         """What `/api/status` shows."""
-        status = self.relay.status
+        status, breaker = self.relay.status, self.judge.breaker
+        self.judge.look()
+        worth = self.judge.worth
         lag, backlog = self.metrics.lag.seconds(), self.metrics.lag.backlog()
         known = not math.isnan(lag)
         return {
             "verdict": verdict(
-                status.state, status.problem, lag if known else 0.0, int(backlog) if known else 0, status.held_keys
+                status.state,
+                status.problem,
+                lag if known else 0.0,
+                int(backlog) if known else 0,
+                status.held_keys,
+                disabled=worth.because if worth.mode is Mode.DISABLED else None,
             ),
             "relay": self.name,
             "state": status.state,
             "since": iso(status.since),
+            "mode": worth.mode,
+            "mode_because": worth.because,
+            "mode_since": iso(self.judge.since),
             "leads": self.keeper.leads,
             "problem": status.problem,
             "problem_kind": status.problem_kind,
@@ -122,10 +176,10 @@ class Report:
             "epoch": status.epoch,
             "batch_no": status.batch_no,
             "breaker": {
-                "state": str(self.breaker.state),
-                "retry_in_seconds": round(self.breaker.retry_in, 2),
-                "failure_ratio": round(self.breaker.failure_ratio, 3),
-                "last_error": self.breaker.last_error,
+                "state": str(breaker.state),
+                "retry_in_seconds": round(breaker.retry_in, 2),
+                "failure_ratio": round(breaker.failure_ratio, 3),
+                "last_error": breaker.last_error,
             },
             "listener": {"connected": self.bell.connected, "pooled": self.bell.pooled, "asleep": self.bell.armed},
             "version": __version__,
@@ -133,13 +187,17 @@ class Report:
         }
 
 
-def verdict(state: str, problem: str | None, lag: float, backlog: int, held: int = 0) -> str:
+def verdict(
+    state: str, problem: str | None, lag: float, backlog: int, held: int = 0, *, disabled: str | None = None
+) -> str:
     """One sentence a person can act on."""
     letters = f"; {held} row{'s' * (held > 1)} held as dead letters: `outboxd dead-letters list`" if held else ""
+    waiting = f"{backlog} changes wait safely in Postgres" if backlog else "nothing waits"
+    if disabled:
+        return f"disabled: {disabled}; captures go on, {waiting}{letters}"
     if state == "standby":
         return "standing by: another outboxd leads"
     if problem:
-        waiting = f"{backlog} changes wait safely in Postgres" if backlog else "nothing waits"
         return f"{'paused' if state == 'paused' else 'interrupted'}: {problem}; {waiting}{letters}"
     if backlog:
         return f"catching up: {backlog} changes, {lag:.1f} s behind{letters}"

@@ -7,6 +7,7 @@ message made here repeats a value: somebody may have pasted the key into the wro
 
 import difflib
 import re
+import shlex
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,17 @@ from pydantic_settings import (
 )
 
 from daemon.breaker import Thresholds
-from daemon.credentials import check_dsn, check_key, check_url, for_libpq, kind_of_key, looks_pooled, masked
+from daemon.credentials import (
+    carries_secret,
+    check_dsn,
+    check_key,
+    check_url,
+    for_libpq,
+    kind_of_key,
+    looks_pooled,
+    masked,
+)
+from daemon.private import world_may_read
 
 # Names other tools already use. The OUTBOXD_ form wins over these, and an earlier one over a later one.
 ALIASES = {
@@ -34,7 +45,10 @@ ALIASES = {
     "SUPABASE_DB_URL": "target_dsn",
 }
 SECRETS = ("source_dsn", "supabase_key", "target_dsn")
+# Where a runtime mounts secrets for this process alone, and often with mode 0444: their mode says nothing.
 SECRETS_FOLDER = Path("/run/secrets")
+# The Supabase side: without it, `outboxd run` starts all the same.
+TARGET_SIDE = ("supabase_url", "supabase_key", "target_dsn")
 Need = Literal["source", "target"]
 
 
@@ -155,11 +169,36 @@ _NAMES: tuple[_Name, ...] = tuple(
 
 @dataclass(frozen=True, slots=True)
 class _Found:
+    """`file`: the one it stands in."""
+
     value: Any
     origin: str
+    file: Path | None = None
 
 
 _Layer = dict[_Name, _Found]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """`lacking`: what keeps the Supabase side from being used. `settings` has none of it then."""
+
+    settings: Settings
+    lacking: tuple[Problem, ...] = ()
+
+
+def load_without_target(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Loaded:
+    """The settings, also when the Supabase side is missing or wrong. A ConfigError is about anything else, and names
+    both."""
+    found, problems = _gather(config, overrides or {})
+    problems += _missing(found, ("source", "target"))
+    settings, wrong = _made(found)
+    problems += wrong
+    if problems and all(one.setting in TARGET_SIDE for one in problems):
+        settings, wrong = _made({name: one for name, one in found.items() if name[0] not in TARGET_SIDE})
+    if settings is None or any(one.setting not in TARGET_SIDE for one in problems):
+        raise ConfigError(problems)
+    return Loaded(settings, tuple(problems))
 
 
 def load(
@@ -174,6 +213,14 @@ def load(
     """
     found, problems = _gather(config, overrides or {})
     problems += _missing(found, needs)
+    settings, wrong = _made(found)
+    if problems or settings is None:
+        raise ConfigError([*problems, *wrong])
+    return settings
+
+
+def _made(found: _Layer) -> tuple[Settings | None, list[Problem]]:
+    """The settings, or what is wrong with their values."""
     values: dict[str, Any] = {}
     for name, one in found.items():
         place = values if len(name) == 1 else values.setdefault(name[0], {})
@@ -181,16 +228,15 @@ def load(
     try:
         settings = Settings(**values)
     except ValidationError as error:
+        problems = []
         for each in error.errors(include_url=False, include_context=False, include_input=False):
             name = tuple(str(part) for part in each["loc"])
             what = re.sub(r"^(?:Value error, |Input |String )", "", each["msg"])
             origin = found[name].origin if name in found else ""
             problems.append(Problem(".".join(name), what, _example(name), origin))
-        raise ConfigError(problems) from None
-    if problems:
-        raise ConfigError(problems)
+        return None, problems
     settings._origins = {name: one.origin for name, one in found.items()}  # noqa: SLF001
-    return settings
+    return settings, []
 
 
 def _gather(config: Path | None, overrides: Mapping[str, Any]) -> tuple[_Layer, list[Problem]]:
@@ -204,20 +250,32 @@ def _gather(config: Path | None, overrides: Mapping[str, Any]) -> tuple[_Layer, 
         dotenv = {}
     command_line = {name: _Found(value, "the command line") for name, value in _leaves(overrides) if value is not None}
     variables = {
-        **_aliased(dotenv, "{} in .env"),
+        **_aliased(dotenv, "{} in .env", Path(".env")),
         **_aliased(environment, "environment variable {}"),
-        **_prefixed(dotenv, "{} in .env", problems),
+        **_prefixed(dotenv, "{} in .env", problems, Path(".env")),
         **_prefixed(environment, "environment variable {}", problems),
     }
     everywhere = {**dotenv, **environment}
-    files = _secret_files(everywhere, problems)
+    mounts = [Path(everywhere.get("credentials_directory") or "/nonexistent"), SECRETS_FOLDER]
+    files = _secret_files(everywhere, mounts, problems)
     for secret in SECRETS:
         here, there = variables.get((secret,)), files.get((secret,))
         if here and there and here.value != there.value:
             what = f"is set twice, differently: in {here.origin} and in {there.origin}; remove one"
             problems.append(Problem(secret, what))
     toml = _toml(config, everywhere.get("outboxd_config"), problems)
-    return {**toml, **files, **variables, **command_line}, problems
+    found = {**toml, **files, **variables, **command_line}
+    problems += _exposed(found, mounts)
+    return found, problems
+
+
+def _exposed(found: _Layer, mounts: Collection[Path]) -> Iterator[Problem]:
+    """Secrets in use that every user of this machine may read."""
+    for secret in SECRETS:
+        one = found.get((secret,))
+        if one and one.file and carries_secret(secret, str(one.value)) and world_may_read(one.file, mounts):
+            fix = f"chmod o-r {shlex.quote(str(one.file))}"
+            yield Problem(secret, f"stands in a file that every user of this machine may read: {fix}", "", one.origin)
 
 
 def _leaves(table: Mapping[str, Any], above: _Name = ()) -> Iterator[tuple[_Name, Any]]:
@@ -228,32 +286,33 @@ def _leaves(table: Mapping[str, Any], above: _Name = ()) -> Iterator[tuple[_Name
             yield (*above, key), value
 
 
-def _prefixed(variables: Mapping[str, str | None], where: str, problems: list[Problem]) -> _Layer:
+def _prefixed(
+    variables: Mapping[str, str | None], where: str, problems: list[Problem], file: Path | None = None
+) -> _Layer:
     layer: _Layer = {}
     for variable, value in variables.items():
         name = tuple(variable.removeprefix("outboxd_").split("__"))
         if not variable.startswith("outboxd_") or variable in _NOT_SETTINGS or not (value or "").strip():
             continue
         if name in _NAMES:
-            layer[name] = _Found((value or "").strip(), where.format(variable.upper()))
+            layer[name] = _Found((value or "").strip(), where.format(variable.upper()), file)
         else:
             meant = [_variable(one) for one in _NAMES]
             problems.append(_unknown(variable.upper(), meant, where.format(variable.upper())))
     return layer
 
 
-def _aliased(variables: Mapping[str, str | None], where: str) -> _Layer:
+def _aliased(variables: Mapping[str, str | None], where: str, file: Path | None = None) -> _Layer:
     layer: _Layer = {}
     for alias, setting in ALIASES.items():
         if value := (variables.get(alias.lower()) or "").strip():
-            layer.setdefault((setting,), _Found(value, where.format(alias)))
+            layer.setdefault((setting,), _Found(value, where.format(alias), file))
     return layer
 
 
-def _secret_files(environment: Mapping[str, str | None], problems: list[Problem]) -> _Layer:
+def _secret_files(environment: Mapping[str, str | None], folders: Collection[Path], problems: list[Problem]) -> _Layer:
     """`<NAME>_FILE` variables, then systemd's credentials, then a container's secrets."""
     layer: _Layer = {}
-    folders = [Path(environment.get("credentials_directory") or "/nonexistent"), SECRETS_FOLDER]
     for secret in SECRETS:
         names = _variables(secret)
         told = [Path(file) for name in names if (file := environment.get(f"{name.lower()}_file"))]
@@ -262,7 +321,7 @@ def _secret_files(environment: Mapping[str, str | None], problems: list[Problem]
         for path in (*told, *usual):
             try:
                 if path in told or path.is_file():
-                    layer[(secret,)] = _Found(path.read_text("utf-8").strip(), f"the file {path}")
+                    layer[(secret,)] = _Found(path.read_text("utf-8").strip(), f"the file {path}", path)
                     break
             except (OSError, ValueError):
                 problems.append(Problem(secret, "cannot be read", origin=f"the file {path}"))
@@ -282,7 +341,7 @@ def _toml(told: Path | None, variable: str | None, problems: list[Problem]) -> _
         what = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "cannot be read"
         problems.append(Problem("--config", f"is not TOML in UTF-8: {what}", origin=str(path)))
         return {}
-    layer = {name: _Found(value, str(path)) for name, value in _leaves(table)}
+    layer = {name: _Found(value, str(path), path) for name, value in _leaves(table)}
     known = [".".join(name) for name in _NAMES]
     problems += [_unknown(".".join(name), known, str(path)) for name in layer if name not in _NAMES]
     return {name: one for name, one in layer.items() if name in _NAMES}

@@ -4,56 +4,81 @@ Knows what to ask and how to join the answers. Changes nothing.
 """
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from daemon import check
 from daemon.breaker import Breaker, BreakerOpen, Thresholds
-from daemon.errors import DaemonError, TargetError, advice
+from daemon.doorway import Doorway
+from daemon.errors import DaemonError, Kind, TargetError, advice
 from daemon.main import open_door
+from daemon.mode import Facts, Mode, Worth, judge
+from daemon.reload import sentence
 from daemon.report import verdict
-from daemon.settings import Settings
+from daemon.settings import Loaded, Settings
 from daemon.source import Source
 from daemon.target import Target
 from outbox import Cursor
 
 
-async def look(settings: Settings) -> dict[str, Any]:
-    """Joined status; `away` names the stores that do not answer."""
-    seen = await _of_daemon(settings)
-    source, target = Source(settings.source_conninfo, application_name="outboxd status"), _target(settings)
-    away: list[str] = []
-    cursor: Cursor | None = None
-    try:
-        answer = await target.cursor()
-        cursor = answer.standing.cursor
-        seen |= {"epoch": answer.standing.epoch, "batch_no": answer.standing.batch_no}
-        seen["held_keys"] = len(answer.more.get("held", ()))
-    except (DaemonError, BreakerOpen) as exc:
-        away.append("target")
-        seen["target"] = f"{exc}: {advice(exc.kind, exc.refusal)}" if isinstance(exc, TargetError) else str(exc)
+async def look(loaded: Loaded) -> dict[str, Any]:
+    """Joined status; `away` names the stores that do not answer. A target that cannot be used as it is set is not away:
+    the mode says so."""
+    told = await _of_target(loaded)
+    # The daemon's word on the mode counts more: it asks more often, and may have been told something else.
+    seen = {"mode": told.worth.mode, "mode_because": told.worth.because} | await _of_daemon(loaded.settings) | told.more
+    away = ["target"] if told.worth.mode is Mode.DEGRADED else []
+    disabled = seen["mode_because"] if seen["mode"] == Mode.DISABLED else None
+    state, problem, held = seen.get("state", "streaming"), seen.get("problem"), seen.get("held_keys", 0)
+    source = Source(loaded.settings.source_conninfo, application_name="outboxd status")
     try:
         identity = await source.identify()
-        at = cursor or (None if away else Cursor.beginning(identity.system))
-        if at is not None:
-            backlog, age = await source.backlog(at)
+        if disabled:
+            seen["verdict"] = verdict(state, problem, 0.0, seen.get("backlog_changes") or 0, held, disabled=disabled)
+        if told.worth.mode is Mode.FULL:
+            backlog, age = await source.backlog(told.cursor or Cursor.beginning(identity.system))
             seen |= {"backlog_changes": backlog, "lag_seconds": round(age, 3)}
-            seen["verdict"] = verdict(
-                seen.get("state", "streaming"), seen.get("problem"), age, backlog, seen.get("held_keys", 0)
-            )
+            seen["verdict"] = verdict(state, problem, age, backlog, held, disabled=disabled)
     except DaemonError as exc:
         away.append("source")
         seen["source"] = str(exc)
     finally:
         await source.close()
-        await target.close()
     if away:
         seen["verdict"] = f"{' and '.join(away)} cannot be asked"
-    order = ["verdict", "daemon", "state", "backlog_changes", "lag_seconds"]
+    order = ["verdict", "daemon", "mode", "mode_because", "mode_since", "state", "backlog_changes", "lag_seconds"]
     return {name: seen[name] for name in [*order, *(n for n in seen if n not in order)] if name in seen} | {
         "away": away
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the target says of itself, or why it says nothing."""
+
+    worth: Worth
+    cursor: Cursor | None
+    more: dict[str, Any]
+
+
+async def _of_target(loaded: Loaded) -> _Told:
+    doorway = Doorway(None if loaded.lacking else open_door(loaded.settings), sentence(loaded.lacking))
+    target = Target(doorway, loaded.settings.relay, Breaker("target", Thresholds()))
+    try:
+        answer = await target.cursor()
+    except (DaemonError, BreakerOpen) as exc:
+        problem = f"{exc}: {advice(exc.kind, exc.refusal)}" if isinstance(exc, TargetError) else str(exc)
+        kind = exc.kind if isinstance(exc, TargetError) else Kind.TRANSIENT
+        worth = judge(Facts(doorway.lacking, doorway.refused, problem=problem, problem_kind=kind))
+        return _Told(worth, None, {"target": problem})
+    finally:
+        await target.close()
+    standing = answer.standing
+    held = len(answer.more.get("held", ()))
+    more = {"epoch": standing.epoch, "batch_no": standing.batch_no, "held_keys": held}
+    return _Told(Worth(Mode.FULL), standing.cursor, more)
 
 
 async def examine(settings: Settings) -> list[check.Item]:
@@ -92,6 +117,11 @@ async def _of_daemon(settings: Settings) -> dict[str, Any]:
         if told.get("relay") != settings.relay:
             return {"daemon": "another relay's daemon answers here"}
         keep = (
+            "backlog_changes",
+            "lag_seconds",
+            "mode",
+            "mode_because",
+            "mode_since",
             "state",
             "since",
             "leads",

@@ -5,10 +5,11 @@ Knows the notify socket's protocol. Knows nothing of the daemon. Without a socke
 
 import os
 import socket
+import time
 
 
 def notify(**state: str | int) -> bool:
-    """Send READY=1, STATUS=…, WATCHDOG=1, STOPPING=1; False when nobody listens."""
+    """Send READY=1, RELOADING=1, STATUS=…, WATCHDOG=1, STOPPING=1; False when nobody listens."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return False
@@ -22,6 +23,11 @@ def notify(**state: str | int) -> bool:
         except OSError:
             return False
     return True
+
+
+def reloading() -> bool:
+    """The answer to SIGHUP under Type=notify-reload; READY=1 must follow."""
+    return notify(reloading=1, monotonic_usec=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
 
 
 def watchdog_interval() -> float | None:
