@@ -130,9 +130,9 @@ class Daemon:
                     version=__version__,
                     relay=self.settings.relay,
                     transport=self.settings.transport,
+                    mode=self.judge.worth.mode,
                     admin=f"http://{self.settings.admin_host}:{admin.port}" if admin else None,
                 )
-                self.judge.look()
                 systemd.notify(ready=1, status="started")
                 try:
                     await asyncio.wait([turning])
@@ -185,8 +185,8 @@ class Daemon:
         while True:
             self.judge.look()
             try:
-                cursor = self.relay.status.cursor
-                if cursor is not None and self.keeper.leads:
+                if self.keeper.leads:
+                    cursor = self.relay.status.cursor or await self.gauges.remembered_cursor(self.settings.relay)
                     backlog, age = await self.gauges.backlog(cursor)
                     self.metrics.lag.observe(age, backlog)
                 else:

@@ -181,7 +181,8 @@ class Relay:
         return answer
 
     async def _remember(self, answer: Answer) -> None:
-        await self._source.remember(self._target.relay, answer.standing.epoch, answer.standing.batch_no)
+        standing = answer.standing
+        await self._source.remember(self._target.relay, standing.epoch, standing.batch_no, standing.cursor)
         self._remembered = time.monotonic()
 
     def _learn(self, answer: Answer) -> None:
@@ -326,6 +327,14 @@ class Relay:
             while self._leads.is_set() and not self._failures and time.monotonic() < deadline:
                 if not await self.step(self._train()):
                     break
+        await self.note()
+
+    async def note(self) -> None:
+        """Tell the source where the target stands, before it is left."""
+        if self._stated is not None and self._leads.is_set():
+            status = self.status
+            with contextlib.suppress(BreakerOpen, SourceUnavailable, SourceUnfit):
+                await self._source.remember(self._target.relay, status.epoch, status.batch_no, self._stated)
 
     async def drain(self) -> int:
         """Turn until the source has no more; returns how many changes were applied. Raises what `step` raises."""

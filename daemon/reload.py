@@ -151,6 +151,7 @@ class Reloader:
         async def between_turns() -> None:
             self._adjust(difference)
             if other_door:
+                await self._parts.relay.note()  # by that, another project is told from this one
                 await self._parts.doorway.exchange(door, sentence(lacking))
                 self._parts.target.breaker.relent()
                 self._parts.relay.meet("the target's settings are new: it has not answered yet")

@@ -93,26 +93,27 @@ class Judge:
         self.breaker = breaker
         self.doorway = doorway
         self._metrics = metrics
-        self.worth = Worth(Mode.FULL)
+        self.worth = self._judged()
         self.since = time.time()
         metrics.set_mode(self.worth.mode, self.since)
 
     def look(self) -> None:
         """Judge anew; tell the log and the metrics when the mode is another than before."""
-        status, breaker = self._relay.status, self.breaker
-        before = self.worth.mode
-        self.worth = judge(
-            Facts(
-                self.doorway.lacking, self.doorway.refused, breaker.state, breaker.last_error,
-                status.problem, status.problem_kind,
-            )
-        )  # fmt: skip
+        before, self.worth = self.worth.mode, self._judged()
         mode = self.worth.mode
         if mode is before:
             return
         self.since = time.time()
         self._metrics.set_mode(mode, self.since)
         log.log(20 if mode is Mode.FULL else 30, "mode_changed", mode=mode, before=before, because=self.worth.because)
+
+    def _judged(self) -> Worth:
+        status, breaker, doorway = self._relay.status, self.breaker, self.doorway
+        return judge(
+            Facts(
+                doorway.lacking, doorway.refused, breaker.state, breaker.last_error, status.problem, status.problem_kind
+            )
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,10 +195,17 @@ class Source:
             row = await (await conn.execute(query("remembered"), {"relay": relay})).fetchone()
         return (int(row[0]), int(row[1])) if row else (0, 0)
 
-    async def remember(self, relay: str, epoch: int, batch_no: int) -> None:
+    async def remember(self, relay: str, epoch: int, batch_no: int, cursor: Cursor | None) -> None:
         """Tell the source where the relay's target stands."""
+        told = {"relay": relay, "epoch": epoch, "batch_no": batch_no, "snapshot": cursor.snapshot if cursor else None}
         async with self.connected() as conn:
-            await conn.execute(query("remember"), {"relay": relay, "epoch": epoch, "batch_no": batch_no})
+            await conn.execute(query("remember"), told)
+
+    async def remembered_cursor(self, relay: str) -> Cursor:
+        """From where on changes wait, to be counted while the target cannot be asked. Nothing may be read by it."""
+        async with self.connected() as conn:
+            row = await (await conn.execute(query("remembered_snapshot"), {"relay": relay})).fetchone()
+        return Cursor(row[0]) if row and row[0] else Cursor.beginning()
 
     async def begin(self, cursor: Cursor) -> None:
         """Open the window after `cursor`, which the next read goes on with: first of all, is it this source's?

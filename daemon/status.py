@@ -34,13 +34,13 @@ async def look(loaded: Loaded) -> dict[str, Any]:
     state, problem, held = seen.get("state", "streaming"), seen.get("problem"), seen.get("held_keys", 0)
     source = Source(loaded.settings.source_conninfo, application_name="outboxd status")
     try:
-        identity = await source.identify()
-        if disabled:
-            seen["verdict"] = verdict(state, problem, 0.0, seen.get("backlog_changes") or 0, held, disabled=disabled)
         if told.worth.mode is Mode.FULL:
-            backlog, age = await source.backlog(told.cursor or Cursor.beginning(identity.system))
-            seen |= {"backlog_changes": backlog, "lag_seconds": round(age, 3)}
-            seen["verdict"] = verdict(state, problem, age, backlog, held, disabled=disabled)
+            cursor = told.cursor or Cursor.beginning()
+        else:
+            cursor = await source.remembered_cursor(loaded.settings.relay)
+        backlog, age = await source.backlog(cursor)
+        seen |= {"backlog_changes": backlog, "lag_seconds": round(age, 3)}
+        seen["verdict"] = verdict(state, problem, age, backlog, held, disabled=disabled)
     except DaemonError as exc:
         away.append("source")
         seen["source"] = str(exc)
@@ -117,8 +117,6 @@ async def _of_daemon(settings: Settings) -> dict[str, Any]:
         if told.get("relay") != settings.relay:
             return {"daemon": "another relay's daemon answers here"}
         keep = (
-            "backlog_changes",
-            "lag_seconds",
             "mode",
             "mode_because",
             "mode_since",

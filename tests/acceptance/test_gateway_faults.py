@@ -172,7 +172,7 @@ def test_a_key_that_is_good_no_longer(rest: Pair, supabase: EmbeddedSupabase, st
         else:
             supabase.gateway.keys = ApiKeys(secret=good.secret)  # which signs otherwise than PostgREST expects
         rest.write(CANARIES, 3)
-        watch.shows("paused", 3, "401", "OUTBOXD_SUPABASE_KEY", "start outboxd again")
+        watch.shows("paused", 3, "401", "OUTBOXD_SUPABASE_KEY", "looked at again by itself")
         assert len(supabase.gateway.requests) <= 1 + 2 * (3 + 1)  # 1, 2, 4 … seconds apart
         assert measured(outboxd, _OPENED) == 0
         assert rest.mirrored() == 3

@@ -178,7 +178,7 @@ def test_every_kind_has_its_sentence(kind):
         (Kind.TRANSIENT, Refusal("40P01"), ["pg_stat_activity"]),
         (Kind.AUTH, Refusal(status=402), ["quota", "Billing"]),
         (Kind.AUTH, Refusal(status=403), ["network restrictions"]),
-        (Kind.AUTH, Refusal("PGRST301", 401), ["expired", "start outboxd again"]),
+        (Kind.AUTH, Refusal("PGRST301", 401), ["expired", "looked at again by itself"]),
         (Kind.AUTH, Refusal("TLS_CERTIFICATE"), ["openssl s_client -connect"]),
         (Kind.FENCING, Refusal(), ["relay name"]),
         (Kind.AUTH, Refusal("42501", table="public.t", message="grant insert on public.t to postgres"),

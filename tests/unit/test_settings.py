@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from daemon import settings as module
 from daemon.breaker import Thresholds
 from daemon.credentials import looks_pooled
-from daemon.settings import ConfigError, Problem, Settings, load, redacted
+from daemon.settings import ConfigError, Problem, Settings, load, load_without_target, redacted
 
 SECRET = "sb_secret_N7UND0UgjKTVK-Uodkm0Hg_xSvEMPvz"
 DSN = "postgresql://app:hunter2@db.example/shop"
@@ -126,6 +126,7 @@ def test_our_own_name_wins_over_a_well_known_one(monkeypatch, tmp_path, place):
 
 def test_well_known_names_in_dotenv(tmp_path):
     """A project's .env is read as it is, its other variables included."""
+    (tmp_path / ".env").touch(0o600)
     (tmp_path / ".env").write_text(f'DATABASE_URL="{DSN}"\nNODE_ENV=production\n')
     assert load(needs={"source"}).source_conninfo == DSN
 
@@ -184,6 +185,7 @@ def test_secrets_of_containers_and_systemd(monkeypatch, tmp_path, folder, name):
 @pytest.mark.parametrize("variable", ["OUTBOXD_SUPABASE_KEY_FILE", "SUPABASE_SECRET_KEY_FILE"])
 def test_a_variable_may_name_the_file(monkeypatch, tmp_path, variable):
     """The habit of container images: NAME_FILE instead of NAME."""
+    (tmp_path / "key").touch(0o600)
     (tmp_path / "key").write_text(SECRET)
     monkeypatch.setenv(variable, str(tmp_path / "key"))
     assert load(needs=()).key_kind == "secret"
@@ -593,6 +595,98 @@ def test_an_unreadable_dotenv_is_a_problem(tmp_path):
     """A folder or a binary called .env is said, not raised."""
     (tmp_path / ".env").write_bytes(b"\xff\xfe\x00")
     assert problems(needs=()) == [Problem(".env", "cannot be read")]
+
+
+PLACES = {
+    "named by a variable": ("key", SECRET, "supabase_key"),
+    ".env": (".env", f"OUTBOXD_SUPABASE_KEY={SECRET}\n", "supabase_key"),
+    "a well-known name in .env": (".env", f"DATABASE_URL={DSN}\n", "source_dsn"),
+    "outboxd.toml": ("outboxd.toml", f'target_dsn = "{DSN}"\n', "target_dsn"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_secret_that_everybody_may_read_is_refused(monkeypatch, tmp_path, place):
+    """With the command that mends it. The owner's group may read it: that is how a daemon's user gets it."""
+    name, content, setting = PLACES[place]
+    file = tmp_path / name
+    file.write_text(content)
+    if name == "key":
+        monkeypatch.setenv("OUTBOXD_SUPABASE_KEY_FILE", str(file))
+    for allowed in (0o600, 0o640, 0o400):
+        file.chmod(allowed)
+        assert load(needs=())
+    for refused in (0o644, 0o604, 0o444):
+        file.chmod(refused)
+        (problem,) = problems(needs=())
+        assert problem.setting == setting
+        shown = file if name == "key" else name
+        assert problem.what == f"stands in a file that every user of this machine may read: chmod o-r {shown}"
+
+
+def test_what_is_no_secret_may_be_read(tmp_path):
+    """An address without a password, and files that hold no secret in use."""
+    (tmp_path / ".env").write_text("OUTBOXD_SOURCE_DSN=postgresql://app@db/shop\n")
+    (tmp_path / ".env").chmod(0o644)
+    (tmp_path / "outboxd.toml").write_text(f'source_dsn = "{DSN}"\nsupabase_url = "{URL}"\n')
+    (tmp_path / "outboxd.toml").chmod(0o644)
+    assert load(needs={"source"}).source_conninfo == "postgresql://app@db/shop"
+
+
+@pytest.mark.parametrize("folder", ["secrets", "credentials"])
+@pytest.mark.parametrize("how", ["found", "named"])
+def test_a_runtimes_secrets_have_whatever_mode_it_gives_them(monkeypatch, tmp_path, folder, how):
+    """Docker mounts secrets with 0444, for this container alone: no chmod could change that."""
+    (tmp_path / "credentials").mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
+    file = tmp_path / folder / ("supabase_key" if how == "found" else "whatever")
+    file.write_text(SECRET)
+    file.chmod(0o444)
+    if how == "named":
+        monkeypatch.setenv("OUTBOXD_SUPABASE_KEY_FILE", str(file))
+    assert load(needs=()).key_kind == "secret"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "lacking"),
+    [
+        ("OUTBOXD_SUPABASE_KEY", "", "supabase_key is missing"),
+        ("OUTBOXD_SUPABASE_KEY", "sb_publishable_x", "supabase_key is the publishable (anon) key"),
+        ("OUTBOXD_SUPABASE_URL", "https://supabase.com/dashboard", "supabase_url is the dashboard's address"),
+        ("OUTBOXD_TARGET_DSN", "mysql://db", "target_dsn must begin with postgresql://"),
+        ("OUTBOXD_TRANSPORT", "postgres", "target_dsn is missing"),
+        ("OUTBOXD_SUPABASE_KEY_FILE", "/nonexistent/key", "supabase_key cannot be read"),
+    ],
+)
+def test_the_daemon_starts_without_the_supabase_side(complete, monkeypatch, name, value, lacking):
+    """What is missing or wrong there is said; nothing of that side is used, the rest is as it is set."""
+    monkeypatch.setenv(name, value)
+    if name.endswith("_FILE"):
+        monkeypatch.delenv("OUTBOXD_SUPABASE_KEY")
+    loaded = load_without_target()
+    assert f"{loaded.lacking[0].setting} {loaded.lacking[0].what}".startswith(lacking)
+    assert loaded.settings.source_conninfo == DSN
+    assert (loaded.settings.supabase_url, loaded.settings.supabase_key, loaded.settings.target_dsn) == (None,) * 3
+    with pytest.raises(ConfigError):
+        load()
+
+
+def test_with_everything_there_nothing_is_lacking(complete):
+    loaded = load_without_target()
+    assert loaded.lacking == ()
+    assert reveal(loaded.settings) == (DSN, URL, SECRET)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("SOURCE_DSN", ""), ("SOURCE_DSN", "db"), ("RELAY", "Main!"), ("REALY", "x")]
+)
+def test_what_is_not_the_supabase_side_is_never_forgiven(complete, monkeypatch, name, value):
+    """The message then names what is wrong on either side."""
+    monkeypatch.setenv(f"OUTBOXD_{name}", value)
+    monkeypatch.delenv("OUTBOXD_SUPABASE_KEY")
+    with pytest.raises(ConfigError) as refused:
+        load_without_target()
+    assert {"supabase_key"} < {problem.setting for problem in refused.value.problems}
 
 
 def test_the_documented_names_exist():
