@@ -615,7 +615,7 @@ def test_a_secret_that_everybody_may_read_is_refused(monkeypatch, tmp_path, plac
         monkeypatch.setenv("OUTBOXD_SUPABASE_KEY_FILE", str(file))
     for allowed in (0o600, 0o640, 0o400):
         file.chmod(allowed)
-        assert load(needs=())
+        assert load(needs=()).transport == "rest"
     for refused in (0o644, 0o604, 0o444):
         file.chmod(refused)
         (problem,) = problems(needs=())
