@@ -22,7 +22,10 @@ _LONGEST = 5.0  # seconds between two attempts to connect
 
 
 class Keeper:
-    """Runs beside the relay. `observe(leads, connected)` is told of every change."""
+    """Runs beside the relay. `observe(leads, connected)` is told of every change.
+
+    `unable`: why this process must leave the lead to another, which may be able to do the work; None: it need not.
+    """
 
     def __init__(
         self,
@@ -32,12 +35,14 @@ class Keeper:
         *,
         ping: float = 3.0,
         attempt: float = 1.0,
+        unable: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._bell = bell
         self._relay = relay
         self._observe = observe
         self._ping = ping
         self._attempt = attempt
+        self._unable = unable
         self._lost = asyncio.Event()
         self._failures = 0
         self.leads = False
@@ -69,12 +74,15 @@ class Keeper:
                 await self._bell.ping()
                 self._failures = 0
                 return self._ping
-            if not self.leads and await self._bell.try_lead():
+            unable = None if self.leads else self._unable()
+            if unable:
+                await self._bell.ping()
+            elif not self.leads and await self._bell.try_lead():
                 self.leads = True
                 self._relay.lead()
                 log.info("leadership_won", pooled=self._bell.pooled)
             if not self.leads:
-                self._relay.follow()
+                self._relay.follow(unable, "auth")
             if proved:
                 self._failures = 0
             self._observe(self.leads, self._bell.connected)

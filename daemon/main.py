@@ -109,7 +109,12 @@ class Daemon:
             lambda done: metrics.pruned(emptied=done.emptied is not None, up_to_id=done.up_to_id),
         )
         relay = Relay(source, target, bell, observed, timing, pruner=pruner)
-        keeper = Keeper(bell, relay, lambda leads, listening: metrics.leadership(leads=leads, listening=listening))
+        keeper = Keeper(
+            bell,
+            relay,
+            lambda leads, listening: metrics.leadership(leads=leads, listening=listening),
+            unable=lambda: doorway.lacking,
+        )
         judge = Judge(relay, breaker, doorway, metrics)
         observed.on_change = judge.look
         report = Report(settings.relay, relay, judge, bell, keeper, metrics, settings.request_timeout, time.time())
@@ -185,7 +190,7 @@ class Daemon:
         while True:
             self.judge.look()
             try:
-                if self.keeper.leads:
+                if self.keeper.leads or self.doorway.lacking:
                     cursor = self.relay.status.cursor or await self.gauges.remembered_cursor(self.settings.relay)
                     backlog, age = await self.gauges.backlog(cursor)
                     self.metrics.lag.observe(age, backlog)

@@ -54,7 +54,7 @@ class Relay:
         self._pruner = pruner
         self._pace = Pace()
         self._leads = asyncio.Event()
-        self._unled: str | None = None
+        self._unled: tuple[str, str] | None = None  # why nobody can lead here, and what kind of problem that is
         self._stopping = False
         self._cursor: Cursor | None = None  # where to read on: ahead of `_stated` after windows without changes
         self._stated: Cursor | None = None  # where the target says it stands
@@ -74,7 +74,7 @@ class Relay:
         )
         self._ahead_term = 0
         self._rewinding: str | None = None
-        self._remembered = 0.0
+        self._noted, self._remembered = 0, 0.0  # the batch number the source was told, and when
         self.turns = 0
         self.beat = time.monotonic()  # when the loop last gave a sign of life
         self.status = Status()
@@ -177,13 +177,12 @@ class Relay:
                 "what the outbox still has is sent again"
             )
             log.warning("target_restored", batch_no=answer.standing.batch_no, remembered=batch_no, batches=behind)
-        await self._remember(answer)
+        await self._remember(answer.standing.epoch, answer.standing.batch_no, answer.standing.cursor)
         return answer
 
-    async def _remember(self, answer: Answer) -> None:
-        standing = answer.standing
-        await self._source.remember(self._target.relay, standing.epoch, standing.batch_no, standing.cursor)
-        self._remembered = time.monotonic()
+    async def _remember(self, epoch: int, batch_no: int, cursor: Cursor | None) -> None:
+        await self._source.remember(self._target.relay, epoch, batch_no, cursor)
+        self._noted, self._remembered = batch_no, time.monotonic()
 
     def _learn(self, answer: Answer) -> None:
         self._delivery.learn_tables(answer.more)
@@ -251,8 +250,7 @@ class Relay:
             answer=answer.what, batch_no=answer.standing.batch_no, first_id=batch.changes[0].id, last_id=batch.changes[-1].id,
             torn=batch.torn, lag_s=round(self.status.behind_seconds, 4), duration_s=round(seconds, 4),
         )  # fmt: skip
-        if time.monotonic() - self._remembered > _REMEMBER_EVERY:
-            await self._remember(answer)
+        await self.note(every=_REMEMBER_EVERY)
 
     async def _retry(self) -> bool:
         """Dead letters that somebody wants sent again, or dropped. True: there were some."""
@@ -293,11 +291,12 @@ class Relay:
                 if self._unled is None:
                     self._set("standby")
                 else:
-                    self._set("paused", self._unled, "source")
+                    self._set("paused", *self._unled)
                 await self._bell.wait(self._timing.poll)
                 continue
             try:
                 await self._prune()
+                await self.note(every=_REMEMBER_EVERY)
                 if await self.step(self._train()):
                     self._observer.woken("backlog")
                 if self._dry:
@@ -329,12 +328,14 @@ class Relay:
                     break
         await self.note()
 
-    async def note(self) -> None:
-        """Tell the source where the target stands, before it is left."""
-        if self._stated is not None and self._leads.is_set():
-            status = self.status
-            with contextlib.suppress(BreakerOpen, SourceUnavailable, SourceUnfit):
-                await self._source.remember(self._target.relay, status.epoch, status.batch_no, self._stated)
+    async def note(self, every: float = 0.0) -> None:
+        """Tell the source where the target stands, when that is news and the last was told longer ago than this."""
+        status = self.status
+        told = self._noted == status.batch_no or time.monotonic() - self._remembered < every
+        if self._stated is None or told or not self._leads.is_set():
+            return
+        with contextlib.suppress(BreakerOpen, SourceUnavailable, SourceUnfit):
+            await self._remember(status.epoch, status.batch_no, self._stated)
 
     async def drain(self) -> int:
         """Turn until the source has no more; returns how many changes were applied. Raises what `step` raises."""
@@ -363,6 +364,8 @@ class Relay:
         self._cursor = self._stated = None
         if because and self.status.problem and self._leads.is_set():
             self._set("catching_up", because, str(Kind.TRANSIENT))
+        if self._unled and self._unled[1] == Kind.AUTH:
+            self._unled = None
 
     def adjust(self, adjustment: Callable[[], Awaitable[None]]) -> None:
         """Have this done between two turns, when nothing is on its way. A wait for the next turn ends."""
@@ -380,10 +383,10 @@ class Relay:
         """Other bounds for a batch, from the next one on."""
         self._sizing = Sizing(changes, size)
 
-    def follow(self, because: str | None = None) -> None:
+    def follow(self, because: str | None = None, kind: str = "source") -> None:
         """No further turn: another one leads, or, with a reason, nobody can."""
         self._term += 1
-        self._unled = because
+        self._unled = (because, kind) if because else None
         self._leads.clear()
         self._bell.ring()
 

@@ -1,6 +1,7 @@
 """Disabled, degraded, full: one value on every page; settings that are mended while the daemon runs."""
 
 import json
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ from daemon.demo.child import Outboxd
 from daemon.demo.keys import ApiKeys
 from daemon.demo.stage import TABLES
 from daemon.demo.supabase import EmbeddedSupabase
-from daemon.metrics import TARGET_MODES
 from tests.acceptance.cli import Cli
 from tests.acceptance.conftest import STORIES, Pair, Start, ended, measured, streaming, wait_until
 from tests.canaries import assert_clean
@@ -25,10 +25,10 @@ PAGES = ("/livez", "/readyz", "/metrics", "/api/status")
 
 def mode(outboxd: Outboxd) -> str:
     """The mode, which status, metrics and readiness must all say."""
-    (measured_mode,) = [one for one in TARGET_MODES if measured(outboxd, f'outboxd_mode{{mode="{one}"}}') == 1] or [""]
+    (exported,) = re.findall(r'^outboxd_mode{mode="(\w+)"} 1.0$', outboxd.get("/metrics")[1], re.MULTILINE) or [""]
     said = json.loads(outboxd.get("/readyz")[1] or "{}").get("mode")
     told = (outboxd.status() or {}).get("mode")
-    return str(told) if said == measured_mode == told else ""
+    return str(told) if said == exported == told else ""
 
 
 def becomes(outboxd: Outboxd, wanted: str, deadline: float = 40.0) -> dict[str, Any]:
@@ -90,7 +90,8 @@ def test_without_supabases_settings_it_starts_disabled(rest: Pair, start: Start,
     assert status["verdict"].startswith("disabled: supabase_url is missing: set OUTBOXD_SUPABASE_URL or SUPABASE_URL")
     assert status["verdict"].endswith("captures go on, 5 changes wait safely in Postgres")
     assert status["mode_since"]
-    assert measured(outboxd, "outboxd_leader") == 1
+    assert measured(outboxd, "outboxd_leader") == 0
+    assert measured(outboxd, 'outboxd_retries_total{reason="auth"}') == 0
     assert outboxd.get("/livez")[0] == 200
     code, body = outboxd.get("/readyz")
     assert code == 503
@@ -133,7 +134,19 @@ def test_a_disabled_daemon_looks_again_by_itself(
     put(key, supabase.secret_key)
     becomes(outboxd, "full")
     rest.arrives()
-    assert modes(outboxd) == [("disabled", "degraded"), ("degraded", "full")]
+    assert modes(outboxd) == [("disabled", "full")]
+
+
+def test_a_disabled_daemon_leaves_the_lead_to_one_that_can(rest: Pair, start: Start) -> None:
+    """Its host was given no key: it waits beside the other, keeps it from nothing, and says that it is not ready."""
+    disabled = start(without(rest, "supabase_key"))
+    becomes(disabled, "disabled")
+    leader = streaming(start(rest.settings))
+    rest.write(STORIES, 3)
+    rest.arrives()
+    assert mode(disabled) == "disabled"
+    assert disabled.get("/readyz")[0] == 503
+    assert (measured(leader, "outboxd_leader"), measured(disabled, "outboxd_leader")) == (1, 0)
 
 
 def test_a_key_that_is_exchanged_is_found_after_a_401(

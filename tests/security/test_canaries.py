@@ -182,14 +182,22 @@ def break_the_source(pair: Pair, heard: Heard) -> None:
 
 
 def a_stranger(pair: Pair, start: Start) -> dict[str, str]:
-    """Daemons whose key or password nobody knows, and one with settings that are none."""
-    strange = {"supabase_key": f"sb_secret_{planted('apikey')}", "log_level": "debug"}
-    unknown = start({**pair.settings, **strange})
-    wait_until(lambda: (unknown.status() or {}).get("problem"))
-    texts = {"a stranger's status": str(unknown.status()), "a stranger's metrics": unknown.get("/metrics")[1]}
-    unknown.stop()
+    """Daemons whose key or password nobody knows, one whose key is none, and one with settings that are none."""
+    texts: dict[str, str] = {}
+    strangers = []
+    for key in (f"sb_secret_{planted('apikey')}", planted("nokey")):
+        stranger = start({**pair.settings, "supabase_key": key, "log_level": "debug"})
+        strangers.append(stranger)
+        wait_until(lambda one=stranger: (one.status() or {}).get("mode") == "disabled")  # type: ignore[misc]
+        wait_until(lambda one=stranger: (one.status() or {}).get("problem"))  # type: ignore[misc]
+        pages = {page: stranger.get(page)[1] for page in ("/readyz", "/api/status", "/metrics")}
+        texts |= {f"{page} of {stranger.log.name}": body for page, body in pages.items()}
+        stranger.stop()
     bad = {"source_dsn": f"host=127.0.0.1 port=1 passwort='{planted('dsn')}'", "supabase_key": planted("nokey")}
     away = {"source_dsn": f"postgresql://app:{planted('away')}@127.0.0.1:1/app"}
-    others = [start({**pair.settings, **bad}), start({**pair.settings, **away}, "run", "--until-idle")]
+    others = [
+        start({**pair.settings, **bad}, "run", "--strict"),
+        start({**pair.settings, **away}, "run", "--until-idle"),
+    ]
     wait_until(lambda: all(one.returncode is not None for one in others))
-    return {**texts, **{f"the log of {one.log.name}": one.log.read_text() for one in (unknown, *others)}}
+    return {**texts, **{f"the log of {one.log.name}": one.log.read_text() for one in (*strangers, *others)}}
