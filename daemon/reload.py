@@ -67,8 +67,11 @@ def differ(old: Settings, new: Settings, takes: Collection[str] = _BETWEEN_BATCH
 
 def sentence(lacking: Collection[Problem]) -> str | None:
     """What is missing or wrong, for a status line; None when nothing is."""
-    named = [f"{one.setting} {one.what}{f' ({one.example})' if one.example else ''}" for one in lacking]
-    return "; ".join(named) or None
+    named = []
+    for one in lacking:
+        more = "; ".join([*[one.origin] * bool(one.origin), *[f"example: {one.example}"] * bool(one.example)])
+        named.append(f"{one.setting} {one.what}{f' ({more})' if more else ''}")
+    return ", and ".join(named) or None
 
 
 class Reloader:
@@ -132,6 +135,7 @@ class Reloader:
                 "settings_reloaded",
                 applied=list(difference.applied),
                 restart_needed=list(difference.restart) if told else [],
+                lacking=[one.setting for one in self.lacking],
                 because="SIGHUP" if told else "the target's settings were looked at again",
             )
 

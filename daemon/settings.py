@@ -191,7 +191,7 @@ def load_without_target(config: Path | None = None, overrides: Mapping[str, Any]
     """The settings, also when the Supabase side is missing or wrong. A ConfigError is about anything else, and names
     both."""
     found, problems = _gather(config, overrides or {})
-    problems += _missing(found, ("source", "target"))
+    problems += _missing(found, ("source", "target"), problems)
     settings, wrong = _made(found)
     problems += wrong
     if problems and all(one.setting in TARGET_SIDE for one in problems):
@@ -212,7 +212,7 @@ def load(
     What is set must be right; what is missing matters only when `needs` names it.
     """
     found, problems = _gather(config, overrides or {})
-    problems += _missing(found, needs)
+    problems += _missing(found, needs, problems)
     settings, wrong = _made(found)
     if problems or settings is None:
         raise ConfigError([*problems, *wrong])
@@ -347,7 +347,7 @@ def _toml(told: Path | None, variable: str | None, problems: list[Problem]) -> _
     return {name: one for name, one in layer.items() if name in _NAMES}
 
 
-def _missing(found: _Layer, needs: Collection[Need]) -> list[Problem]:
+def _missing(found: _Layer, needs: Collection[Need], known: Collection[Problem]) -> list[Problem]:
     transport = found.get(("transport",))
     direct = transport is not None and transport.value == "postgres"
     wanted = ["source_dsn"] * ("source" in needs)
@@ -355,7 +355,7 @@ def _missing(found: _Layer, needs: Collection[Need]) -> list[Problem]:
         wanted += ["target_dsn"] if direct else ["supabase_url", "supabase_key"]
     problems = []
     for setting in wanted:
-        if (setting,) not in found:
+        if (setting,) not in found and setting not in {one.setting for one in known}:
             what = f"is missing: set {' or '.join(_variables(setting))}"
             problems.append(Problem(setting, what, _example((setting,))))
     return problems

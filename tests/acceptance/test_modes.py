@@ -113,8 +113,12 @@ def test_a_key_that_is_written_makes_it_full(
     rest.write(STORIES, 5)
     becomes(outboxd, "disabled")
     put(folder / "outboxd.toml", f'supabase_url = "{supabase.url}"\n')
+    reloaded = hang_up(outboxd)
+    assert (reloaded["applied"], reloaded["lacking"]) == ([], ["supabase_key"])
+    assert mode(outboxd) == "disabled"
     put(key, supabase.secret_key)
-    assert set(hang_up(outboxd)["applied"]) == {"supabase_url", "supabase_key"}
+    reloaded = hang_up(outboxd)
+    assert (reloaded["applied"], reloaded["lacking"]) == (["supabase_url", "supabase_key"], [])
     rest.arrives()
     assert becomes(outboxd, "full")["verdict"] == "in sync: nothing needs you"
     assert outboxd.get("/readyz")[0] == 200
@@ -192,6 +196,19 @@ def test_a_key_that_is_refused_disables_until_another_is_there(
     becomes(outboxd, "disabled")
     put(key, new.secret)
     rest.arrives(40)
+    becomes(outboxd, "full")
+
+
+def test_a_direct_address_is_exchanged_as_well(direct: Pair, start: Start, folder: Path) -> None:
+    """Over a direct connection: a role that is refused disables, the address in the file is found to be another."""
+    wrong = direct.settings["target_dsn"].replace("://supabase_owner@", "://nobody_there@")
+    assert wrong != direct.settings["target_dsn"]
+    dsn = put(folder / "dsn", wrong)
+    outboxd = start({**without(direct, "target_dsn"), "target_dsn_file": str(dsn)})
+    direct.write(STORIES, 2)
+    assert becomes(outboxd, "disabled")["state"] == "paused"
+    put(dsn, direct.settings["target_dsn"])
+    direct.arrives(40)
     becomes(outboxd, "full")
 
 

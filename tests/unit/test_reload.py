@@ -35,9 +35,13 @@ def test_the_sources_breaker_keeps_its_own_cap():
 
 def test_what_lacks_is_one_sentence_with_examples():
     assert sentence([]) is None
+    wrong = [
+        Problem("a", "is missing", "x"),
+        Problem("b", "cannot be read", "", "the file b"),
+        Problem("c", "is not", "y", "C"),
+    ]
     assert (
-        sentence([Problem("a", "is missing", "x"), Problem("b", "cannot be read")])
-        == "a is missing (x); b cannot be read"
+        sentence(wrong) == "a is missing (example: x), and b cannot be read (the file b), and c is not (C; example: y)"
     )
 
 
