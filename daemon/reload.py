@@ -62,7 +62,9 @@ def differ(old: Settings, new: Settings, takes: Collection[str] = _BETWEEN_BATCH
     changed = [name for name in Settings.model_fields if getattr(old, name) != getattr(new, name)]
     applied = tuple(name for name in changed if name in takes)
     settings = old.model_copy(update={name: getattr(new, name) for name in applied})
-    return Difference(settings, applied, tuple(name for name in changed if name not in applied))
+    # As it is written: a field may have another name than its setting.
+    rest = tuple(Settings.model_fields[name].alias or name for name in changed if name not in applied)
+    return Difference(settings, applied, rest)
 
 
 def sentence(lacking: Collection[Problem]) -> str | None:

@@ -137,7 +137,7 @@ class Report:
         """Is this process doing its part: leading and moving, or standing by?"""
         status, judge = self.relay.status, self.judge
         judge.look()
-        ready = status.state in {"streaming", "catching_up", "standby"} and judge.worth.mode is not Mode.DISABLED
+        ready = status.state in {"streaming", "catching_up", "standby"}
         why = {"state": status.state, "mode": judge.worth.mode, "breaker": str(judge.breaker.state)}
         return ready, {**why, "problem": judge.doorway.lacking or status.problem}
 
