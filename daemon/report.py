@@ -94,14 +94,16 @@ class Judge:
         self.doorway = doorway
         self._metrics = metrics
         self.worth = self._judged()
+        self._told: Mode | None = None  # what the log was told last
         self.since = time.time()
         metrics.set_mode(self.worth.mode, self.since)
 
     def look(self) -> None:
         """Judge anew; tell the log and the metrics when the mode is another than before."""
-        before, self.worth = self.worth.mode, self._judged()
-        mode = self.worth.mode
-        if mode is before:
+        self.worth = self._judged()
+        mode, before = self.worth.mode, self._told
+        self._told = mode
+        if mode is before or (before is None and mode is Mode.FULL):
             return
         self.since = time.time()
         self._metrics.set_mode(mode, self.since)

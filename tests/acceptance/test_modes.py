@@ -54,7 +54,7 @@ def without(pair: Pair, *names: str) -> dict[str, str]:
     return {name: value for name, value in pair.settings.items() if name not in names}
 
 
-def modes(outboxd: Outboxd) -> list[tuple[str, str]]:
+def modes(outboxd: Outboxd) -> list[tuple[str | None, str]]:
     """What the log says of changes of the mode since the last look."""
     return [(line["before"], line["mode"]) for line in outboxd.said() if line["event"] == "mode_changed"]
 
@@ -93,6 +93,9 @@ def test_without_supabases_settings_it_starts_disabled(rest: Pair, start: Start,
     assert measured(outboxd, "outboxd_leader") == 0
     assert measured(outboxd, 'outboxd_retries_total{reason="auth"}') == 0
     assert outboxd.get("/livez")[0] == 200
+    (changed,) = [line for line in outboxd.said() if line["event"] == "mode_changed"]
+    assert (changed["level"], changed["mode"]) == ("warning", "disabled")
+    assert "supabase_key is missing" in changed["because"]
     code, body = outboxd.get("/readyz")
     assert code == 503
     why = json.loads(body)["problem"]
@@ -138,7 +141,7 @@ def test_a_disabled_daemon_looks_again_by_itself(
     put(key, supabase.secret_key)
     becomes(outboxd, "full")
     rest.arrives()
-    assert modes(outboxd) == [("disabled", "full")]
+    assert modes(outboxd) == [(None, "disabled"), ("disabled", "full")]
 
 
 def test_a_disabled_daemon_leaves_the_lead_to_one_that_can(rest: Pair, start: Start) -> None:
