@@ -15,7 +15,7 @@ from typing import Any
 import click
 import psycopg
 
-from daemon import cli_dead_letters, cli_rebase, install
+from daemon import cli_dead_letters, cli_rebase, cli_schema, install
 from daemon.errors import DaemonError, SourceUnavailable
 from daemon.settings import ConfigError, Loaded, Need, Settings, load, load_without_target, redacted
 from daemon.talk import fail, fields, say, table
@@ -244,6 +244,7 @@ def check(ctx: click.Context, *, as_json: bool) -> None:
 
 main.add_command(cli_dead_letters.group)
 main.add_command(cli_rebase.rebase)
+main.add_command(cli_schema.group)
 
 
 @main.group()

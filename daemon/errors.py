@@ -44,6 +44,10 @@ class CaptureLost(DaemonError):
         self.table = table
 
 
+class SchemaUnfit(DaemonError):
+    """The target's schema cannot be brought to what is wanted; a person has to act."""
+
+
 class Kind(enum.StrEnum):
     """One kind, one action (`ACTIONS`); its name is what metrics, status and README say."""
 

@@ -1,0 +1,62 @@
+"""Whether the values of one type fit into another, and what it costs to make them.
+
+Pure: knows how types are spelled. Knows nothing of tables.
+"""
+
+import re
+from typing import Literal
+
+Verdict = Literal["fits", "widen", "rewrite"]
+
+_SPELLED = re.compile(r"(.+?)(?:\((\d+)(?:,\s?(-?\d+))?\))?( with(?:out)? time zone)?((?:\[\])*)")
+_INTEGERS = ("smallint", "integer", "bigint")
+_LENGTHS = {"character varying", "bit varying"}  # any length without one
+_TIMES = {"timestamp", "time", "interval"}  # six digits without a number
+
+
+def compare(source: str, target: str) -> Verdict:
+    """Fits: every value of `source` is one of `target`. Widen: it would, after a change that rewrites nothing."""
+    if source == target:
+        return "fits"
+    ours, theirs = _parse(source), _parse(target)
+    if ours[1] != theirs[1]:  # an array and no array, or a time with and without its zone
+        return "fits" if target == "text" else "rewrite"
+    if ours[0] == theirs[0]:
+        verdict = _same_family(ours, theirs)
+        # Postgres writes every array anew, whatever its elements become.
+        return "rewrite" if verdict == "widen" and ours[1].endswith("]") else verdict
+    if theirs[0] == "text":
+        return "fits"
+    if ours[0] == "text" and theirs[0] == "character varying":
+        return "widen"
+    return "fits" if _holds(theirs, ours) else "rewrite"
+
+
+_Parsed = tuple[str, str, tuple[int, ...]]
+
+
+def _parse(spelled: str) -> _Parsed:
+    found = _SPELLED.fullmatch(spelled)
+    assert found is not None
+    family, length, scale, zone, array = found.groups()
+    return family, f"{zone or ''}{array}", tuple(int(number) for number in (length, scale) if number is not None)
+
+
+def _same_family(ours: _Parsed, theirs: _Parsed) -> Verdict:
+    family, (_, _, a), (_, _, b) = ours[0], ours, theirs
+    if family in _LENGTHS:
+        return "fits" if not b or (a and a[0] <= b[0]) else "widen"
+    if family in _TIMES:
+        return "fits" if (a or (6,)) <= (b or (6,)) else "widen"
+    if family == "numeric":
+        if not b or (a and a[0] - a[1] <= b[0] - b[1] and a[1] <= b[1]):
+            return "fits"
+        return "widen" if not a or (a[1] == b[1] and a[0] > b[0]) else "rewrite"
+    return "rewrite"
+
+
+def _holds(wide: _Parsed, narrow: _Parsed) -> bool:
+    families = (narrow[0], wide[0])
+    if narrow[0] in _INTEGERS:
+        return wide[0] in _INTEGERS[_INTEGERS.index(narrow[0]) :] or (wide[0] == "numeric" and not wide[2])
+    return families in {("real", "double precision"), ("json", "jsonb")}

@@ -1,0 +1,184 @@
+"""Reading both sides, planning, and doing the steps one by one.
+
+Knows connections, locks and what a step's failure means. Whoever stops in the middle loses nothing: the next plan is
+made from the catalogues again, and has what is left.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from daemon import catalog
+from daemon.errors import SchemaUnfit
+from daemon.schema import Plan, Step, plan
+from daemon.structure import EMPTY_PROJECT, Audience, Catalogue, Watched
+from daemon.tables import TableSettings, parts, said_of
+from outbox import __version__
+from outbox.migrations import require
+
+_LOCK = (1869968482, 4)  # on the target: one applies at a time
+PATIENCE = 60.0
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What an apply did: `left` waits for --allow-destructive, `waiting` for the first copy."""
+
+    steps: tuple[Step, ...]
+    left: tuple[Step, ...]
+    plan: Plan
+
+
+def look(
+    source_dsn: str, target_dsn: str | None, tables: Mapping[str, TableSettings], only: Sequence[str] = ()
+) -> Plan:
+    """The plan. Without a connection to the target: for a project that has none of it."""
+    with connect(source_dsn) as source:
+        if target_dsn is None:
+            return _planned(source, None, tables, only)
+        with connect(target_dsn) as target:
+            return _planned(source, target, tables, only)
+
+
+def apply(
+    source_dsn: str,
+    target_dsn: str,
+    tables: Mapping[str, TableSettings],
+    only: Sequence[str] = (),
+    *,
+    allow_destructive: bool = False,
+    agreed: Callable[[Plan], bool] = lambda _: True,
+    on_step: Callable[[Step], None] = lambda _: None,
+    patience: float = PATIENCE,
+) -> Done:
+    """Plan, ask whether that is agreed to, and do it. Nothing destructive is done unless that is allowed."""
+    with connect(source_dsn) as source, connect(target_dsn) as target, _alone(target, patience):
+        found = _planned(source, target, tables, only)
+        wanted = [step for step in found.due if allow_destructive or not step.destructive]
+        left = tuple(step for step in found.due if step not in wanted)
+        if not wanted or not agreed(found):
+            return Done((), left, found)
+        for step in wanted:
+            _do(target, step, patience)
+            on_step(step)
+        target.execute("notify pgrst, 'reload schema'")
+        return Done(tuple(wanted), left, found)
+
+
+def connect(dsn: str) -> Connection:
+    return psycopg.connect(dsn, autocommit=True, connect_timeout=10, application_name=f"outboxd/{__version__}")
+
+
+def _planned(
+    source: Connection, target: Connection | None, tables: Mapping[str, TableSettings], only: Sequence[str]
+) -> Plan:
+    require(source, "source")
+    watched = catalog.read_watched(source)
+    chosen = _chosen(watched, only)
+    here = catalog.read_source(source, watched)
+    there: Catalogue = EMPTY_PROJECT
+    if target is not None:
+        require(target, "target")
+        types = [each.name for each in here.types]
+        there = catalog.read_target(target, [one.target for one in watched], types)
+    audiences = {one.name: _audience(said_of(tables, one.name)) for one in watched}
+    found = plan(here, there, watched, audiences, chosen)
+    return Plan(found.steps, (*_odd(watched, tables, chosen), *found.notes), found.wanted)
+
+
+def _audience(said: TableSettings | None) -> Audience:
+    return Audience(said.owner, said.access, said.write, said.realtime) if said else Audience()
+
+
+def _chosen(watched: Collection[Watched], only: Sequence[str]) -> set[str] | None:
+    if not only:
+        return None
+    names = {one.source: one.name for one in watched}
+    chosen = set()
+    for name in only:
+        # Without its schema it is one of public, as SQL would take it.
+        found = names.get(parts(name) or parts(f"public.{name}") or ("", ""))
+        if found is None:
+            raise SchemaUnfit(f"{name} is not watched: outboxd watch {name}")
+        chosen.add(found)
+    return chosen
+
+
+def _odd(
+    watched: Collection[Watched], tables: Mapping[str, TableSettings], chosen: Collection[str] | None
+) -> Iterator[str]:
+    """What is said of no watched table, or cannot be planned."""
+    known = {one.source for one in watched}
+    for name in tables:
+        if chosen is None and parts(name) not in known:
+            yield f'[tables."{name}"] is said of a table that is not watched: outboxd watch {name}'
+    for one in watched:
+        if chosen is not None and one.name not in chosen:
+            continue
+        if not one.there:
+            yield f"{one.name}: there is no such table on the source, so its mirror is yours to make"
+        elif not one.key:
+            yield f"{one.name}: it has no key any more: add a primary key, and watch it again"
+
+
+@contextmanager
+def _alone(target: Connection, patience: float) -> Iterator[None]:
+    """One apply at a time: the next one plans when this one is through, and finds nothing to do."""
+    deadline = time.monotonic() + patience
+    while not _true(target, "select pg_try_advisory_lock(%s, %s)"):
+        if time.monotonic() > deadline:
+            raise SchemaUnfit("another `schema apply` is at work on this target: try again when it has ended")
+        time.sleep(0.2)
+    try:
+        yield
+    finally:
+        if not target.closed:
+            _true(target, "select pg_advisory_unlock(%s, %s)")
+
+
+def _true(target: Connection, statement: str) -> bool:
+    row = target.execute(statement.encode(), _LOCK).fetchone()
+    return bool(row and row[0])
+
+
+def _do(target: Connection, step: Step, patience: float) -> None:
+    """One step, in one transaction. Waits 2 s at a time for a lock, then steps back so that nobody queues."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            with target.transaction():
+                target.execute("set local lock_timeout = '2s'")
+                target.execute("set local statement_timeout = 0")  # an index takes as long as it takes
+                target.execute("set local search_path = public, pg_catalog, pg_temp")
+                target.execute(step.sql.encode())
+                return
+        except psycopg.errors.LockNotAvailable:
+            if time.monotonic() > deadline:
+                raise SchemaUnfit(
+                    f"{step.table}: its tables are locked by long transactions on the target: run this again when they have ended"
+                ) from None
+            time.sleep(0.3)
+        except psycopg.OperationalError:
+            raise
+        except psycopg.Error as exc:
+            raise SchemaUnfit(_why(step, exc)) from None
+
+
+def _why(step: Step, exc: psycopg.Error) -> str:
+    """Names only: Postgres' own words may quote a value in class 22 and 23 (promise I10)."""
+    first, said = step.sql.splitlines()[0], exc.diag.message_primary or ""
+    if (exc.sqlstate or "")[:2] in {"22", "23", "P0"}:
+        names = [name for name in (exc.diag.constraint_name, exc.diag.column_name) if name]
+        said = (
+            f"rows that are on the target do not allow it{' (' + ', '.join(names) + ')' * bool(names) if names else ''}"
+        )
+    return (
+        f"{step.table}: {step.kind} was refused ({exc.sqlstate}): {said}. The step was: {first}. "
+        "What was done before it stays; mend this, and run `outboxd schema apply` again"
+    )
