@@ -10,7 +10,7 @@ from daemon.errors import SchemaUnfit
 from daemon.structure import WRITES, Audience, Column, Place, Policy
 from daemon.wanted import Wanted
 
-_TEXTS = {"text", "character varying", "character"}
+_TEXTS = {"text", "character varying", "character", "bpchar"}
 
 
 def grants(audience: Audience, place: Place) -> dict[str, tuple[str, ...]]:
@@ -43,6 +43,11 @@ def policies(one: Wanted, columns: tuple[Column, ...], place: Place) -> tuple[Po
     return tuple(made)
 
 
+def names_a_user(column: Column) -> bool:
+    """Can this column say whose row it is?"""
+    return column.type.base == "uuid" or column.type.base in _TEXTS
+
+
 def _mine(one: Wanted, owner: str, columns: tuple[Column, ...], place: Place) -> str:
     where = f'tables."{one.watched.name}".owner'
     column = next((column for column in columns if column.name == owner), None)
@@ -56,14 +61,11 @@ def _mine(one: Wanted, owner: str, columns: tuple[Column, ...], place: Place) ->
             f"{where}: the target has no function auth.uid(), which says who asks: is it a Supabase project?"
         )
     spelled, base = column.type.spelled, column.type.base
-    if base == "uuid":
-        user = "(select auth.uid())"
-    elif base in _TEXTS:
-        user = "(select auth.uid())::text"
-    else:
+    if not names_a_user(column):
         raise SchemaUnfit(
             f"{where}: {owner} is {spelled}, and users are told apart by a uuid: name a column of type uuid or text"
         )
+    user = "(select auth.uid())" if base == "uuid" else "(select auth.uid())::text"
     cast = "" if spelled in {"uuid", "text"} else "::uuid" if base == "uuid" else "::text"
     return f"{user} = {ddl.ident(owner)}{cast}"
 

@@ -32,6 +32,12 @@ def compare(source: str, target: str) -> Verdict:
     return "fits" if _holds(theirs, ours) else "rewrite"
 
 
+def same_family(source: str, target: str) -> bool:
+    """Are they one type, but for lengths?"""
+    ours, theirs = _parse(source), _parse(target)
+    return ours[:2] == theirs[:2]
+
+
 _Parsed = tuple[str, str, tuple[int, ...]]
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from daemon import column_types
 from daemon import schema_ddl as ddl
-from daemon.audience import grants, policies, same
+from daemon.audience import grants, names_a_user, policies, same
 from daemon.errors import SchemaUnfit
 from daemon.structure import (
     Audience,
@@ -205,6 +205,10 @@ class _Comparison:
         for index in self.there.indexes:
             if index.unique and not index.plain:
                 yield f"{name}: {index.name} on the target is unique with a condition or an expression: rows that change places may be refused for a moment, or held"
+        for column in self.one.table.columns:
+            there = self.there.column(column.name)
+            if there is not None and not column_types.same_family(column.type.spelled, there.type.spelled):
+                yield f"{name}: {column.name} is {column.type.spelled} on the source and {there.type.spelled} on the target"
         mirrors = {each.name for each in self.everything}
         for each in self.there.references:
             if each.child == table and each.parent not in mirrors:
@@ -259,7 +263,7 @@ class _Comparison:
         if verdict == "fits":
             return
         ours_there = [policy.name for policy in self.there.policies if policy.name.startswith(OURS)]
-        again = self._policies() if ours_there else ()
+        again = policies(self.one, self.one.table.columns, self.target.place) if ours_there else ()
         sql = ddl.change_type(self.one.name, column, ours_there, again, rewrites=verdict == "rewrite")
         reason = f"{ours.spelled} on the source, {theirs.spelled} on the target"
         if verdict == "widen":
@@ -379,12 +383,15 @@ class _Comparison:
     # -- who may see it --------------------------------------------------------------------------------------
 
     def _policies(self) -> tuple[Policy, ...]:
-        planned = {column.name: column for column in self.one.table.columns}
-        for column in self.there.columns:
-            wanted = planned.get(column.name)
-            if wanted is None or column_types.compare(wanted.type.spelled, column.type.spelled) == "fits":
-                planned[column.name] = column
-        return policies(self.one, tuple(planned.values()), self.target.place)
+        """For the columns as they are now; none while the owner's column has yet to change its type."""
+        there = {column.name: column for column in self.there.columns}
+        now = tuple(there.get(column.name, column) for column in self.one.table.columns)
+        own = (*now, *(column for column in self.there.columns if self.one.table.column(column.name) is None))
+        owner = there.get(self.one.audience.owner or "")
+        if owner is not None and not names_a_user(owner) and self.one.table.column(owner.name) is not None:
+            policies(self.one, self.one.table.columns, self.target.place)  # it will be one, or this raises
+            return ()
+        return policies(self.one, own, self.target.place)
 
     def _access(self) -> Iterator[Step]:
         name, place = self.one.name, self.target.place
