@@ -11,7 +11,7 @@ from tests.schemas import Schemas, fresh, templates
 
 
 @pytest.fixture(scope="session", params=[15, 17], ids=lambda version: f"postgres {version}")
-def _sides(request: pytest.FixtureRequest, run_folder: Path) -> Iterator[tuple[Database, Database]]:
+def sides(request: pytest.FixtureRequest, run_folder: Path) -> Iterator[tuple[Database, Database]]:
     try:
         binaries(request.param)
     except MissingPostgres as missing:
@@ -21,7 +21,7 @@ def _sides(request: pytest.FixtureRequest, run_folder: Path) -> Iterator[tuple[D
 
 
 @pytest.fixture
-def schemas(_sides: tuple[Database, Database]) -> Iterator[Schemas]:
+def schemas(sides: tuple[Database, Database]) -> Iterator[Schemas]:
     """An application and a project, with outboxd's sides and no tables."""
-    with fresh(_sides) as pair:
+    with fresh(sides) as pair:
         yield pair
