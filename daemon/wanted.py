@@ -25,6 +25,9 @@ from daemon.structure import (
 TEXT = Type("text", ("pg_catalog", "text"), "b", None, "text")
 _LENGTH = 63  # bytes of a name
 
+# Where `redact` writes stars; anything else becomes null (outbox.masked_sql).
+_STARS = re.compile(r"(?:text|name|character varying|character)(?:\(\d+\))?")
+
 # 'x', 1, -1.5, true, each perhaps with its type: what needs nobody to compute it. Not a name of something else.
 _CONSTANT = re.compile(
     r"(?:'(?:[^'\\]|'')*'|\(?-?\d+(?:\.\d+)?\)?|true|false|ARRAY\[\])(?:::(?!reg)[\w .\"]+(?:\([\d, ]+\))?[\w ]*(?:\[\])?)?"
@@ -103,16 +106,15 @@ def _column(column: Column, one: Watched, place: Place) -> Column:
     kind = column.type
     if kind.extension is not None:
         # The type is what it is called inside its extension, wherever that lives.
-        kind = replace(
-            kind,
-            spelled=re.sub(r'^(?:"(?:[^"]|"")+"|[^".]+)\.', f"{_plain(home(kind.extension, place))}.", kind.spelled),
-        )
+        schema = _plain(home(kind.extension, place))
+        kind = replace(kind, spelled=re.sub(r'^(?:"(?:[^"]|"")+"|[^".]+)\.', f"{schema}.", kind.spelled))
     default = column.default if constant(column.default) and kind.extension is None and mask is None else None
+    emptied = mask == "null" or (mask == "redact" and not _STARS.fullmatch(kind.spelled))
     return replace(
         column,
         name=one.rename.get(column.name, column.name),
-        type=kind if mask in {None, "null"} else TEXT,
-        not_null=column.not_null and mask != "null",
+        type=TEXT if mask == "hash" else kind,
+        not_null=column.not_null and not emptied,
         default=default,
         supplied=default is not None,
         generated=False,
