@@ -16,7 +16,7 @@ from daemon.talk import fail, say, table
 from outbox import __version__
 
 if TYPE_CHECKING:
-    from daemon.schema import Plan, Step
+    from daemon.schema_steps import Plan, Step
 
 FOUND, CONFIG = 3, 78
 

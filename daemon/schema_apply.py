@@ -14,7 +14,8 @@ import psycopg
 
 from daemon import catalog
 from daemon.errors import SchemaUnfit
-from daemon.schema import Plan, Step, plan
+from daemon.schema import plan
+from daemon.schema_steps import Plan, Step
 from daemon.structure import EMPTY_PROJECT, Audience, Catalogue, Watched
 from daemon.tables import TableSettings, parts, said_of
 from outbox import __version__

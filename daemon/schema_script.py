@@ -4,7 +4,7 @@ Pure. Every statement may run again; what must wait looks for itself whether it 
 """
 
 from daemon import schema_ddl as ddl
-from daemon.schema import Plan, Step
+from daemon.schema_steps import Plan, Step
 
 
 def script(plan: Plan, version: str) -> str:

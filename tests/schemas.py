@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from daemon.demo.cluster import Cluster
-from daemon.schema import Plan, Step
 from daemon.schema_apply import Done, apply, look
+from daemon.schema_steps import Plan, Step
 from daemon.tables import TableSettings
 from tests.databases import Database, clone, running_cluster, source_template, target_template
 from tests.pairs import Pair

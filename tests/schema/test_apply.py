@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import psycopg
 import pytest
@@ -11,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from daemon.errors import SchemaUnfit
-from daemon.schema import ORDER, Step
 from daemon.schema_apply import apply, look
 from daemon.schema_script import script
+from daemon.schema_steps import ORDER, Step
 from tests.databases import Database
 from tests.schemas import Schemas, fresh
 from tests.waiting import wait_until
@@ -89,8 +90,8 @@ def test_two_at_once(app: Schemas) -> None:
         reached.set()
         assert go_on.wait(30)
 
-    def run(**options: object) -> None:
-        done.append(len(apply(app.source.dsn, app.target.dsn, app.said, **options).steps))  # type: ignore[arg-type]
+    def run(**options: Any) -> None:
+        done.append(len(apply(app.source.dsn, app.target.dsn, app.said, **options).steps))
 
     first = threading.Thread(target=run, kwargs={"on_step": hold})
     first.start()
@@ -216,7 +217,7 @@ def tables(draw: st.DrawFn) -> list[str]:
             unique = " unique" if typed in KEYS and draw(st.booleans()) else ""
             default = " default 7" if typed in {"int", "bigint", "smallint"} and draw(st.booleans()) else ""
             columns.append(f"{quoted} {typed}{unique}{default}")
-        if keys and draw(st.booleans()):
+        if len(keys) > 0 and draw(st.booleans()):
             to = draw(st.integers(0, len(keys) - 1))
             action = draw(st.sampled_from(["", " on delete cascade", " on delete set null", " deferrable"]))
             columns.append(f"up {keys[to]} references t{to}{action}")
@@ -232,14 +233,14 @@ CHANGES = [
 ]  # fmt: skip
 
 
-def rows_of(source: psycopg.Connection[object]) -> Iterator[str]:
+def rows_of(source: psycopg.Connection[Any]) -> Iterator[str]:
     """Statements that write ten rows into each table."""
     found = source.execute(
         "select c.relname, json_agg(json_build_array(quote_ident(a.attname), format_type(a.atttypid, a.atttypmod)) order by attnum) from pg_class c"
         " join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped where c.relname ~ '^t\\d$' and c.relkind = 'r' group by 1 order by 1"
     ).fetchall()
     spelled = {"integer": "int", "character varying(30)": "varchar(30)", "timestamp with time zone": "timestamptz"}
-    for table, columns in found:  # type: ignore[misc]
+    for table, columns in found:
         known = [(name, VALUES[spelled.get(kind, kind)]) for name, kind in columns if spelled.get(kind, kind) in VALUES]
         values = ", ".join(value for _, value in known)
         yield f"insert into {table} ({', '.join(name for name, _ in known)}) select {values} from generate_series(1, 10) i"

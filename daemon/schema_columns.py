@@ -1,0 +1,70 @@
+"""Steps for a mirror's columns: missing ones, changed ones, and those that the source does not send.
+
+Pure. Knows what may be changed without asking, and what a person has to allow.
+"""
+
+from collections.abc import Iterator
+
+from daemon import column_types
+from daemon import schema_ddl as ddl
+from daemon.audience import policies
+from daemon.schema_steps import OURS, Mirror, Step
+from daemon.structure import Column
+
+
+def column_steps(mirror: Mirror) -> Iterator[Step]:
+    for column in mirror.one.table.columns:
+        there = mirror.there.column(column.name)
+        if there is None:
+            yield mirror.step("column", ddl.add_column(mirror.name, column), "the source has it, the target has not")
+            continue
+        if column.name not in mirror.one.watched.constant:
+            yield from _type(mirror, column, there)
+        if there.not_null and not column.not_null and not _in_primary_key(mirror, column.name):
+            yield mirror.step("not_null", ddl.drop_not_null(mirror.name, column.name), "on the source it may be null")
+    for there in mirror.there.columns:
+        if mirror.one.table.column(there.name) is None:
+            yield from _extra(mirror, there)
+
+
+def _type(mirror: Mirror, column: Column, there: Column) -> Iterator[Step]:
+    ours, theirs = column.type, there.type
+    verdict = column_types.compare(ours.spelled, theirs.spelled)
+    if verdict != "fits" and "d" in {ours.kind, theirs.kind}:  # what lies below a domain may fit
+        verdict = "fits" if column_types.compare(ours.base, theirs.base) == "fits" else "rewrite"
+    if verdict == "fits":
+        return
+    ours_there = [policy.name for policy in mirror.there.policies if policy.name.startswith(OURS)]
+    again = policies(mirror.one, mirror.one.table.columns, mirror.target.place) if ours_there else ()
+    sql = ddl.change_type(mirror.name, column, ours_there, again, rewrites=verdict == "rewrite")
+    reason = f"{ours.spelled} on the source, {theirs.spelled} on the target"
+    if verdict == "widen":
+        yield mirror.step("change_type", sql, reason)
+        return
+    loses = f"the table is written anew under a lock that nobody reads through ({mirror.rows})"
+    yield mirror.step("change_type", sql, reason, f"{loses}{_dependents(mirror, column.name)}")
+
+
+def _extra(mirror: Mirror, there: Column) -> Iterator[Step]:
+    name = mirror.name
+    if there.required and not _in_primary_key(mirror, there.name):
+        yield mirror.step(
+            "not_null", ddl.drop_not_null(name, there.name), "it has no default, and the source does not send it"
+        )
+    if there.name in mirror.one.watched.sent:
+        loses = f"the values of {there.name} ({mirror.rows}){_dependents(mirror, there.name)}"
+        yield mirror.step(
+            "drop_column",
+            ddl.drop_column(name, there.name),
+            "it came from the source, which has it no longer",
+            loses,
+        )
+
+
+def _dependents(mirror: Mirror, column: str) -> str:
+    found = mirror.there.dependents.get(column, ())
+    return f"; it rests on this column: {', '.join(found)}" if found else ""
+
+
+def _in_primary_key(mirror: Mirror, column: str) -> bool:
+    return any(index.primary and column in index.columns for index in mirror.there.indexes)
