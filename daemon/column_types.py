@@ -19,17 +19,17 @@ def compare(source: str, target: str) -> Verdict:
     if source == target:
         return "fits"
     ours, theirs = _parse(source), _parse(target)
+    verdict: Verdict
     if ours[1] != theirs[1]:  # an array and no array, or a time with and without its zone
         return "fits" if target == "text" else "rewrite"
     if ours[0] == theirs[0]:
         verdict = _same_family(ours, theirs)
-        # Postgres writes every array anew, whatever its elements become.
-        return "rewrite" if verdict == "widen" and ours[1].endswith("]") else verdict
-    if theirs[0] == "text":
-        return "fits"
-    if ours[0] == "text" and theirs[0] == "character varying":
-        return "widen"
-    return "fits" if _holds(theirs, ours) else "rewrite"
+    elif theirs[0] == "text" or _holds(theirs, ours):
+        verdict = "fits"
+    else:
+        verdict = "widen" if (ours[0], theirs[0]) == ("text", "character varying") else "rewrite"
+    # Postgres writes every array anew, whatever its elements become.
+    return "rewrite" if verdict == "widen" and ours[1].endswith("]") else verdict
 
 
 def same_family(source: str, target: str) -> bool:
