@@ -6,17 +6,20 @@ Knows how to set it up, take Supabase away, bring it back and clear everything. 
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 
+from daemon import schema_apply
 from daemon.demo.binaries import postgrest_binary, shared_folder
 from daemon.demo.child import Outboxd
 from daemon.demo.cluster import Cluster
 from daemon.demo.supabase import EmbeddedSupabase, demo_sql, prepare
+from daemon.tables import TableSettings
 from outbox.migrations import migrate
 
 TABLES = ('public."Story"', 'public."Scenario"', 'public."Prompt"', 'public."VideoAsset"')
+AUDIENCE = {'public."Story"': TableSettings(access="public_read")}
 _APP, _PROJECT, _OWNER = "app", "project", "supabase_owner"
 
 
@@ -55,12 +58,11 @@ class Stage:
             migrate(conn, "source")
 
     def raise_target(self) -> None:
-        """A Supabase project with the same tables, as `outboxd setup target`; PostgREST when it is to be used."""
+        """An empty Supabase project, as `outboxd setup target` leaves it; PostgREST when it is to be used."""
         self.target = self._cluster("target")
         self.target.create_database(_PROJECT)
         prepare(self.target, _PROJECT)
         with connect(self.target_dsn) as conn:
-            conn.execute(demo_sql("example_mirror.sql"))
             migrate(conn, "target")
         if self.transport == "rest":
             self.supabase = EmbeddedSupabase(self.target, _PROJECT, self.folder)
@@ -68,9 +70,14 @@ class Stage:
             self.supabase.start()
 
     def watch(self) -> None:
-        """As `outboxd watch` does, on both sides."""
-        _for_each_table(self.source_dsn, "select outbox.watch(%s::regclass)")
-        _for_each_table(self.target_dsn, "select outboxd.map(%s::regclass)")
+        """As `outboxd watch` does, on the source."""
+        with connect(self.source_dsn) as conn:
+            for table in TABLES:
+                conn.execute("select outbox.watch(%s::regclass)", (table,))
+
+    def apply_schema(self) -> int:
+        """As `outboxd schema apply` does: the same tables on the target. Returns how many steps that took."""
+        return len(schema_apply.apply(self.source_dsn, self.target_dsn, AUDIENCE).steps)
 
     def start_outboxd(self) -> Outboxd:
         self.outboxd = Outboxd(self.folder, {"source_dsn": self.source_dsn, **self._way_to_target()})
@@ -107,9 +114,3 @@ class Stage:
 
 def connect(dsn: str) -> psycopg.Connection[Any]:
     return psycopg.connect(dsn, autocommit=True)
-
-
-def _for_each_table(dsn: str, statement: LiteralString) -> None:
-    with connect(dsn) as conn:
-        for table in TABLES:
-            conn.execute(statement, (table,))

@@ -93,6 +93,7 @@ class Story:
         fact("target", f"a Supabase project: PostgreSQL {stage.target.version} (port {stage.target.port}), {how}")
         stage.watch()
         fact("watched", ", ".join(TABLES))
+        fact("schema", f"made on the target by `outboxd schema apply`, {stage.apply_schema()} steps")
         self._curtain.wait()
         outboxd = stage.start_outboxd()
         self._observer = Observer(outboxd, self._stack.enter_context(connect(stage.source_dsn)))
