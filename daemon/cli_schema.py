@@ -169,6 +169,11 @@ def _print(found: "Plan") -> None:
 
 def _wait(settings: Settings, found: "Plan") -> None:
     """Until the Data API shows the tables, where it is known how to ask it."""
+    for one in found.wanted:
+        if one.name[0] != settings.exposed_schema and one.audience.access != "none":
+            say(
+                f"note: {'.'.join(one.name)} is seen through the Data API only when the project exposes schema {one.name[0]}"
+            )
     shown = [one.name for one in found.wanted if one.name[0] == settings.exposed_schema]
     if settings.supabase_url is None or settings.supabase_key is None or not shown:
         return

@@ -156,7 +156,8 @@ def _do(target: Connection, step: Step, patience: float) -> None:
             with target.transaction():
                 target.execute("set local lock_timeout = '2s'")
                 target.execute("set local statement_timeout = 0")  # an index takes as long as it takes
-                target.execute("set local search_path = public, pg_catalog, pg_temp")
+                # Every name of a step is whole; what has none is the system's own, whatever others put into public.
+                target.execute("set local search_path = ''")
                 target.execute(step.sql.encode())
                 return
         except psycopg.errors.LockNotAvailable:

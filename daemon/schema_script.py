@@ -12,6 +12,9 @@ def script(plan: Plan, version: str) -> str:
         f"-- outboxd {version}: the target's tables. Running this again is harmless.",
         "-- It needs outboxd's own side: outboxd setup target, or the output of outboxd setup target --print, comes first.",
         "",
+        # As `apply` has it; it lasts as long as the transaction that this file runs in.
+        "select set_config('search_path', '', true);",
+        "",
     ]
     for step in plan.steps:
         lines += [f"-- {step.table}: {step.reason}", *_statement(step), ""]

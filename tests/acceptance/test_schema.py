@@ -12,6 +12,7 @@ import pytest
 from daemon.demo.binaries import MissingPostgrest, postgrest_binary
 from daemon.demo.stage import TABLES
 from daemon.demo.supabase import EmbeddedSupabase, prepare
+from daemon.exposed import wait_until_shown
 from tests.acceptance.cli import Cli
 from tests.acceptance.conftest import Start, ended
 from tests.databases import Database
@@ -117,6 +118,22 @@ def test_from_two_empty_databases_to_rows_that_only_their_owner_sees(
     assert {row["body"] for row in seen(project, public, project.jwt_for(B), "Prompt")} == {"x"}
     with psycopg.connect(project.dsn()) as conn:
         assert conn.execute("select tablename from pg_publication_tables").fetchall() == [("Story",)]
+
+
+def test_the_command_waits_until_the_api_shows_a_table(project: EmbeddedSupabase) -> None:
+    """One that is not there is named when patience ends; one that comes is seen, also one that may not be read."""
+    late, hidden = ("public", "late one"), ("public", "hidden")
+
+    def left(*tables: tuple[str, str], patience: float = 30.0) -> list[tuple[str, str]]:
+        return wait_until_shown(project.url, project.secret_key, tables, user_agent="test", patience=patience)
+
+    assert left(late, hidden, patience=0.1) == [late, hidden]
+    with psycopg.connect(project.dsn()) as conn:
+        conn.execute(
+            'create table "late one" (id int); create table hidden (id int); grant select on "late one" to service_role'
+        )
+    assert left(late, hidden) == []
+    assert wait_until_shown("http://127.0.0.1:9", "key", [late], user_agent="test", patience=0.1) == [late]
 
 
 def request(project: EmbeddedSupabase, method: str, key: str, user: str | None, table: str, **more: Any) -> Any:
