@@ -144,7 +144,7 @@ def _as_json(found: "Plan") -> dict[str, Any]:
 
 
 def _title(step: "Step") -> str:
-    return step.kind.replace("_", " ")
+    return f"{step.kind.replace('_', ' ')} {step.what}"
 
 
 def _waiting(found: "Plan") -> str:

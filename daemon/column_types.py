@@ -32,10 +32,9 @@ def compare(source: str, target: str) -> Verdict:
     return "rewrite" if verdict == "widen" and ours[1].endswith("]") else verdict
 
 
-def same_family(source: str, target: str) -> bool:
-    """Are they one type, but for lengths?"""
-    ours, theirs = _parse(source), _parse(target)
-    return ours[:2] == theirs[:2]
+def differs_and_fits(source: str, target: str) -> bool:
+    """Are they two types, which is no reason for a step?"""
+    return compare(source, target) == "fits" and _parse(source)[:2] != _parse(target)[:2]
 
 
 _Parsed = tuple[str, str, tuple[int, ...]]

@@ -41,7 +41,13 @@ def plan(
         if there is None:
             taken[one.name[0], one.key.name] = one.name[1]
             steps.append(
-                Step(one.watched.name, "table", ddl.create_table(one.table, one.key), "the target has no such table")
+                Step(
+                    one.watched.name,
+                    "table",
+                    ".".join(one.name),
+                    ddl.create_table(one.table, one.key),
+                    "the target has no such table",
+                )
             )
         else:
             steps += column_steps(mirror)
@@ -66,11 +72,15 @@ def _schemas(chosen: Iterable[Wanted], target: Catalogue) -> Iterator[Step]:
     for one in chosen:
         schema = one.name[0]
         if schema not in place.schemas:
-            yield Step(one.watched.name, "schema", ddl.create_schema(schema), "the target has no such schema")
+            yield Step(one.watched.name, "schema", schema, ddl.create_schema(schema), "the target has no such schema")
         for role in sorted(grants(one.audience, place)):
             if (role, schema) not in place.usable:
                 yield Step(
-                    one.watched.name, "grant", ddl.grant_schema(schema, role), f"{role} may not use schema {schema}"
+                    one.watched.name,
+                    "grant",
+                    role,
+                    ddl.grant_schema(schema, role),
+                    f"{role} may not use schema {schema}",
                 )
 
 
@@ -85,7 +95,7 @@ def _types(chosen: Iterable[Wanted], source: Catalogue, target: Catalogue) -> It
         if each.extension is not None:
             if each.extension not in target.place.extensions:
                 made = ddl.create_extension(each.extension, home(each.extension, target.place))
-                yield Step(table, "extension", made, f"types of {each.extension} are used")
+                yield Step(table, "extension", each.extension, made, f"types of {each.extension} are used")
         elif each.name not in there:
             yield from _missing_type(table, each, target)
         elif each.kind == "e":
@@ -106,8 +116,8 @@ def _missing_type(table: str, wanted: UserType, target: Catalogue) -> Iterator[S
             "create it on the target yourself, then plan again"
         )
     if schema not in target.place.schemas:
-        yield Step(table, "schema", ddl.create_schema(schema), f"type {name} lives there")
-    yield Step(table, "type", ddl.create_type(wanted), "the target has no such type")
+        yield Step(table, "schema", schema, ddl.create_schema(schema), f"type {name} lives there")
+    yield Step(table, "type", name, ddl.create_type(wanted), "the target has no such type")
 
 
 def _labels(table: str, wanted: UserType, there: UserType) -> Iterator[Step]:
@@ -116,7 +126,11 @@ def _labels(table: str, wanted: UserType, there: UserType) -> Iterator[Step]:
             after = wanted.labels[n - 1] if n else None
             before = there.labels[0] if n == 0 and there.labels else None
             yield Step(
-                table, "label", ddl.add_label(wanted.name, label, after, before), f"{wanted.name[1]} has no such value"
+                table,
+                "label",
+                label,
+                ddl.add_label(wanted.name, label, after, before),
+                f"{wanted.name[1]} has no such value",
             )
 
 
@@ -128,9 +142,13 @@ def _publication(chosen: Iterable[Wanted], target: Catalogue) -> Iterator[Step]:
         if realtime is None and not made:
             made = True
             yield Step(
-                one.watched.name, "realtime", ddl.create_publication(), "the target has no publication for Realtime"
+                one.watched.name,
+                "realtime",
+                "supabase_realtime",
+                ddl.create_publication(),
+                "the target has no publication for Realtime",
             )
-        yield Step(one.watched.name, "realtime", ddl.publish(one.name), "Realtime tells of this table")
+        yield Step(one.watched.name, "realtime", one.name[1], ddl.publish(one.name), "Realtime tells of this table")
 
 
 def _notes(mirror: Mirror) -> Iterator[str]:
@@ -142,7 +160,7 @@ def _notes(mirror: Mirror) -> Iterator[str]:
             yield f"{name}: {index.name} on the target is unique with a condition or an expression: rows that change places may be refused for a moment, or held"
     for column in mirror.one.table.columns:
         there = mirror.there.column(column.name)
-        if there is not None and not column_types.same_family(column.type.spelled, there.type.spelled):
+        if there is not None and column_types.differs_and_fits(column.type.spelled, there.type.spelled):
             yield f"{name}: {column.name} is {column.type.spelled} on the source and {there.type.spelled} on the target"
     mirrors = {each.name for each in mirror.everything}
     for each in mirror.there.references:
@@ -159,6 +177,7 @@ def _the_rest(mirror: Mirror) -> Iterator[Step]:
         loses = f"what {trigger} does to rows that outboxd writes"
         yield mirror.step(
             "trigger",
+            trigger,
             ddl.disable_trigger(mirror.name, trigger),
             "it may change rows before they are written",
             loses,
@@ -167,18 +186,26 @@ def _the_rest(mirror: Mirror) -> Iterator[Step]:
     key = tuple(column for column in mirror.one.key.columns if column)
     if mapped is None or mapped[0] != mirror.name or set(mapped[1]) != set(key):
         yield mirror.step(
-            "map", ddl.map_table(mirror.one.watched.name, mirror.name, key), "outboxd writes mapped tables only"
+            "map",
+            mirror.name[1],
+            ddl.map_table(mirror.one.watched.name, mirror.name, key),
+            "outboxd writes mapped tables only",
         )
     yield from reference_steps(mirror)
 
 
 def _comment_steps(mirror: Mirror) -> Iterator[Step]:
     if mirror.one.table.comment and not mirror.there.comment:
-        yield mirror.step("comment", ddl.comment_on_table(mirror.name, mirror.one.table.comment), "as on the source")
+        yield mirror.step(
+            "comment", mirror.name[1], ddl.comment_on_table(mirror.name, mirror.one.table.comment), "as on the source"
+        )
     for column in mirror.one.table.columns:
         there = mirror.there.column(column.name)
         unsaid = there is None or there is column or not there.comment
         if column.comment and unsaid:
             yield mirror.step(
-                "comment", ddl.comment_on_column(mirror.name, column.name, column.comment), "as on the source"
+                "comment",
+                column.name,
+                ddl.comment_on_column(mirror.name, column.name, column.comment),
+                "as on the source",
             )

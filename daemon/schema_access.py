@@ -27,13 +27,17 @@ def access_steps(mirror: Mirror) -> Iterator[Step]:
     name, place = mirror.name, mirror.target.place
     if not mirror.there.secured:
         yield mirror.step(
-            "security", ddl.enable_security(name), "without row level security whoever holds a grant sees every row"
+            "security",
+            name[1],
+            ddl.enable_security(name),
+            "without row level security whoever holds a grant sees every row",
         )
     for role, wanted in sorted(grants(mirror.one.audience, place).items()):
         missing = [privilege for privilege in wanted if (role, privilege) not in mirror.there.grants]
         if missing:
             yield mirror.step(
                 "grant",
+                role,
                 ddl.grant(name, missing, role),
                 f"projects grant nothing by themselves, {role} has to be told",
             )
@@ -41,11 +45,14 @@ def access_steps(mirror: Mirror) -> Iterator[Step]:
     wanted_policies = _policies(mirror)
     for policy in wanted_policies:
         if not same(policy, there.get(policy.name)):
-            yield mirror.step("policy", ddl.create_policy(name, policy), f"access = {mirror.one.audience.access!r}")
+            yield mirror.step(
+                "policy", policy.name, ddl.create_policy(name, policy), f"access = {mirror.one.audience.access!r}"
+            )
     for policy_name in sorted(there.keys() - {policy.name for policy in wanted_policies}):
         if policy_name.startswith(OURS):
             yield mirror.step(
                 "policy",
+                policy_name,
                 ddl.drop_policy(name, policy_name),
                 f"access = {mirror.one.audience.access!r}: no longer wanted",
             )

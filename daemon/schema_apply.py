@@ -181,6 +181,6 @@ def _why(step: Step, exc: psycopg.Error) -> str:
             f"rows that are on the target do not allow it{' (' + ', '.join(names) + ')' * bool(names) if names else ''}"
         )
     return (
-        f"{step.table}: {step.kind} was refused ({exc.sqlstate}): {said}. The step was: {first}. "
+        f"{step.table}: {step.kind} {step.what} was refused ({exc.sqlstate}): {said}. The step was: {first}. "
         "What was done before it stays; mend this, and run `outboxd schema apply` again"
     )

@@ -16,12 +16,16 @@ def column_steps(mirror: Mirror) -> Iterator[Step]:
     for column in mirror.one.table.columns:
         there = mirror.there.column(column.name)
         if there is None:
-            yield mirror.step("column", ddl.add_column(mirror.name, column), "the source has it, the target has not")
+            yield mirror.step(
+                "column", column.name, ddl.add_column(mirror.name, column), "the source has it, the target has not"
+            )
             continue
         if column.name not in mirror.one.watched.constant:
             yield from _type(mirror, column, there)
         if there.not_null and not column.not_null and not _in_primary_key(mirror, column.name):
-            yield mirror.step("not_null", ddl.drop_not_null(mirror.name, column.name), "on the source it may be null")
+            yield mirror.step(
+                "not_null", column.name, ddl.drop_not_null(mirror.name, column.name), "on the source it may be null"
+            )
     for there in mirror.there.columns:
         if mirror.one.table.column(there.name) is None:
             yield from _extra(mirror, there)
@@ -39,22 +43,26 @@ def _type(mirror: Mirror, column: Column, there: Column) -> Iterator[Step]:
     sql = ddl.change_type(mirror.name, column, ours_there, again, rewrites=verdict == "rewrite")
     reason = f"{ours.spelled} on the source, {theirs.spelled} on the target"
     if verdict == "widen":
-        yield mirror.step("change_type", sql, reason)
+        yield mirror.step("change_type", column.name, sql, reason)
         return
     loses = f"the table is written anew under a lock that nobody reads through ({mirror.rows})"
-    yield mirror.step("change_type", sql, reason, f"{loses}{_dependents(mirror, column.name)}")
+    yield mirror.step("change_type", column.name, sql, reason, f"{loses}{_dependents(mirror, column.name)}")
 
 
 def _extra(mirror: Mirror, there: Column) -> Iterator[Step]:
     name = mirror.name
     if there.required and not _in_primary_key(mirror, there.name):
         yield mirror.step(
-            "not_null", ddl.drop_not_null(name, there.name), "it has no default, and the source does not send it"
+            "not_null",
+            there.name,
+            ddl.drop_not_null(name, there.name),
+            "it has no default, and the source does not send it",
         )
     if there.name in mirror.one.watched.sent:
         loses = f"the values of {there.name} ({mirror.rows}){_dependents(mirror, there.name)}"
         yield mirror.step(
             "drop_column",
+            there.name,
             ddl.drop_column(name, there.name),
             "it came from the source, which has it no longer",
             loses,

@@ -25,6 +25,7 @@ def key_steps(mirror: Mirror) -> Iterator[Step]:
         loses = f"nothing; the table is locked while its index is made anew ({mirror.rows}), and foreign keys to it stand in the way"
         yield mirror.step(
             "key",
+            key.name,
             ddl.replace_constraint(name, found[0].name, key),
             "the key may not be deferrable: upserts need it at once",
             loses,
@@ -32,7 +33,7 @@ def key_steps(mirror: Mirror) -> Iterator[Step]:
         return
     primary = not any(index.primary for index in mirror.there.indexes)
     key = replace(wanted, name=mirror.free(wanted.name), primary=primary)
-    yield mirror.step("key", ddl.add_constraint(name, key), "upserts find rows by this key")
+    yield mirror.step("key", key.name, ddl.add_constraint(name, key), "upserts find rows by this key")
 
 
 def unique_steps(mirror: Mirror) -> Iterator[Step]:
@@ -50,7 +51,7 @@ def unique_steps(mirror: Mirror) -> Iterator[Step]:
                 if index.deferrable
                 else "unique on the source; a foreign key rests on it"
             )
-            yield mirror.step("unique", ddl.add_constraint(mirror.name, made), reason)
+            yield mirror.step("unique", made.name, ddl.add_constraint(mirror.name, made), reason)
         elif all(each.deferrable != index.deferrable for each in found):
             yield from _retime(mirror, found[0], deferrable=index.deferrable)
     known = [set(index.columns) for index in (*wanted, mirror.one.key)]
@@ -70,7 +71,7 @@ def _retime(mirror: Mirror, old: Index, *, deferrable: bool) -> Iterator[Step]:
         else "a foreign key cannot rest on one that waits"
     )
     loses = f"nothing; the table is locked while the index is made anew ({mirror.rows})"
-    yield mirror.step("unique", make(mirror.name, old.name, new), reason, loses)
+    yield mirror.step("unique", new.name, make(mirror.name, old.name, new), reason, loses)
 
 
 def index_steps(mirror: Mirror) -> Iterator[Step]:
@@ -79,6 +80,7 @@ def index_steps(mirror: Mirror) -> Iterator[Step]:
             made = replace(index, name=mirror.free(index.name))
             yield mirror.step(
                 "index",
+                made.name,
                 ddl.create_index(mirror.name, made),
                 "as on the source" if index.elements[0].expression else "rows are looked up by it",
             )

@@ -30,14 +30,19 @@ def reference_steps(mirror: Mirror) -> Iterator[Step]:
                 mirror,
                 parent,
                 mirror.step(
-                    "foreign_key", add(made), "as on the source; it waits for the end of a batch, and never acts"
+                    "foreign_key",
+                    made.name,
+                    add(made),
+                    "as on the source; it waits for the end of a batch, and never acts",
                 ),
             )
             if not at_once:
                 yield _after_copy(
                     mirror,
                     parent,
-                    mirror.step("validate", ddl.validate(made), "the rows that are there are looked at once"),
+                    mirror.step(
+                        "validate", made.name, ddl.validate(made), "the rows that are there are looked at once"
+                    ),
                 )
         elif found.acts or not found.deferrable:
             yield from _tamed(mirror, found, at_once=at_once)
@@ -45,7 +50,7 @@ def reference_steps(mirror: Mirror) -> Iterator[Step]:
             yield _after_copy(
                 mirror,
                 parent,
-                mirror.step("validate", ddl.validate(found), "the rows that are there are looked at once"),
+                mirror.step("validate", found.name, ddl.validate(found), "the rows that are there are looked at once"),
             )
     for each in mirror.there.references:
         among_mirrors = each.child == mirror.name and each.parent in mirrors
@@ -67,10 +72,14 @@ def _tamed(mirror: Mirror, found: Reference, *, at_once: bool) -> Iterator[Step]
         else "it cannot wait: a parent that moves is refused"
     )
     tamed = replace(found, on_delete="a", deferrable=True)
-    yield mirror.step("foreign_key", ddl.replace_reference(tamed, found.name, at_once=at_once), reason, loses)
+    yield mirror.step(
+        "foreign_key", found.name, ddl.replace_reference(tamed, found.name, at_once=at_once), reason, loses
+    )
     if not at_once:
         yield replace(
-            mirror.step("validate", ddl.validate(tamed), "the rows that are there are looked at once", "nothing")
+            mirror.step(
+                "validate", found.name, ddl.validate(tamed), "the rows that are there are looked at once", "nothing"
+            )
         )
 
 

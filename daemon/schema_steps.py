@@ -20,10 +20,11 @@ ORDER = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`table`: as the source calls it. `loses`: what a destructive step costs. `after_copy`: not before its rows are there."""
+    """`table`: as the source calls it; `what` of it. `loses`: what a destructive step costs. `after_copy`: not before its rows are there."""
 
     table: str
     kind: str
+    what: str
     sql: str
     reason: str
     destructive: bool = False
@@ -69,9 +70,9 @@ class Mirror:
     def rows(self) -> str:
         return f"about {self.there.rows} rows" if self.there.rows else "few or no rows"
 
-    def step(self, kind: str, sql: str, reason: str, loses: str = "") -> Step:
+    def step(self, kind: str, what: str, sql: str, reason: str, loses: str = "") -> Step:
         """One that loses something is destructive."""
-        return Step(self.one.watched.name, kind, sql, reason, destructive=bool(loses), loses=loses)
+        return Step(self.one.watched.name, kind, what, sql, reason, destructive=bool(loses), loses=loses)
 
     def free(self, name: str) -> str:
         """A name that no other relation of this schema has: IF NOT EXISTS would take that one for ours."""

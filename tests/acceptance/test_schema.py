@@ -182,7 +182,7 @@ def test_the_plan_is_read_by_persons_and_programs(outboxd: Cli) -> None:
     shown = outboxd("schema", "plan", 'public."Story"')
     assert shown.code == 0
     assert (
-        '1. public."Story": table\n   the target has no such table\n     create table if not exists "public"."Story" ('
+        '1. public."Story": table public.Story\n   the target has no such table\n     create table if not exists "public"."Story" ('
         in shown.out
     )
     steps = outboxd("schema", "plan", "--json").json()["steps"]
@@ -196,7 +196,7 @@ def test_the_plan_is_read_by_persons_and_programs(outboxd: Cli) -> None:
         "foreign_key",
         "validate",
     }
-    assert set(steps[0]) == {"table", "kind", "sql", "reason", "destructive", "loses", "phase", "waits_for"}
+    assert set(steps[0]) == {"table", "kind", "what", "sql", "reason", "destructive", "loses", "phase", "waits_for"}
     assert outboxd("schema", "plan", "--json").json()["steps"] == steps
     assert outboxd("schema", "plan", "--json", "--sql").code == 2
 
@@ -230,7 +230,7 @@ def test_apply_asks_and_leaves_what_is_destructive(outboxd: Cli, target: Databas
         conn.execute('create table "Prompt" ("id" text primary key, "body" int)')
     said = outboxd("schema", "apply", "--yes")
     assert said.code == 3
-    assert 'public."Prompt": change type: the table is written anew' in said.err
+    assert 'public."Prompt": change type body: the table is written anew' in said.err
     rows = {row["table"]: row for row in outboxd("schema", "status", "--json").json()["tables"]}
     assert (rows['public."Prompt"']["to_do"], rows['public."Prompt"']["destructive"]) == (0, 1)
     assert outboxd("schema", "apply", "--yes", "--allow-destructive").code == 0

@@ -172,7 +172,7 @@ def test_a_type_that_changes(schemas: Schemas) -> None:
     assert [one.kind for one in done.left] == ["change_type"]
     assert schemas.columns("thing")["n"] == "integer"
     with pytest.raises(
-        SchemaUnfit, match=r"change_type was refused \(0A000\): cannot alter type of a column used by a view or rule"
+        SchemaUnfit, match=r"change_type n was refused \(0A000\): cannot alter type of a column used by a view or rule"
     ):
         schemas.apply(allow_destructive=True)
     schemas.on_target("drop view seen")
@@ -241,7 +241,8 @@ def test_a_key_that_rows_do_not_allow(schemas: Schemas) -> None:
     schemas.on_target("create table bare (a int); insert into bare values (1), (1)")
     schemas.watch("bare")
     with pytest.raises(
-        SchemaUnfit, match=r"public.bare: key was refused \(23505\): rows that are on the target do not allow it"
+        SchemaUnfit,
+        match=r"public.bare: key bare_pkey was refused \(23505\): rows that are on the target do not allow it",
     ):
         schemas.apply()
 
