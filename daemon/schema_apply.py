@@ -160,7 +160,7 @@ def _do(target: Connection, step: Step, patience: float) -> None:
                 target.execute("set local search_path = ''")
                 target.execute(step.sql.encode())
                 return
-        except psycopg.errors.LockNotAvailable:
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             if time.monotonic() > deadline:
                 raise SchemaUnfit(
                     f"{step.table}: its tables are locked by long transactions on the target: run this again when they have ended"
