@@ -5,6 +5,7 @@ lose or rewrite something says what, and waits for a person.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from daemon import column_types
 from daemon import schema_ddl as ddl
@@ -15,7 +16,7 @@ from daemon.schema_columns import column_steps
 from daemon.schema_indexes import index_steps, key_steps, unique_steps
 from daemon.schema_references import reference_steps
 from daemon.schema_steps import ORDER, Mirror, Plan, Step
-from daemon.structure import Audience, Catalogue, Name, Table, UserType, Watched
+from daemon.structure import Audience, Catalogue, Column, Name, Table, UserType, Watched
 from daemon.wanted import Wanted, home, project
 
 
@@ -34,8 +35,10 @@ def plan(
     steps: list[Step] = []
     notes = [note for one in chosen for note in one.notes]
     steps += _schemas(chosen, target)
-    steps += _types(chosen, source, target)
-    for one in chosen:
+    types = list(_types(chosen, source, target))
+    steps += types
+    new = {step.what for step in types if step.kind == "label"}
+    for one in (_usable(each, new) for each in chosen):
         there = target.tables.get(one.name)
         mirror = Mirror(one, there or _made(one), source, target, here, taken)
         if there is None:
@@ -60,6 +63,18 @@ def plan(
         once.setdefault((step.sql, step.phase), step)
     ordered = sorted(once.values(), key=lambda step: ORDER.index(step.kind))  # stable: tables keep their order
     return Plan(tuple(ordered), tuple(notes), tuple(chosen))
+
+
+def _usable(one: Wanted, new: Collection[str]) -> Wanted:
+    """Without defaults that name a value just added to an enum type: not before that is committed, and a file of steps
+    is one transaction. Every row that comes has its value anyway.
+    """
+
+    def without(column: Column) -> Column:
+        names = any(ddl.literal(label)[1:-1] in (column.default or "") for label in new)
+        return replace(column, default=None, supplied=False) if names and not column.type.builtin else column
+
+    return replace(one, table=replace(one.table, columns=tuple(without(column) for column in one.table.columns)))
 
 
 def _made(one: Wanted) -> Table:

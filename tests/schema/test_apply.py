@@ -162,6 +162,21 @@ def test_the_script_without_a_target(app: Schemas) -> None:
     assert app.look().steps == ()
 
 
+def test_the_script_uses_no_value_that_it_has_just_added(app: Schemas) -> None:
+    """Postgres allows that only after the transaction in which an enum type got it."""
+    app.settle()
+    app.on_source(
+        "alter type mood add value 'new'",
+        "alter table parent add later mood default 'new', add soon mood default 'wild'",
+    )
+    text = script(app.look(), "0")
+    with app.target.connect(autocommit=False) as conn:
+        conn.execute(text.encode())
+    assert app.look().due == ()
+    defaults = "select json_agg(a.attname) from pg_attrdef d join pg_attribute a on attrelid = adrelid and attnum = adnum where adrelid = 'parent'::regclass"
+    assert app.ask(defaults) == ["mood", "soon"]
+
+
 def test_what_is_destructive_is_a_comment_in_the_script(app: Schemas) -> None:
     app.on_target("create table child (id text[] primary key)")
     text = script(app.look(), "0")
