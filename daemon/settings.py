@@ -35,6 +35,7 @@ from daemon.credentials import (
     masked,
 )
 from daemon.private import world_may_read
+from daemon.tables import SchemaSettings, TableSettings, parts
 
 # Names other tools already use. The OUTBOXD_ form wins over these, and an earlier one over a later one.
 ALIASES = {
@@ -122,6 +123,8 @@ class Settings(BaseSettings):
     # after we gave up: harmless, because the target is asked where it stands before anything is sent again.
     request_timeout: float = Field(default=20.0, ge=15, lt=60)
     breaker: BreakerSettings = BreakerSettings()
+    tables: dict[str, TableSettings] = {}
+    schema_: SchemaSettings = Field(default=SchemaSettings(), alias="schema")  # pydantic has a `schema` of its own
     admin: bool = True
     admin_host: str = Field(default="127.0.0.1", min_length=1)
     admin_port: int = Field(default=9631, ge=0, le=65_535)  # 0: any free one
@@ -159,11 +162,13 @@ class Settings(BaseSettings):
         return self.source_dsn is not None and looks_pooled(self.source_dsn.get_secret_value())
 
 
-_Name = tuple[str, ...]  # ("relay",) or ("breaker", "window")
+_Name = tuple[str, ...]  # ("relay",), ("breaker", "window") or ("tables", "public.story", "owner")
+_GROUPS: dict[str, type[BaseModel]] = {"breaker": BreakerSettings, "schema": SchemaSettings}
 _NAMES: tuple[_Name, ...] = tuple(
     (name, inner) if inner else (name,)
-    for name in Settings.model_fields
-    for inner in (BreakerSettings.model_fields if name == "breaker" else ("",))
+    for name in (field.alias or name for name, field in Settings.model_fields.items())
+    for inner in (_GROUPS[name].model_fields if name in _GROUPS else ("",))
+    if name != "tables"
 )
 
 
@@ -223,7 +228,9 @@ def _made(found: _Layer) -> tuple[Settings | None, list[Problem]]:
     """The settings, or what is wrong with their values."""
     values: dict[str, Any] = {}
     for name, one in found.items():
-        place = values if len(name) == 1 else values.setdefault(name[0], {})
+        place = values
+        for part in name[:-1]:
+            place = place.setdefault(part, {})
         place[name[-1]] = one.value
     try:
         settings = Settings(**values)
@@ -232,8 +239,11 @@ def _made(found: _Layer) -> tuple[Settings | None, list[Problem]]:
         for each in error.errors(include_url=False, include_context=False, include_input=False):
             name = tuple(str(part) for part in each["loc"])
             what = re.sub(r"^(?:Value error, |Input |String )", "", each["msg"])
-            origin = found[name].origin if name in found else ""
-            problems.append(Problem(".".join(name), what, _example(name), origin))
+            # What is wrong with a whole table is from where any of its settings is.
+            origin = next(
+                (one.origin for known, one in found.items() if known[:3] == name[:3] or known[: len(name)] == name), ""
+            )
+            problems.append(Problem(_dotted(name), what, _example(name), origin))
         return None, problems
     settings._origins = {name: one.origin for name, one in found.items()}  # noqa: SLF001
     return settings, []
@@ -279,8 +289,10 @@ def _exposed(found: _Layer, mounts: Collection[Path]) -> Iterator[Problem]:
 
 
 def _leaves(table: Mapping[str, Any], above: _Name = ()) -> Iterator[tuple[_Name, Any]]:
+    """Each setting; that of a table may be a mapping itself."""
+    of_a_table = above[:1] == ("tables",) and len(above) == 2
     for key, value in table.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not of_a_table:
             yield from _leaves(value, (*above, key))
         else:
             yield (*above, key), value
@@ -343,8 +355,29 @@ def _toml(told: Path | None, variable: str | None, problems: list[Problem]) -> _
         return {}
     layer = {name: _Found(value, str(path), path) for name, value in _leaves(table)}
     known = [".".join(name) for name in _NAMES]
-    problems += [_unknown(".".join(name), known, str(path)) for name in layer if name not in _NAMES]
-    return {name: one for name, one in layer.items() if name in _NAMES}
+    for name in layer:
+        if name[0] == "tables":
+            problems += _table_problems(name, layer, str(path))
+        elif name not in _NAMES:
+            problems.append(_unknown(".".join(name), known, str(path)))
+    return {name: one for name, one in layer.items() if name in _NAMES or _is_of_table(name)}
+
+
+def _is_of_table(name: _Name) -> bool:
+    return name[0] == "tables" and len(name) == 3 and name[2] in TableSettings.model_fields
+
+
+def _table_problems(name: _Name, layer: _Layer, origin: str) -> Iterator[Problem]:
+    """What is wrong with the name of a table's setting, or with that of the table."""
+    if len(name) < 3:
+        yield Problem(_dotted(name), 'is to be a table of settings: [tables."public.story"]', origin=origin)
+        return
+    if name[2] not in TableSettings.model_fields:
+        yield _unknown(_dotted(name), [_dotted((*name[:2], one)) for one in TableSettings.model_fields], origin)
+    if parts(name[1]) is None:
+        yield Problem(_dotted(name[:2]), "is no name of a table", 'public.story, or public."Story"', origin)
+    elif (first := next(one[1] for one in layer if len(one) == 3 and parts(one[1]) == parts(name[1]))) != name[1]:
+        yield Problem(_dotted(name[:2]), f"is the same table as {_dotted(('tables', first))}", origin=origin)
 
 
 def _missing(found: _Layer, needs: Collection[Need], known: Collection[Problem]) -> list[Problem]:
@@ -366,6 +399,11 @@ def _unknown(name: str, known: Collection[str], origin: str) -> Problem:
     return Problem(name, f"is no setting{f'; did you mean {near[0]}?' if near else ''}", origin=origin)
 
 
+def _dotted(name: _Name) -> str:
+    """As TOML has it; a table's own name holds a dot."""
+    return ".".join(repr(part) if i == 1 and name[0] == "tables" else part for i, part in enumerate(name))
+
+
 def _variable(name: _Name) -> str:
     return "OUTBOXD_" + "__".join(name).upper()
 
@@ -375,7 +413,9 @@ def _variables(setting: str) -> list[str]:
 
 
 def _example(name: _Name) -> str:
-    fields = BreakerSettings.model_fields if len(name) > 1 else Settings.model_fields
+    if name[0] == "tables":
+        return ""
+    fields = _GROUPS[name[0]].model_fields if name[0] in _GROUPS and len(name) > 1 else Settings.model_fields
     field = fields.get(name[-1])
     return str(field.examples[0] if field.examples else field.default) if field else ""
 
@@ -383,12 +423,13 @@ def _example(name: _Name) -> str:
 def redacted(settings: Settings) -> dict[str, dict[str, object]]:
     """Each setting's value and where it is from, fit to be masked."""
     shown: dict[str, dict[str, object]] = {}
-    for name in _NAMES:
+    of_tables = [name for name in settings._origins if name[0] == "tables"]  # noqa: SLF001
+    for name in (*_NAMES, *of_tables):
         value: Any = settings
         for part in name:
-            value = getattr(value, part)
+            value = value[part] if isinstance(value, dict) else getattr(value, "schema_" if part == "schema" else part)
         if isinstance(value, SecretStr):
             value = masked(name[0], value.get_secret_value())
         origin = settings._origins.get(name, "default")  # noqa: SLF001
-        shown[".".join(name)] = {"value": value, "from": origin}
+        shown[_dotted(name)] = {"value": value, "from": origin}
     return shown

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 import pytest
+from pydantic import BaseModel
 from starlette.routing import Route
 
 from daemon.admin import Views, application
 from daemon.cli import main
 from daemon.metrics import STATES, Metrics
 from daemon.settings import ALIASES, SECRETS, BreakerSettings, Settings
+from daemon.tables import SchemaSettings, TableSettings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -23,11 +25,16 @@ DOCUMENTS = [
 ROOMS = "daemon|outbox|sql|tests|docs|deploy|\\.ci|source|target|queries|demo"
 
 
+GROUPS: dict[str, type[BaseModel]] = {"breaker": BreakerSettings, "schema_": SchemaSettings}
+
+
 def settings() -> Iterator[tuple[str, str]]:
     """Every setting's name and default, as the table writes them."""
     for name, field in Settings.model_fields.items():
-        if name == "breaker":
-            yield from ((f"breaker.{inner}", str(f.default)) for inner, f in BreakerSettings.model_fields.items())
+        if group := GROUPS.get(name):
+            yield from ((f"{name.rstrip('_')}.{inner}", str(f.default)) for inner, f in group.model_fields.items())
+        elif name == "tables":
+            continue  # in a table of their own
         elif field.default is None:
             yield name, "–"
         else:
@@ -61,6 +68,10 @@ def test_every_setting_stands_in_the_table_with_its_default(name, default):
 
 def test_the_table_names_no_setting_that_does_not_exist():
     assert set(re.findall(r"^\| `([\w.]+)` \| `OUTBOXD_", README, re.MULTILINE)) == {name for name, _ in settings()}
+
+
+def test_what_may_be_said_of_a_table_stands_in_the_readme():
+    assert set(TableSettings.model_fields) <= named(r"\b[a-z]+\b")
 
 
 def test_every_variable_is_one_that_is_read():
