@@ -154,15 +154,21 @@ $$;
 
 -- Record every change of `tbl` from now on. Run again after adding partitions or columns (until then a
 -- new column is captured too, by a slower way). With capture => false only outbox.emit writes changes.
+-- target, rename, constant, mask, filter: see outbox.watched. Not given they stay as they are, so that watching again
+-- never takes a mask off; '' and {} take them away.
 -- Run it as the table's owner. It takes a SHARE ROW EXCLUSIVE lock: set a short lock_timeout.
 create or replace function outbox.watch(
   tbl regclass, key_columns text[] default null, include text[] default null, exclude text[] default null,
-  capture boolean default true) returns text
+  capture boolean default true,
+  target text default null, rename jsonb default null, constant jsonb default null, mask jsonb default null, filter text default null) returns text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
 as $$
+#variable_conflict use_column
 declare
-  reason text := outbox.unfit(tbl, coalesce(key_columns, outbox.primary_key(tbl)), include, exclude);
+  keys   text[] := coalesce(key_columns, outbox.primary_key(tbl));
+  reason text := outbox.unfit(tbl, keys, include, exclude);
+  w      outbox.watched;
   name   text;
   w_id   int;
   tree   regclass[];
@@ -177,13 +183,27 @@ begin
   end if;
   select format('%I.%I', n.nspname, c.relname) into name
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
-  insert into outbox.watched (table_name, key_columns, include, exclude, capture)
-  values (name, key_columns, include, exclude, capture)
+  insert into outbox.watched as k (table_name, key_columns, include, exclude, capture, target, rename, constant, mask, filter)
+  values (name, watch.key_columns, watch.include, watch.exclude, watch.capture, nullif(watch.target, ''), nullif(watch.rename, '{}'),
+          nullif(watch.constant, '{}'), nullif(watch.mask, '{}'), nullif(watch.filter, ''))
   on conflict (table_name) do update
      set key_columns = excluded.key_columns, include = excluded.include, exclude = excluded.exclude,
-         capture = excluded.capture, watched_at = now()
-  returning id into w_id;
-  if not capture then
+         capture = excluded.capture, watched_at = now(),
+         target = case when watch.target is null then k.target else excluded.target end,
+         rename = case when watch.rename is null then k.rename else excluded.rename end,
+         constant = case when watch.constant is null then k.constant else excluded.constant end,
+         mask = case when watch.mask is null then k.mask else excluded.mask end,
+         filter = case when watch.filter is null then k.filter else excluded.filter end
+  returning * into w;
+  w_id := w.id;
+  reason := case when not w.capture and num_nonnulls(w.rename, w.constant, w.mask, w.filter) > 0
+                 then 'what the application emits travels as it is given: watch it with triggers, or without rename, constant, mask and filter'
+                 else outbox.unmappable(tbl, keys, w.include, w.exclude, w.rename, w.constant, w.mask) end;
+  if reason is not null then
+    raise exception 'cannot watch %: %', tbl, reason using errcode = 'invalid_parameter_value';
+  end if;
+  update outbox.watched k set mapping = case when w.capture then outbox.compose_mapping(w, tbl) end where k.id = w_id;
+  if not w.capture then
     perform outbox.remove_triggers(w_id, '{}');
     return name;
   end if;
@@ -223,6 +243,7 @@ begin
   perform outbox.remove_triggers(w.id, '{}');
   execute format('drop function if exists outbox.%I()', 'capture_' || w.id);
   execute format('drop function if exists outbox.%I(tid)', 'row_' || w.id);
+  perform outbox.drop_inside(w.id);
   return known[1];
 end
 $$;
