@@ -237,7 +237,14 @@ def _target(described: Row, watched: list[Row]) -> Iterator[Item]:
                 f"target {row['table_name']}",
                 "FAIL",
                 "not mapped on the target",
-                f"select outboxd.map({literal(row['table_name'])});",
+                _map_statement(row),
+            )
+        elif row["target"] not in {None, mirrors[row["table_name"]]["target"]}:
+            yield Item(
+                f"target {row['table_name']}",
+                "FAIL",
+                f"goes to {mirrors[row['table_name']]['target']}, and is watched to go to {row['target']}",
+                _map_statement(row),
             )
     # A table that the application only emits may be on the target alone: its columns are not known here.
     columns = {
@@ -247,6 +254,11 @@ def _target(described: Row, watched: list[Row]) -> Iterator[Item]:
         yield from _mirror(name, mirror, columns.get(name), str(described["role"]))
     for reference in described["references"]:
         yield from _reference(reference)
+
+
+def _map_statement(row: Row) -> str:
+    names = dict.fromkeys((row["target"] or row["table_name"], row["table_name"]))
+    return f"select outboxd.map({', '.join(map(literal, names))});"
 
 
 def _mirror(name: str, mirror: Row, sent: Mapping[str, str] | None, role: str) -> Iterator[Item]:

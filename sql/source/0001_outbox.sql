@@ -98,7 +98,7 @@ comment on column outbox.watched.rename is '{"column of the source": "column of 
 comment on column outbox.watched.constant is '{"column of the target": "text"}';
 comment on column outbox.watched.mask is '{"column of the source": "null, hash or redact"}';
 comment on column outbox.watched.filter is 'only rows for which this is true travel';
-comment on column outbox.watched.mapping is 'made of these by outbox.watch: what capture is handed (0008)';
+comment on column outbox.watched.mapping is 'made of these by outbox.watch: what capture is handed (0009)';
 
 -- No unique constraint: two transactions that meet a new set of columns must not wait for each other.
 create table if not exists outbox.shape (

@@ -141,7 +141,7 @@ $$;
 
 -- These columns of alias `t`, as row_to_json is to have them. Text is what the type itself writes (concat does that):
 -- a cast to text may be a function of the table's owner. A column too new to be seen here travels as text, which
--- any type reads. What a mapping makes of them, and its constants: see 0008.
+-- any type reads. What a mapping makes of them, and its constants: see 0009.
 create or replace function outbox.values_sql(tbl regclass, columns text[], mapping jsonb default null) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp

@@ -168,6 +168,7 @@ as $$
 declare
   keys   text[] := coalesce(key_columns, outbox.primary_key(tbl));
   reason text := outbox.unfit(tbl, keys, include, exclude);
+  was    outbox.watched;
   w      outbox.watched;
   name   text;
   w_id   int;
@@ -183,8 +184,9 @@ begin
   end if;
   select format('%I.%I', n.nspname, c.relname) into name
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
+  select * into was from outbox.watched k where k.table_name = name;
   insert into outbox.watched as k (table_name, key_columns, include, exclude, capture, target, rename, constant, mask, filter)
-  values (name, watch.key_columns, watch.include, watch.exclude, watch.capture, nullif(watch.target, ''), nullif(watch.rename, '{}'),
+  values (name, watch.key_columns, watch.include, watch.exclude, watch.capture, outbox.target_of(name, watch.target), nullif(watch.rename, '{}'),
           nullif(watch.constant, '{}'), nullif(watch.mask, '{}'), nullif(watch.filter, ''))
   on conflict (table_name) do update
      set key_columns = excluded.key_columns, include = excluded.include, exclude = excluded.exclude,
@@ -213,6 +215,10 @@ begin
   foreach part in array tree loop
     perform outbox.install_triggers(w_id, part);
   end loop;
+  if was.capture and (was.target, was.include, was.exclude, was.rename, was.constant, was.mask, was.filter)
+                     is distinct from (w.target, w.include, w.exclude, w.rename, w.constant, w.mask, w.filter) then
+    perform outbox.mapping_changed(name);
+  end if;
   return name;
 end
 $$;

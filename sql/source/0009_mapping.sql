@@ -260,6 +260,36 @@ begin
 end
 $$;
 
+-- The name on the target as outbox.watched keeps it; null: the table's own.
+create or replace function outbox.target_of(table_name text, target text) returns text
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
+as $$
+declare
+  parts text[] := parse_ident(nullif(target, ''));
+begin
+  if parts is null then
+    return null;
+  elsif cardinality(parts) <> 2 then
+    raise exception 'cannot watch % as %: give the target with its schema, as in public.story', table_name, target using errcode = 'invalid_parameter_value';
+  end if;
+  return nullif(format('%I.%I', parts[1], parts[2]), table_name);
+end
+$$;
+
+-- The mapping of a table that has been captured for some time is another one: rows of the target are as the old one
+-- made them until they are copied again.
+create or replace function outbox.mapping_changed(table_name text) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if to_regprocedure('outbox.ask_copy(text, boolean, boolean)') is not null then
+    execute 'select outbox.ask_copy($1, false, true)' using table_name;
+  end if;
+end
+$$;
+
 -- What capture is to be handed for a table watched so, or null. Makes the filter's function and the key of `hash`.
 create or replace function outbox.compose_mapping(w outbox.watched, tbl regclass) returns jsonb
 language plpgsql volatile
