@@ -57,6 +57,18 @@ begin
 end
 $$;
 
+-- Is there a hash of a type whose text depends on settings? (JSON spells dates in one way only, their text does not.)
+create or replace function outbox.hashes_spelled(tbl regclass, mapping jsonb) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return exists (select from pg_attribute a
+                  where a.attrelid = tbl and a.attnum > 0 and mapping -> 'mask' ->> a.attname = 'hash'
+                    and a.atttypid <> all ('{bool,int2,int4,int8,numeric,text,varchar,bpchar,name,uuid}'::regtype[]));
+end
+$$;
+
 -- What travels, in its order: as it is called on the target, its type there, and where it comes from (null: a constant).
 create or replace function outbox.projected_columns(tbl regclass, include text[], exclude text[], mapping jsonb)
 returns table (name text, type text, source text, mask text, nullable boolean)

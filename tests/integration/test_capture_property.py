@@ -157,7 +157,12 @@ Break = Callable[[Connection], None]
 
 
 def play(
-    session: Session, scenario: Scenario, *, copying: bool = False, breaks: Break | None = None, at_once: bool = False,
+    session: Session,
+    scenario: Scenario,
+    *,
+    copying: bool = False,
+    breaks: Break | None = None,
+    at_once: bool = False,
     mapping: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Run a scenario in a transaction that is taken back; fails when the outbox does not replay to the tables.

@@ -96,3 +96,179 @@ def test_a_filter_that_fails_for_a_row_marks_the_table_and_not_the_statement(scr
     assert sorted(ops(scratch)) == ["delete", "resync"]
     scratch.execute("delete from outbox.change; delete from person")
     assert sorted(ops(scratch)) == ["delete", "delete"]
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a masked key": ({"mask": {"id": "hash"}}, "key column id cannot be masked"),
+    "an unknown mask": ({"mask": {"email": "md5"}}, "null, hash or redact, not email = md5"),
+    "a mask of no column": ({"mask": {"mail": "null"}}, "speaks of mail"),
+    "a mask of a column left out": ({"exclude": ["email"], "mask": {"email": "null"}}, "speaks of email"),
+    "a name that is taken": ({"rename": {"email": "note"}}, "two columns would be called note"),
+    "two new names alike": ({"rename": {"email": "x", "note": "x"}}, "two columns would be called x"),
+    "a constant in a column's place": ({"constant": {"id": "1"}}, "two columns would be called id"),
+    "a name too long": ({"rename": {"email": "é" * 32}}, "1 to 63 bytes"),
+    "an empty name": ({"constant": {"": "x"}}, "1 to 63 bytes"),
+    "a constant that is no text": ({"constant": {"n": 1}}, "JSON object of texts"),
+    "a mapping that is no object": ({"mask": "[]"}, "JSON object of texts"),
+    "a filter that is no expression": ({"filter": "deleted_at is"}, "its filter is refused: syntax error"),
+    "a filter on no column": ({"filter": "true"}, "names no column"),
+    "a filter of another table": ({"filter": "other > 1"}, "other"),
+    "a filter that is no boolean": ({"filter": "age"}, "must be type boolean"),
+    "a subquery": ({"filter": "age in (select 1)"}, "subquery"),
+    "another table": ({"filter": "exists (select from public.person p where p.age = person.age)"}, "subquery"),
+    "a volatile function": ({"filter": "age > random()"}, "random"),
+    "a volatile function in an operator": ({"filter": "age operator(public.~>) 1"}, "public.tossed"),
+    "the time of day": ({"filter": "deleted_at > clock_timestamp()"}, "clock_timestamp"),
+    "an aggregate": ({"filter": "count(age) > 1"}, "aggregate"),
+    "a set": ({"filter": "generate_series(1, age) > 1"}, "set-returning"),
+    "the whole row": ({"filter": "person is not null"}, "name its columns"),
+    "a system column": ({"filter": "xmin::text <> '1' and age > 1"}, "system column"),
+    "division by zero for all rows": ({"filter": "age > 1 / 0"}, "division by zero"),
+    "a function without its schema": ({"filter": "quiet(age)"}, "quiet"),
+    "a second statement": ({"filter": "age > 1); drop table person; select (true"}, "refused"),
+    "a mapping of what is emitted": ({"capture": False, "mask": {"email": "hash"}}, "emits travels as it is given"),
+    "a target without a schema": ({"target": "people"}, "with its schema"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_mapped_is_refused_with_a_sentence(scratch: Connection, case: str) -> None:
+    """At watch, never in a statement of the application; and nothing of it is kept."""
+    options, because = REFUSED[case]
+    scratch.execute(PEOPLE)
+    scratch.execute("create function quiet(int) returns bool immutable language sql as 'select true'")
+    scratch.execute("create function tossed(int, int) returns bool volatile language sql as 'select true'")
+    scratch.execute("create operator ~> (leftarg = int, rightarg = int, function = tossed)")
+    with pytest.raises(psycopg.errors.InvalidParameterValue) as refused, scratch.transaction():
+        mapped(scratch, **options)
+    message = refused.value.diag.message_primary or ""
+    assert message.startswith(("cannot watch public.person: ", "cannot watch public.person as people: ")), message
+    assert because in message
+    assert rows(scratch, "select 1 from outbox.watched") == []
+    assert rows(scratch, "select relname from pg_class where relname like 'probe%' or relname = 'people'") == []
+    scratch.execute("insert into person (id, age) values (1, 1)")
+
+
+def test_watching_again_keeps_the_mapping_until_it_is_taken_away(scratch: Connection) -> None:
+    """A mask that is not named again stays on. Without any, capture is what it would be had there never been one."""
+    functions = "select proname, prosrc from pg_proc where proname ~ '^(capture|row|inside)_[0-9]' order by 1"
+    scratch.execute(PEOPLE)
+    mapped(scratch)
+    bare = rows(scratch, functions)
+    mapped(scratch, target='app."People"', rename={"email": "mail"}, mask={"email": "hash"}, filter="age > 1")
+    with_mapping = rows(scratch, functions)
+    assert len(with_mapping) == len(bare) + 1
+    mapped(scratch)
+    assert rows(scratch, functions) == with_mapping
+    assert rows(scratch, "select target, rename, mask, filter from outbox.watched") == [
+        ('app."People"', {"email": "mail"}, {"email": "hash"}, "age > 1")
+    ]
+    mapped(scratch, target="", rename={}, constant={}, mask={}, filter="")
+    assert rows(scratch, functions) == bare
+    assert rows(scratch, "select target, rename, mask, filter, mapping from outbox.watched") == [(None,) * 5]
+    scratch.execute("select outbox.unwatch('person')")
+    assert rows(scratch, functions) == []
+
+
+ALTERED = {
+    "masked, renamed": "alter table person rename email to mail",
+    "masked, dropped": "alter table person drop email",
+    "masked, renamed, and another has its name": "alter table person rename email to mail; alter table person rename phone to email",
+    "masked, made anew": "alter table person rename email to mail; alter table person add email text",
+    "left out, renamed": "alter table person rename note to remark",
+    "in the filter, of another type": "alter table person alter age type numeric",
+    "in the filter, renamed": "alter table person rename age to years",
+    "renamed, renamed": 'alter table person rename "authorId" to author',
+    "a new one under a name given away": "alter table person add user_id int",
+}
+
+
+@pytest.mark.parametrize("how", ALTERED)
+def test_an_altered_table_is_marked_and_nothing_leaves_it(scratch: Connection, how: str) -> None:
+    """What the mapping speaks of is not where it was: no statement fails, no value travels, and watch mends it."""
+    scratch.execute(PEOPLE)
+    mapped(
+        scratch, exclude=["note"], rename={"authorId": "user_id"}, mask={"email": "hash"}, constant={"o": "p"}, filter="age > 1"
+    )  # fmt: skip
+    scratch.execute("insert into person values (1, 7, 'secret', '555', 'secret', 5)")
+    assert ops(scratch) == ["upsert"]
+    scratch.execute(ALTERED[how])
+    scratch.execute("update person set phone = '1'" if "another" not in how else "update person set kind = 'x'")
+    scratch.execute(
+        "insert into person select 2, 7, 'secret', '555', 'secret'" if "dropped" not in how else "delete from person"
+    )
+    assert ops(scratch) == ["upsert", "resync", "resync"]
+    assert "secret" not in str(rows(scratch, "select c::text from outbox.change c"))
+
+
+def test_a_column_left_out_may_be_dropped(scratch: Connection) -> None:
+    """There is nothing left to leave out; and a new column travels, unless only some were included."""
+    scratch.execute(PEOPLE)
+    mapped(scratch, exclude=["note", "authorId", "age", "deleted_at"], mask={"email": "redact"})
+    scratch.execute(
+        "alter table person drop note; alter table person add late text; insert into person (id, email, late) values (1, 'x', 'y')"
+    )
+    assert written(scratch)[0][2] == {"id": 1, "email": "***", "phone": None, "kind": "public", "late": "y"}
+    mapped(scratch, include=["id", "email"])
+    scratch.execute("alter table person add later text default 'z'; update person set later = 'y'")
+    assert written(scratch)[1][2] == {"id": 1, "email": "***"}
+
+
+def test_equal_values_have_equal_hashes(scratch: Connection) -> None:
+    """In every column, in every session, whatever it is set to; a number however many zeros it has."""
+    scratch.execute(
+        "create table v (id int primary key, n numeric, f float8, c char(5), b bpchar, t timestamptz, d date)"
+    )
+    watch(scratch, "v", mask=json.dumps(dict.fromkeys("nfcbtd", "hash")))
+    scratch.execute("insert into v values (1, 1.50, 0.1, 'a', 'a  ', '2026-01-02 00:00+00', '2026-01-02')")
+    scratch.execute(
+        "set local datestyle = 'German'; set local timezone = 'Asia/Kathmandu'; set local extra_float_digits = -5"
+    )
+    scratch.execute(
+        "insert into v values (2, 1.5000, 0.1, 'a  ', 'a', '2026-01-02 05:45+05:45', '02.01.2026'), (3, 2, 0, '', '', now(), now())"
+    )
+    one, two, three = ({**(row or {}), "id": 0} for _, _, row in written(scratch))
+    assert one == two
+    assert all(one[name] != three[name] and len(one[name]) == 64 for name in "nfcbtd")
+    assert one["c"] == one["b"]
+
+
+def test_the_persons_own_key_is_used(scratch: Connection) -> None:
+    """Inserted before it is first wanted."""
+    scratch.execute("insert into outbox.mask_key (key) values ('twenty bytes of a key')")
+    scratch.execute(PEOPLE)
+    mapped(scratch, mask={"email": "hash"})
+    scratch.execute("insert into person (id, email) values (1, 'a@b')")
+    assert (written(scratch)[0][2] or {})["email"] == hashlib.sha256(b"twenty bytes of a keya@b").hexdigest()
+
+
+NAMES = ["found", "way", "t", "x", "k", "f", "n", "place", 'quo"ted', "o'clock", "%s", "%1$I", "dotted.name", "$1", "$body$", "😀", "é" * 31, "--", "back\\slash",
+         "select", "inside", "made", "tg_op", "captured", " "]  # fmt: skip
+
+
+@pytest.mark.parametrize("strings", ["on", "off"])
+def test_any_name_and_text_may_be_mapped(scratch: Connection, strings: str) -> None:
+    """As a column, as a new name, as a constant and in a filter: copied, re-read and deleted."""
+    quoted = ['"' + name.replace('"', '""') + '"' for name in NAMES]
+    scratch.execute(
+        ("create table person (id int primary key, " + ", ".join(f"{name} text" for name in quoted) + ")").encode()
+    )
+    scratch.execute(f"set local standard_conforming_strings = {strings}".encode())
+    new = {name: f"{name[:20]}>" for name in NAMES[::2]}
+    constants = {f"{name[:20]}<": name for name in NAMES}
+    condition = " and ".join(f"{name} <> 'b\\'" for name in quoted)
+    mapped(scratch, rename=new, constant=constants, mask=dict.fromkeys(NAMES[::3], "redact"), filter=condition)
+    for number, letter in ((1, "b"), (2, "c")):
+        scratch.execute(f"insert into person values ({number}{f', chr({ord(letter)})' * len(NAMES)})".encode())
+    scratch.execute(f"update person set {quoted[0]} = $$b\\$$ where id = 1".encode())
+    for statement in ("update person set id = 3 where id = 2", "delete from person"):
+        scratch.execute(statement.encode())
+    values = lambda letter: {new.get(name, name): "***" if name in NAMES[::3] else letter for name in NAMES}  # noqa: E731
+    assert written(scratch) == [
+        ("upsert", '{"id":1}', {"id": 1, **values("b"), **constants}),
+        ("upsert", '{"id":2}', {"id": 2, **values("c"), **constants}),
+        ("delete", '{"id":1}', None),
+        ("delete", '{"id":2}', None),
+        ("upsert", '{"id":3}', {"id": 3, **values("c"), **constants}),
+        ("delete", '{"id":3}', None),
+    ]
