@@ -201,6 +201,7 @@ def test_many_sessions_at_the_border(account: Connection, level: IsolationLevel)
         random = Random(seed)
         with psycopg.connect(account.info.dsn, autocommit=True) as conn:
             conn.isolation_level = level
+            conn.execute("set deadlock_timeout = '20ms'")
             start.wait(20)
             for _ in range(60):
                 try:

@@ -17,8 +17,8 @@ import pytest
 from daemon.demo.child import Outboxd
 from daemon.demo.cluster import Cluster
 from daemon.install import watch as watch_tables
-from daemon.selection import Selection
 from daemon.prune import Pruner
+from daemon.selection import Selection
 from outbox.migrations import migrate
 from tests.captured import Connection, ops, rows, value, watch
 from tests.databases import SETTINGS, Database, clone
