@@ -688,7 +688,7 @@ $body$, title, schema, tbl::text, outbox.signature(tbl), keys,
     'capture_' || watched_id,
     (select string_agg(format(' set %s = %L', p.name, p.setting), '') from (
        select pins.setting, lag(pins.setting) over (order by n) as name, n
-         from unnest(case when outbox.hashes_spelled(tbl, w.mapping) then outbox.spelling() else outbox.spelling(tbl, cols) end) with ordinality pins(setting, n)) p
+         from unnest(case when outbox.hashes_spelled(tbl, w.mapping) then outbox.spelling() || '{quote_all_identifiers,off}' else outbox.spelling(tbl, cols) end) with ordinality pins(setting, n)) p
       where p.n % 2 = 0),
     body);
   execute format('revoke all on function outbox.%I() from public', 'capture_' || watched_id);
