@@ -296,7 +296,7 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if to_regprocedure('outbox.ask_copy(text, boolean, boolean)') is not null then
+  if to_regprocedure('outbox.ask_copy(text, boolean, boolean)') is not null and current_setting('outbox.copy', true) is distinct from 'off' then
     execute 'select outbox.ask_copy($1, false, true)' using table_name;
   end if;
 end
@@ -350,7 +350,7 @@ begin
   select * into strict w from outbox.watched where id = watched_id;
   tbl := w.table_name::regclass;
   if not outbox.mapping_holds(tbl, w.include, w.exclude, w.mapping) then
-    raise exception 'a column that the mapping of % speaks of was renamed, dropped or changed: outboxd watch it again', w.table_name using errcode = 'undefined_column';
+    raise exception 'a column that the mapping of % speaks of was renamed, dropped or changed: run `outboxd watch %` again', w.table_name, w.table_name using errcode = 'OB007';
   end if;
   cols := outbox.row_columns(tbl, w.include, w.exclude);
   columns := outbox.projected(cols, w.mapping);
@@ -367,7 +367,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   if inside is null then
-    raise exception 'the filter of % fails for a row that is there: watch it again with one that does not', of_table using errcode = 'data_exception';
+    raise exception 'the filter of % fails for a row that is there: watch it again with one that does not', of_table using errcode = 'OB007';
   end if;
   return inside;
 end

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.cli import Cli
-from tests.acceptance.conftest import Pair, Start
-from tests.acceptance.test_process import ended
+from tests.acceptance.conftest import Pair, Start, ended
 from tests.databases import Database
 
 TOML = """

@@ -263,7 +263,10 @@ def test_any_name_and_text_may_be_mapped(scratch: Connection, strings: str) -> N
     scratch.execute(f"update person set {quoted[0]} = $$b\\$$ where id = 1".encode())
     for statement in ("update person set id = 3 where id = 2", "delete from person"):
         scratch.execute(statement.encode())
-    values = lambda letter: {new.get(name, name): "***" if name in NAMES[::3] else letter for name in NAMES}  # noqa: E731
+
+    def values(letter: str) -> dict[str, str]:
+        return {new.get(name, name): "***" if name in NAMES[::3] else letter for name in NAMES}
+
     assert written(scratch) == [
         ("upsert", '{"id":1}', {"id": 1, **values("b"), **constants}),
         ("upsert", '{"id":2}', {"id": 2, **values("c"), **constants}),

@@ -69,7 +69,7 @@ def test_a_mask_lets_no_value_of_any_type_through(scratch: Connection) -> None:
             for row in rows(
                 scratch,
                 f"select id, case when hashed is distinct from null then concat(hashed) end, case when hashed_many is distinct from null then concat(hashed_many) end from {kind.table}",
-            )  # type: ignore[arg-type]  # fmt: skip
+            )
         }
         recorded = changes(scratch, f"public.{kind.table}")
         assert len(recorded) == len(texts)
