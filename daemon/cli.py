@@ -112,7 +112,7 @@ def setup(ctx: click.Context, side: Side, *, print_only: bool, role: bool) -> No
 @click.option("--constant", multiple=True, metavar="NAME=TEXT", help="A column of the target with one fixed text.")
 @click.option("--mask", multiple=True, metavar="COLUMN=null|hash|redact", help="This column's values stay here.")
 @click.option("--where", metavar="SQL", help="Only rows for which this is true travel, as in 'deleted_at is null'.")
-@click.option("--plain", is_flag=True, help="Without the target, names, constants, masks and filter of before.")
+@click.option("--plain", is_flag=True, help="Without the columns, names, masks and filter of before.")
 @click.pass_context
 def watch(
     ctx: click.Context,

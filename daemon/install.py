@@ -74,7 +74,10 @@ def watch(
         for table in tables:
             spelled = _quoted(conn, table)
             before = _watched(conn)
-            wanted = selected(_named(conn, spelled))
+            named = _named(conn, spelled)
+            wanted = selected(named)
+            if wanted.keep and wanted.include is None and wanted.exclude is None and named in before:
+                wanted = replace(wanted, include=before[named].include, exclude=before[named].exclude)
             mapping = [None if one is None else Jsonb(one) for one in (wanted.rename, wanted.constant, wanted.mask)]
             parameters = (
                 spelled,

@@ -12,9 +12,9 @@ from daemon.tables import TableSettings, check_table, parts
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """None of key, include and exclude: the primary key; all columns. None of what follows: as it is in force.
+    """No key: the primary key. None of the others: as it is in force, so that watching again takes no mask off.
 
-    Empty, they take away what is in force.
+    Empty, they take away what is in force; include and exclude go when `keep` is not.
     """
 
     key: list[str] | None = None
@@ -27,6 +27,7 @@ class Selection:
     constant: dict[str, str] | None = None
     mask: dict[str, str] | None = None
     where: str | None = None
+    keep: bool = True
 
 
 def combined(options: Selection, said: TableSettings | None) -> Selection:
@@ -55,6 +56,7 @@ def plain(selection: Selection) -> Selection:
         constant=selection.constant or {},
         mask=selection.mask or {},
         where=selection.where or "",
+        keep=False,
     )
 
 

@@ -317,7 +317,7 @@ begin
   end if;
   if exists (select from jsonb_each_text(w.mask) m where m.value = 'hash') then
     if not has_function_privilege('outbox.hashed(text)', 'execute') or not has_function_privilege('outbox.make_mask_key()', 'execute') then
-      raise exception 'cannot watch %: the mask hash needs a right: grant execute on function outbox.hashed(text), outbox.make_mask_key() to %I', tbl, current_user
+      raise exception 'cannot watch %: the mask hash needs a right: grant execute on function outbox.hashed(text), outbox.make_mask_key() to %', tbl, quote_ident(current_user)
         using errcode = 'invalid_parameter_value';
     end if;
     perform outbox.make_mask_key();

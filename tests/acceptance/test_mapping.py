@@ -84,6 +84,21 @@ def test_the_configuration_maps_a_table_and_options_win(bare: Pair, tmp_path: Pa
     assert {row[name] for name in ("target", "where", "mask", "rename", "constant")} == {None}
 
 
+def test_a_column_left_out_stays_out_when_the_table_is_watched_again(bare: Pair) -> None:
+    """As after a migration; but not when other columns are named, and --plain lets it in."""
+    outboxd = Cli(bare.settings)
+    for arguments, include, exclude in (
+        (["--exclude", "authorEmail"], None, ["authorEmail"]),
+        ([], None, ["authorEmail"]),
+        (["--include", "id"], ["id"], None),
+        ([], ["id"], None),
+        (["--plain"], None, None),
+    ):
+        assert outboxd("watch", "Story", *arguments).code == 0
+        (row,) = outboxd("watched", "--json").json()
+        assert (row["include"], row["exclude"]) == (include, exclude)
+
+
 def test_without_a_direct_connection_the_statement_has_both_names(bare: Pair) -> None:
     """It runs as printed."""
     said = Cli({"source_dsn": bare.source.dsn})("watch", "Story", "--target", "app.story")

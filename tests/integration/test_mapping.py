@@ -7,7 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.captured import Connection, changes, ops, rows, value, watch
+from tests.captured import Connection, assert_replays, changes, ops, rows, value, watch
+from tests.databases import Database
 
 PEOPLE = """
     create table person (id int primary key, "authorId" int, email text, phone varchar(20), note text, age int,
@@ -275,3 +276,56 @@ def test_any_name_and_text_may_be_mapped(scratch: Connection, strings: str) -> N
         ("upsert", '{"id":3}', {"id": 3, **values("c"), **constants}),
         ("delete", '{"id":3}', None),
     ]
+
+
+def test_partitions_are_mapped_and_filtered_as_one_table(scratch: Connection) -> None:
+    """A row that changes partitions, an insert into a partition itself, another order of columns there."""
+    scratch.execute("""
+        create table item (id int, region text, v text, primary key (id, region)) partition by list (region);
+        create table item_eu (v text, region text not null, id int not null, primary key (id, region));
+        alter table item attach partition item_eu for values in ('eu'); create table item_us partition of item for values in ('us')
+    """)
+    watch(scratch, "item", rename=json.dumps({"region": "r"}), mask=json.dumps({"v": "redact"}), filter="v <> 'out'")
+    for statement in (
+        "insert into item_eu (id, region, v) values (1, 'eu', 'a'), (2, 'eu', 'out')",
+        "update item set region = 'us'",
+        "update item_us set v = 'out' where id = 1",
+        "update item set v = 'in'",
+        "truncate item_us",
+    ):
+        scratch.execute(statement.encode())
+    row = {"id": 1, "r": "eu", "v": "***"}
+    assert written(scratch)[0] == ("upsert", '{"id":1,"r":"eu"}', row)
+    assert_replays(scratch)
+    assert ("upsert", '{"id":2,"r":"us"}', {"id": 2, "r": "us", "v": "***"}) in written(scratch)
+
+
+def test_who_watches_needs_a_right_for_hashes_and_none_to_their_key(source: Database) -> None:
+    """Another role than the schema's owner: told which, then capture runs as it, and the key stays the owner's."""
+    role = f"watcher_{source.name}"
+    with source.connect() as conn:
+        conn.execute(
+            f"""
+            create role {role} login; grant all on schema public, outbox to {role}; grant select, insert, update on outbox.watched to {role};
+            grant insert, select on outbox.change, outbox.shape to {role}; grant usage on all sequences in schema outbox to {role};
+            grant execute on all functions in schema outbox to {role}; revoke execute on function outbox.hashed, outbox.make_mask_key from {role}
+        """.encode()
+        )
+        try:
+            with psycopg.connect(source.cluster.dsn(source.name, role), autocommit=True) as own:
+                own.execute("create table person (id int primary key, email text)")
+                with pytest.raises(
+                    psycopg.errors.InvalidParameterValue, match="grant execute on function outbox.hashed"
+                ) as refused:
+                    mapped(own, mask={"email": "hash"})
+                conn.execute((refused.value.diag.message_primary or "").partition("right: ")[2].encode())
+                mapped(own, mask={"email": "hash"}, filter="id > 0")
+                own.execute("insert into person values (1, 'a@b'), (0, 'c@d')")
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    own.execute("select * from outbox.mask_key")
+            ((_, _, row),) = written(conn)
+            assert len((row or {})["email"]) == 64
+        finally:
+            conn.execute(
+                f"drop table if exists person cascade; drop owned by {role} cascade; drop role {role}".encode()
+            )
