@@ -315,7 +315,7 @@ def test_who_watches_needs_a_right_for_hashes_and_none_to_their_key(source: Data
             with psycopg.connect(source.cluster.dsn(source.name, role), autocommit=True) as own:
                 own.execute("create table person (id int primary key, email text)")
                 with pytest.raises(
-                    psycopg.errors.InvalidParameterValue, match="grant execute on function outbox.hashed"
+                    psycopg.errors.InvalidParameterValue, match=r"grant execute on function outbox\.hashed"
                 ) as refused:
                     mapped(own, mask={"email": "hash"})
                 conn.execute((refused.value.diag.message_primary or "").partition("right: ")[2].encode())
