@@ -38,6 +38,7 @@ class Selection:
     exclude: list[str] | None = None
     capture: bool = True
     on_error: str = "hold"
+    copy: bool = True  # rows that are there already
 
 
 def setup(dsn: str, side: Side, *, exposed_schema: str, role: bool) -> list[str]:
@@ -61,9 +62,28 @@ def watch(dsn: str, tables: Sequence[str], selection: Selection) -> Iterator[str
                 selection.exclude,
                 selection.capture,
             )
-            name = _patiently(conn, "select outbox.watch(%s::regclass, %s, %s, %s, %s)", parameters)
+            name = _patiently(
+                conn,
+                "select outbox.watch(%s::regclass, %s, %s, %s, %s) where set_config('outbox.copy', %s, true) is not null",
+                (*parameters, "on" if selection.copy else "off"),
+            )
             conn.execute("select outbox.on_error(%s, %s)", (name, selection.on_error))
             yield name
+
+
+def ask_copies(dsn: str, tables: Sequence[str], *, prune: bool, restart: bool) -> dict[str, int]:
+    """Ask for copies of watched tables; returns the number of each wish by the table's name."""
+    with _connect(dsn) as conn, conn.transaction():
+        require(conn, "source")
+        wishes = {}
+        for table in tables:
+            row = conn.execute(
+                "select (outbox.known(%(t)s)).table_name, outbox.ask_copy(%(t)s, %(prune)s, %(restart)s)",
+                {"t": _quoted(conn, table), "prune": prune, "restart": restart},
+            ).fetchone()
+            assert row is not None
+            wishes[str(row[0])] = int(row[1])
+        return wishes
 
 
 def unwatch(dsn: str, tables: Sequence[str]) -> Iterator[str]:

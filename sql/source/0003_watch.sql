@@ -167,6 +167,8 @@ declare
   w_id   int;
   tree   regclass[];
   part   regclass;
+  known  boolean;
+  filled boolean;
 begin
   if reason is not null then
     raise exception 'cannot watch %: %', tbl, reason using errcode = 'invalid_parameter_value';
@@ -177,6 +179,7 @@ begin
   end if;
   select format('%I.%I', n.nspname, c.relname) into name
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
+  known := exists (select from outbox.watched w where w.table_name = name and w.capture);
   insert into outbox.watched (table_name, key_columns, include, exclude, capture)
   values (name, key_columns, include, exclude, capture)
   on conflict (table_name) do update
@@ -193,6 +196,15 @@ begin
   foreach part in array tree loop
     perform outbox.install_triggers(w_id, part);
   end loop;
+  perform outbox.compose_copy(w_id);
+  perform outbox.notice(name);
+  -- Rows that were there before are copied (0008): whoever asks for a snapshot from here on sees them, or their change.
+  if not known and current_setting('outbox.copy', true) is distinct from 'off' then
+    execute format('select exists (select from %s)', tbl) into filled;
+    if filled then
+      perform outbox.ask_copy(name);
+    end if;
+  end if;
   return name;
 end
 $$;
@@ -223,6 +235,8 @@ begin
   perform outbox.remove_triggers(w.id, '{}');
   execute format('drop function if exists outbox.%I()', 'capture_' || w.id);
   execute format('drop function if exists outbox.%I(tid)', 'row_' || w.id);
+  execute format('drop function if exists outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id);
+  delete from outbox.copy c where c.table_name = known[1];
   return known[1];
 end
 $$;
