@@ -7,7 +7,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 a check found something, 75 a dependency i
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import click
 import psycopg
 
-from daemon import cli_dead_letters, cli_rebase, install, selection
+from daemon import cli_backfill, cli_dead_letters, cli_rebase, install, selection
 from daemon.errors import DaemonError, SourceUnavailable
 from daemon.settings import ConfigError, Loaded, Need, Settings, load, load_without_target, redacted
 from daemon.tables import said_of
@@ -100,6 +100,7 @@ def setup(ctx: click.Context, side: Side, *, print_only: bool, role: bool) -> No
 @click.option("--include", multiple=True, help="Only this column travels (once for each).")
 @click.option("--exclude", multiple=True, help="This column does not travel (once for each).")
 @click.option("--emit-only", is_flag=True, help="No triggers: the application calls outbox.emit itself.")
+@click.option("--no-copy", is_flag=True, help="Leave the rows that are there already: only changes travel.")
 @click.option(
     "--on-error",
     type=click.Choice(["hold", "halt"]),
@@ -122,6 +123,7 @@ def watch(
     exclude: Sequence[str],
     *,
     emit_only: bool,
+    no_copy: bool,
     on_error: str,
     target: str | None,
     rename: Sequence[str],
@@ -130,7 +132,7 @@ def watch(
     where: str | None,
     plain: bool,
 ) -> None:
-    """Record every change of TABLE… from now on, and allow it on the target.
+    """Record every change of TABLE… from now on, and allow it on the target. The rows it has are copied.
 
     What options and [tables] of the configuration do not name stays as it is in force: watching again never takes a
     mask off. Only --plain does.
@@ -140,7 +142,7 @@ def watch(
         raise click.UsageError("--target names one table: watch the others by themselves")
     try:
         options = selection.Selection(
-            list(key) or None, list(include) or None, list(exclude) or None, not emit_only, on_error,
+            list(key) or None, list(include) or None, list(exclude) or None, not emit_only, on_error, not no_copy,
             selection.target(target), selection.pairs("--rename", rename), selection.pairs("--constant", constant),
             selection.pairs("--mask", mask), where,
         )  # fmt: skip
@@ -160,7 +162,8 @@ def watch(
         if before and before.differs(now):
             say(
                 "  this differs from before: rows that are on the target already stay as they are until they are copied again"
-                + ("; those that no longer pass the filter until they are deleted there" if now.where else "")
+                + (" (`outboxd backfill`)" if no_copy else ", which the daemon does now")
+                + ("; those that no longer pass the filter until `outboxd backfill --prune`" if now.where else "")
             )
     # With a direct connection the target learns of the tables at once; without, say what to run there.
     if settings.target_dsn is None:
@@ -251,8 +254,12 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
         click.echo(json.dumps(seen, indent=2))
     else:
         fields({name: value for name, value in seen.items() if value not in (None, [])})
-    needs_you = seen.get("state") == "paused" or seen["mode"] == "disabled"
-    sys.exit(AWAY if seen["away"] else FOUND if needs_you else 0)
+    sys.exit(AWAY if seen["away"] else FOUND if _needs_you(seen) else 0)
+
+
+def _needs_you(seen: Mapping[str, Any]) -> bool:
+    out = any(copy["state"] == "out" for copy in seen.get("copies", ()))
+    return out or seen.get("state") == "paused" or seen["mode"] == "disabled"
 
 
 @main.command()
@@ -280,6 +287,7 @@ def check(ctx: click.Context, *, as_json: bool) -> None:
 
 main.add_command(cli_dead_letters.group)
 main.add_command(cli_rebase.rebase)
+main.add_command(cli_backfill.backfill)
 
 
 @main.group()

@@ -89,9 +89,28 @@ def watch(
                 *mapping,
                 wanted.where,
             )
-            name = _patiently(conn, "select outbox.watch(%s::regclass, %s, %s, %s, %s, %s, %s, %s, %s, %s)", parameters)
+            name = _patiently(
+                conn,
+                "select outbox.watch(%s::regclass, %s, %s, %s, %s, %s, %s, %s, %s, %s) where set_config('outbox.copy', %s, true) is not null",
+                (*parameters, "on" if wanted.copy else "off"),
+            )
             conn.execute("select outbox.on_error(%s, %s)", (name, wanted.on_error))
             yield before.get(name), _watched(conn)[name]
+
+
+def ask_copies(dsn: str, tables: Sequence[str], *, prune: bool, restart: bool) -> dict[str, int]:
+    """Ask for copies of watched tables; returns the number of each wish by the table's name."""
+    with _connect(dsn) as conn, conn.transaction():
+        require(conn, "source")
+        wishes = {}
+        for table in tables:
+            row = conn.execute(
+                "select (outbox.known(%(t)s)).table_name, outbox.ask_copy(%(t)s, %(prune)s, %(restart)s)",
+                {"t": _quoted(conn, table), "prune": prune, "restart": restart},
+            ).fetchone()
+            assert row is not None
+            wishes[str(row[0])] = int(row[1])
+        return wishes
 
 
 def unwatch(dsn: str, tables: Sequence[str]) -> Iterator[str]:

@@ -22,6 +22,7 @@ class Selection:
     exclude: list[str] | None = None
     capture: bool = True
     on_error: str = "hold"
+    copy: bool = True  # rows that are there already
     target: str | None = None
     rename: dict[str, str] | None = None
     constant: dict[str, str] | None = None

@@ -174,6 +174,8 @@ declare
   w_id   int;
   tree   regclass[];
   part   regclass;
+  known  boolean;
+  filled boolean;
 begin
   if reason is not null then
     raise exception 'cannot watch %: %', tbl, reason using errcode = 'invalid_parameter_value';
@@ -185,6 +187,7 @@ begin
   select format('%I.%I', n.nspname, c.relname) into name
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
   select * into was from outbox.watched k where k.table_name = name;
+  known := coalesce(was.capture, false);
   insert into outbox.watched as k (table_name, key_columns, include, exclude, capture, target, rename, constant, mask, filter)
   values (name, watch.key_columns, watch.include, watch.exclude, watch.capture, outbox.target_of(name, watch.target), nullif(watch.rename, '{}'),
           nullif(watch.constant, '{}'), nullif(watch.mask, '{}'), nullif(watch.filter, ''))
@@ -215,8 +218,16 @@ begin
   foreach part in array tree loop
     perform outbox.install_triggers(w_id, part);
   end loop;
-  if was.capture and (was.target, was.include, was.exclude, was.rename, was.constant, was.mask, was.filter)
-                     is distinct from (w.target, w.include, w.exclude, w.rename, w.constant, w.mask, w.filter) then
+  perform outbox.compose_copy(w_id);
+  perform outbox.notice(name);
+  -- Rows that were there before are copied (0008): whoever asks for a snapshot from here on sees them, or their change.
+  if not known and current_setting('outbox.copy', true) is distinct from 'off' then
+    execute format('select exists (select from %s)', tbl) into filled;
+    if filled then
+      perform outbox.ask_copy(name);
+    end if;
+  elsif known and (was.target, was.include, was.exclude, was.rename, was.constant, was.mask, was.filter)
+                  is distinct from (w.target, w.include, w.exclude, w.rename, w.constant, w.mask, w.filter) then
     perform outbox.mapping_changed(name);
   end if;
   return name;
@@ -250,6 +261,8 @@ begin
   execute format('drop function if exists outbox.%I()', 'capture_' || w.id);
   execute format('drop function if exists outbox.%I(tid)', 'row_' || w.id);
   perform outbox.drop_inside(w.id);
+  execute format('drop function if exists outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id);
+  delete from outbox.copy c where c.table_name = known[1];
   return known[1];
 end
 $$;
