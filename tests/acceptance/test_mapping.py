@@ -75,7 +75,7 @@ def test_the_configuration_maps_a_table_and_options_win(bare: Pair, tmp_path: Pa
 
     said = outboxd(*given, "watch", "Story", "--mask", "authorEmail=redact")
     assert (
-        "differs from before: rows that are on the target already stay as they are until they are copied again; those"
+        "differs from before: rows that are on the target already stay as they are until they are copied again, which the daemon does now; those"
         in said.err
     )
     assert outboxd("watched", "--json").json()[0]["mask"] == {"authorEmail": "redact"}
