@@ -25,13 +25,14 @@ end
 $$;
 
 -- The mask `hash` of a value's text. Its own rights, because capture runs as whoever watches. Bytes as the database
--- has them: nothing to convert, so nothing that could fail.
+-- has them: nothing to convert, so nothing that could fail. By its index: capture and copy switch sequential scans off,
+-- and one that is made all the same looks so dear that it is compiled (jit), for each value: 47 ms.
 create or replace function outbox.hashed(value text) returns text
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return (select encode(sha256(k.key || convert_to(value, getdatabaseencoding())), 'hex') from outbox.mask_key k);
+  return (select encode(sha256(k.key || convert_to(value, getdatabaseencoding())), 'hex') from outbox.mask_key k where k.only_row);
 end
 $$;
 
