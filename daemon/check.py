@@ -4,7 +4,7 @@ Knows what a source and a target must look like for changes to travel. Changes n
 """
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,6 +59,7 @@ async def check(
         try:
             described = (await target.describe()).more
             items.extend(_target(described, watched))
+            items.extend(_out((await target.cursor()).more.get("copies", ())))
         except TargetError as exc:
             denied = exc.refusal.sqlstate == INSUFFICIENT_PRIVILEGE
             what = f"{exc}: {exc.refusal.message}" if denied and exc.refusal.message else str(exc)
@@ -237,7 +238,14 @@ def _target(described: Row, watched: list[Row]) -> Iterator[Item]:
                 f"target {row['table_name']}",
                 "FAIL",
                 "not mapped on the target",
-                f"select outboxd.map({literal(row['table_name'])});",
+                _map_statement(row),
+            )
+        elif row["target"] not in {None, mirrors[row["table_name"]]["target"]}:
+            yield Item(
+                f"target {row['table_name']}",
+                "FAIL",
+                f"goes to {mirrors[row['table_name']]['target']}, and is watched to go to {row['target']}",
+                _map_statement(row),
             )
     # A table that the application only emits may be on the target alone: its columns are not known here.
     columns = {
@@ -247,6 +255,18 @@ def _target(described: Row, watched: list[Row]) -> Iterator[Item]:
         yield from _mirror(name, mirror, columns.get(name), str(described["role"]))
     for reference in described["references"]:
         yield from _reference(reference)
+
+
+def _map_statement(row: Row) -> str:
+    names = dict.fromkeys((row["target"] or row["table_name"], row["table_name"]))
+    return f"select outboxd.map({', '.join(map(literal, names))});"
+
+
+def _out(copies: Iterable[Row]) -> Iterator[Item]:
+    for copy in copies:
+        if copy["state"] == "out":
+            what = f"out, its changes are skipped: {copy['reason']}"
+            yield Item(f"copy {copy['table']}", "FAIL", what, "it is copied by itself once that is mended")
 
 
 def _mirror(name: str, mirror: Row, sent: Mapping[str, str] | None, role: str) -> Iterator[Item]:

@@ -7,7 +7,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 a check found something, 75 a dependency i
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 import click
 import psycopg
 
-from daemon import cli_dead_letters, cli_rebase, cli_schema, install
+from daemon import cli_backfill, cli_dead_letters, cli_rebase, cli_schema, install, selection
 from daemon.errors import DaemonError, SourceUnavailable
 from daemon.settings import ConfigError, Loaded, Need, Settings, load, load_without_target, redacted
+from daemon.tables import said_of
 from daemon.talk import fail, fields, say, table
 from outbox import OutboxError, __version__
 from outbox.migrations import Side, literal, script, step
@@ -99,6 +100,7 @@ def setup(ctx: click.Context, side: Side, *, print_only: bool, role: bool) -> No
 @click.option("--include", multiple=True, help="Only this column travels (once for each).")
 @click.option("--exclude", multiple=True, help="This column does not travel (once for each).")
 @click.option("--emit-only", is_flag=True, help="No triggers: the application calls outbox.emit itself.")
+@click.option("--no-copy", is_flag=True, help="Leave the rows that are there already: only changes travel.")
 @click.option(
     "--on-error",
     type=click.Choice(["hold", "halt"]),
@@ -106,6 +108,12 @@ def setup(ctx: click.Context, side: Side, *, print_only: bool, role: bool) -> No
     show_default=True,
     help="When the target refuses a row: hold that row alone, or halt.",
 )
+@click.option("--target", help="Its name on the target, as in app.story (default: the same).")
+@click.option("--rename", multiple=True, metavar="COLUMN=NAME", help="This column has another name on the target.")
+@click.option("--constant", multiple=True, metavar="NAME=TEXT", help="A column of the target with one fixed text.")
+@click.option("--mask", multiple=True, metavar="COLUMN=null|hash|redact", help="This column's values stay here.")
+@click.option("--where", metavar="SQL", help="Only rows for which this is true travel, as in 'deleted_at is null'.")
+@click.option("--plain", is_flag=True, help="Without the columns, names, masks and filter of before.")
 @click.pass_context
 def watch(
     ctx: click.Context,
@@ -115,28 +123,59 @@ def watch(
     exclude: Sequence[str],
     *,
     emit_only: bool,
+    no_copy: bool,
     on_error: str,
+    target: str | None,
+    rename: Sequence[str],
+    constant: Sequence[str],
+    mask: Sequence[str],
+    where: str | None,
+    plain: bool,
 ) -> None:
-    """Record every change of TABLE… from now on, and allow it on the target."""
+    """Record every change of TABLE… from now on, and allow it on the target. The rows it has are copied.
+
+    What options and [tables] of the configuration do not name stays as it is in force: watching again never takes a
+    mask off. Only --plain does.
+    """
     settings = _settings(ctx, "source")
-    selection = install.Selection(
-        list(key) or None, list(include) or None, list(exclude) or None, not emit_only, on_error
-    )
-    names = []
-    for name in install.watch(settings.source_conninfo, tables, selection):
-        names.append(name)
-        say(f"watching {name}")
+    if target and len(tables) > 1:
+        raise click.UsageError("--target names one table: watch the others by themselves")
+    try:
+        options = selection.Selection(
+            list(key) or None, list(include) or None, list(exclude) or None, not emit_only, on_error, not no_copy,
+            selection.target(target), selection.pairs("--rename", rename), selection.pairs("--constant", constant),
+            selection.pairs("--mask", mask), where,
+        )  # fmt: skip
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
+
+    def selected(name: str) -> selection.Selection:
+        chosen = selection.combined(options, said_of(settings.tables, name))
+        return selection.plain(chosen) if plain else chosen
+
+    watching = []
+    for before, now in install.watch(settings.source_conninfo, tables, selected):
+        watching.append(now)
+        say(f"watching {now.table}")
+        if now.mapped:
+            say(f"  {now.mapped}")
+        if before and before.differs(now):
+            say(
+                "  this differs from before: rows that are on the target already stay as they are until they are copied again"
+                + (" (`outboxd backfill`)" if no_copy else ", which the daemon does now")
+                + ("; those that no longer pass the filter until `outboxd backfill --prune`" if now.where else "")
+            )
     # With a direct connection the target learns of the tables at once; without, say what to run there.
     if settings.target_dsn is None:
         say("on the target, in the SQL editor:")
-        for name in names:
-            click.echo(_map_statement(name))
+        for one in watching:
+            click.echo(_map_statement(one))
         return
-    for name, there in install.map_on_target(settings.target_conninfo, names):
+    for one, there in install.map_on_target(settings.target_conninfo, watching):
         say(
-            f"mapped {name} on the target"
+            f"mapped {one.on_target} on the target"
             if there
-            else f"the target has no table {name} yet: create it, then  {_map_statement(name)}"
+            else f"the target has no table {one.on_target} yet: create it, then  {_map_statement(one)}"
         )
 
 
@@ -160,14 +199,14 @@ def watched(ctx: click.Context, *, as_json: bool) -> None:
     elif not rows:
         say("no table is watched: outboxd watch public.your_table")
     else:
-        table(("TABLE", "CAPTURE", "KEY", "COLUMNS", "ON ERROR"), [_watched_cells(row) for row in rows])
+        table(("TABLE", "CAPTURE", "KEY", "COLUMNS", "ON ERROR", "MAPPING"), [_watched_cells(row) for row in rows])
 
 
 def _watched_cells(row: install.Watched) -> tuple[str, ...]:
     columns = (
         f"only {', '.join(row.include)}" if row.include else f"not {', '.join(row.exclude)}" if row.exclude else "all"
     )
-    return row.table, "triggers" if row.capture else "emit", ", ".join(row.key or ()), columns, row.on_error
+    return row.table, "triggers" if row.capture else "emit", ", ".join(row.key or ()), columns, row.on_error, row.mapped
 
 
 # -- running ---------------------------------------------------------------------------------------------------
@@ -215,8 +254,12 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
         click.echo(json.dumps(seen, indent=2))
     else:
         fields({name: value for name, value in seen.items() if value not in (None, [])})
-    needs_you = seen.get("state") == "paused" or seen["mode"] == "disabled"
-    sys.exit(AWAY if seen["away"] else FOUND if needs_you else 0)
+    sys.exit(AWAY if seen["away"] else FOUND if _needs_you(seen) else 0)
+
+
+def _needs_you(seen: Mapping[str, Any]) -> bool:
+    out = any(copy["state"] == "out" for copy in seen.get("copies", ()))
+    return out or seen.get("state") == "paused" or seen["mode"] == "disabled"
 
 
 @main.command()
@@ -245,6 +288,7 @@ def check(ctx: click.Context, *, as_json: bool) -> None:
 main.add_command(cli_dead_letters.group)
 main.add_command(cli_rebase.rebase)
 main.add_command(cli_schema.group)
+main.add_command(cli_backfill.backfill)
 
 
 @main.group()
@@ -299,5 +343,5 @@ def version(*, as_json: bool) -> None:
     click.echo(json.dumps(known) if as_json else "\n".join(f"{name} {value}" for name, value in known.items()))
 
 
-def _map_statement(name: str) -> str:
-    return f"select outboxd.map({literal(name)});"
+def _map_statement(one: install.Watched) -> str:
+    return f"select outboxd.map({', '.join(literal(name) for name in dict.fromkeys((one.on_target, one.table)))});"

@@ -20,7 +20,7 @@ from daemon.errors import Kind, Refusal, TargetError, alone, classify
 from daemon.failpoint import reach
 from daemon.hold import BEHIND, Key, Letter, Why, key_of, part, refuse
 from daemon.letters import Letters
-from daemon.plan import Change, Plan, plan, table_order
+from daemon.plan import Change, Group, Plan, plan, table_order
 from daemon.target import Answer, Target, digest_of
 from outbox import Cursor
 
@@ -28,6 +28,8 @@ log = structlog.get_logger()
 
 _ROUNDS = 3  # isolate finds all there is in one; a second is for what changes on the target meanwhile
 _RETRIED = 100  # keys that go into one retry
+_WHOLE = 10  # rows: when as many are copied and all are refused, it is no row's fault
+_REFERENCES = {"23503", "23505", "23P01", "23001"}  # speak of other rows
 
 
 class Listener(Protocol):
@@ -41,7 +43,11 @@ class Listener(Protocol):
 @dataclass(frozen=True, slots=True)
 class Parcel:
     """Changes to bring over, the cursor they lead to, and what the target must stand at: the batch before, by its
-    digest (`after`). `retried`: keys whose letters these are; all of them flow again unless they are refused again."""
+    digest (`after`). `retried`: keys whose letters these are; all of them flow again unless they are refused again.
+
+    `notes` are recorded with it. `copied`: these are rows as of the cursor; held keys among them flow again, and with
+    `fresh` all that are held of that table.
+    """
 
     changes: Sequence[Change]
     shapes: Mapping[int, tuple[str, ...]]
@@ -50,6 +56,9 @@ class Parcel:
     batch_no: int
     after: str
     retried: frozenset[Key] = frozenset()
+    notes: tuple[Group, ...] = ()
+    copied: bool = False
+    fresh: str | None = None
 
 
 @dataclass(slots=True)
@@ -87,6 +96,7 @@ class Delivery:
         self._at_once = _RETRIED
         self.order: Mapping[str, int] = {}
         self.held: set[Key] = set()
+        self.out: Collection[str] = ()  # tables that are copied anew before anything of them may flow
 
     def learn_tables(self, described: Mapping[str, Any]) -> None:
         """The order of the target's tables, parents first, from its own foreign keys."""
@@ -109,8 +119,12 @@ class Delivery:
 
     async def prepare(self, parcel: Parcel) -> Load:
         """Part what flows from what waits, and plan it. What waits is written down on the source first."""
-        parted = part(parcel.changes, self.held - parcel.retried if parcel.retried else self.held, self._row_bytes)
-        load = Load(parcel, parted.flow, release=set(parcel.retried | parted.freed))
+        again = parcel.retried
+        if parcel.copied and self.held:
+            among = {key_of(change) for change in parcel.changes}
+            again = frozenset(key for key in self.held if key in among or key[0] == parcel.fresh)
+        parted = part(parcel.changes, self.held - again if again else self.held, self._row_bytes)
+        load = Load(parcel, parted.flow, release=set(again | parted.freed))
         await self._keep(load, parted.letters)
         self._plan(load)
         return load
@@ -129,7 +143,9 @@ class Delivery:
 
     def _plan(self, load: Load) -> None:
         started = time.monotonic()
-        load.planned = plan(load.flow, self.order, load.parcel.shapes, hold=load.hold, release=load.release)
+        load.planned = plan(
+            load.flow, self.order, load.parcel.shapes, hold=load.hold, release=load.release, notes=load.parcel.notes
+        )
         self._listener.stage("plan", time.monotonic() - started)
 
     async def retry(self, cursor: Cursor, epoch: int, batch_no: int, after: str) -> tuple[Plan, Answer] | None:
@@ -141,7 +157,7 @@ class Delivery:
         retried = {key_of(change) for change in wanted.retry}
         if stale := (retried | wanted.discard) - self.held:
             await self._letters.forget(stale, cursor, wake=False)
-        keys = frozenset((retried | wanted.discard) & self.held)
+        keys = frozenset(key for key in (retried | wanted.discard) & self.held if key[0] not in self.out)
         if not keys:
             return None
         changes = [change for change in wanted.retry if key_of(change) in keys]
@@ -199,6 +215,10 @@ class Delivery:
             raise exc  # row by row all of it fits: the target has changed meanwhile
         if parcel.retried:
             return refused  # held they are already
+        if parcel.copied and len(refused) == len(flow) >= _WHOLE and exc.refusal.sqlstate not in _REFERENCES:
+            table = flow[0].table
+            every = f"the target refuses every row of {table} ({exc.refusal.sqlstate}): its columns are of other types, or need what the source does not have"
+            raise TargetError(Kind.CONTRACT, every, Refusal(exc.refusal.sqlstate, table=table, message=every))
         if len(self.held) + len(refused) > self._limit:
             many = f"{exc}; more than {self._limit} keys would be held: that is no row's fault"
             raise TargetError(exc.kind, many, exc.refusal)
@@ -211,6 +231,9 @@ class Delivery:
         if not letters:
             return
         parcel = load.parcel
+        if parcel.copied:
+            await self._touch(load, letters)
+            return
         again = {letter.change.id: letter.why for letter in letters if key_of(letter.change) in parcel.retried}
         if again:
             await self._letters.hold_again(again)
@@ -230,6 +253,16 @@ class Delivery:
                 tables=sorted({letter.change.table for letter in refused}), sqlstates=sorted({letter.why.sqlstate or "" for letter in refused}),
                 advice="`outboxd dead-letters list` says why; mend it, then `outboxd dead-letters retry`",
             )  # fmt: skip
+
+    async def _touch(self, load: Load, letters: Sequence[Letter]) -> None:
+        """Copied rows that the target refuses: the source records them as changed before the copy goes on without them,
+        so that they come once more, as changes, and are held as such (promise I1)."""
+        keys = {key_of(letter.change) for letter in letters}
+        for table in sorted({table for table, _ in keys}):
+            reach("before_touch")
+            await self._letters.touch(table, sorted(key for of_table, key in keys if of_table == table))
+        load.release -= keys
+        log.warning("rows_left_out", rows=len(letters), tables=sorted({table for table, _ in keys}))
 
     async def _settled(self, load: Load, cursor: Cursor) -> None:
         """The target has taken the load: its keys are held, or flow again."""

@@ -31,15 +31,22 @@ class SourceForeign(SourceUnfit):
     """
 
 
+class CopyRefused(DaemonError):
+    """The source does not give a table's rows: another one's may still flow. `busy`: not now, because it is locked."""
+
+    def __init__(self, table: str, why: str, *, busy: bool = False) -> None:
+        super().__init__(why)
+        self.table = table
+        self.busy = busy
+
+
 class CaptureLost(DaemonError):
     """A statement's rows could not be captured: its table's key, or the right to read it, was gone."""
 
     def __init__(self, table: str) -> None:
-        quoted, argument = table.replace("'", "''"), shlex.quote(table)
-        super().__init__(  # what follows is a sentence for a person, never run
-            f"a statement on {table} could not be captured, because its key or the right to read it was gone: "  # noqa: S608
-            f"mend that, run `outboxd watch {argument}` again, remove the mark (`delete from outbox.change "
-            f"where op = 'resync' and table_name = '{quoted}'`), then touch the table's rows (update … set key = key), so that they travel anew"
+        super().__init__(
+            f"a statement on {table} could not be captured, because its key or the right to read it was gone: "
+            f"mend that and run `outboxd watch {shlex.quote(table)}` again; then the table is copied anew, by itself"
         )
         self.table = table
 

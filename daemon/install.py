@@ -5,13 +5,15 @@ nothing of settings or of printing.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from daemon.errors import SourceUnavailable
+from daemon.selection import Selection
 from daemon.session import query
 from outbox import __version__
 from outbox.migrations import Side, migrate, require, step
@@ -27,17 +29,28 @@ class Watched:
     include: list[str] | None
     exclude: list[str] | None
     on_error: str
+    target: str | None
+    rename: dict[str, str] | None
+    constant: dict[str, str] | None
+    mask: dict[str, str] | None
+    where: str | None
 
+    @property
+    def on_target(self) -> str:
+        return self.target or self.table
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """How a table is to be watched. None: the primary key; all columns."""
+    @property
+    def mapped(self) -> str:
+        """What becomes of its rows on their way, for a person; empty: nothing."""
+        said = [f"as {self.target}"] if self.target else []
+        said += [f"{column} as {name}" for column, name in (self.rename or {}).items()]
+        said += [f"{name} = {text!r}" for name, text in (self.constant or {}).items()]
+        said += [f"{column} masked ({mask})" for column, mask in (self.mask or {}).items()]
+        return "; ".join(said + ([f"where {self.where}"] if self.where else []))
 
-    key: list[str] | None = None
-    include: list[str] | None = None
-    exclude: list[str] | None = None
-    capture: bool = True
-    on_error: str = "hold"
+    def differs(self, now: "Watched") -> bool:
+        """Would rows that are there already travel otherwise now?"""
+        return self.capture and now.capture and replace(self, key=now.key, on_error=now.on_error) != now
 
 
 def setup(dsn: str, side: Side, *, exposed_schema: str, role: bool) -> list[str]:
@@ -49,21 +62,55 @@ def setup(dsn: str, side: Side, *, exposed_schema: str, role: bool) -> list[str]
     return [f"{migration.version:04}_{migration.name}" for migration in applied]
 
 
-def watch(dsn: str, tables: Sequence[str], selection: Selection) -> Iterator[str]:
-    """Watch one table after the other, a transaction each; yields each name as the outbox has it."""
+def watch(
+    dsn: str, tables: Sequence[str], selected: Callable[[str], Selection]
+) -> Iterator[tuple[Watched | None, Watched]]:
+    """Watch one table after the other, a transaction each; yields each as it was watched before, and is now.
+
+    `selected` says how a table, named as the outbox has it, is to be watched.
+    """
     with _connect(dsn) as conn:
         require(conn, "source")
         for table in tables:
+            spelled = _quoted(conn, table)
+            before = _watched(conn)
+            named = _named(conn, spelled)
+            wanted = selected(named)
+            if wanted.keep and wanted.include is None and wanted.exclude is None and named in before:
+                wanted = replace(wanted, include=before[named].include, exclude=before[named].exclude)
+            mapping = [None if one is None else Jsonb(one) for one in (wanted.rename, wanted.constant, wanted.mask)]
             parameters = (
-                _quoted(conn, table),
-                selection.key,
-                selection.include,
-                selection.exclude,
-                selection.capture,
+                spelled,
+                wanted.key,
+                wanted.include,
+                wanted.exclude,
+                wanted.capture,
+                wanted.target,
+                *mapping,
+                wanted.where,
             )
-            name = _patiently(conn, "select outbox.watch(%s::regclass, %s, %s, %s, %s)", parameters)
-            conn.execute("select outbox.on_error(%s, %s)", (name, selection.on_error))
-            yield name
+            name = _patiently(
+                conn,
+                "select outbox.watch(%s::regclass, %s, %s, %s, %s, %s, %s, %s, %s, %s) where set_config('outbox.copy', %s, true) is not null",
+                (*parameters, "on" if wanted.copy else "off"),
+            )
+            conn.execute("select outbox.on_error(%s, %s)", (name, wanted.on_error))
+            yield before.get(name), _watched(conn)[name]
+
+
+def ask_copies(dsn: str, tables: Sequence[str], *, prune: bool, restart: bool) -> dict[str, int]:
+    """Ask for copies of watched tables; returns the number of each wish by the table's name."""
+    with _connect(dsn) as conn, conn.transaction():
+        require(conn, "source")
+        wishes = {}
+        for table in tables:
+            row = conn.execute(
+                "select (outbox.known(%(t)s)).table_name, outbox.ask_copy(%(t)s, %(prune)s, %(restart)s)",
+                {"t": _quoted(conn, table), "prune": prune, "restart": restart},
+            ).fetchone()
+            assert row is not None
+            wishes[str(row[0])] = int(row[1])
+        return wishes
 
 
 def unwatch(dsn: str, tables: Sequence[str]) -> Iterator[str]:
@@ -78,19 +125,32 @@ def watched(dsn: str) -> list[Watched]:
     """Every watched table."""
     with _connect(dsn) as conn:
         require(conn, "source")
-        return [Watched(*row) for row in conn.execute(query("watched"))]
+        return list(_watched(conn).values())
 
 
-def map_on_target(dsn: str, names: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    """Allow tables on the target; yields (name, whether the target has such a table)."""
+def map_on_target(dsn: str, tables: Sequence[Watched]) -> Iterator[tuple[Watched, bool]]:
+    """Allow tables on the target; yields (table, whether the target has it)."""
     with _connect(dsn) as conn:
         require(conn, "target")
-        for name in names:
-            row = conn.execute("select to_regclass(%s) is not null", (name,)).fetchone()
+        for one in tables:
+            row = conn.execute("select to_regclass(%s) is not null", (one.on_target,)).fetchone()
             there = bool(row and row[0])
             if there:
-                conn.execute("select outboxd.map(%s::regclass)", (name,))
-            yield name, there
+                conn.execute("select outboxd.map(%s::regclass, %s)", (one.on_target, one.table))
+            yield one, there
+
+
+def _watched(conn: psycopg.Connection[Any]) -> dict[str, Watched]:
+    return {row[0]: Watched(*row) for row in conn.execute(query("watched"))}
+
+
+def _named(conn: psycopg.Connection[Any], spelled: str) -> str:
+    """A table's name as the outbox has it; what does not exist is refused by outbox.watch."""
+    row = conn.execute(
+        "select format('%%I.%%I', c.relnamespace::regnamespace::name, c.relname) from pg_class c where c.oid = to_regclass(%s)",
+        (spelled,),
+    ).fetchone()
+    return str(row[0]) if row else spelled
 
 
 def _connect(dsn: str) -> psycopg.Connection[Any]:

@@ -73,6 +73,10 @@ class Letters:
         async with self._source.connected() as conn:
             await conn.execute(query("held_forget"), {**pairs, **_passed(cursor)})
 
+    async def touch(self, table: str, keys: Sequence[str]) -> None:
+        """Have rows recorded as changed, as they are."""
+        await self._source.touch(table, keys)
+
     async def halting(self, tables: Collection[str]) -> set[str]:
         """Of these tables those with on_error = halt."""
         async with self._source.connected() as conn:

@@ -19,6 +19,7 @@ import structlog
 from daemon import systemd
 from daemon.admin import Admin, Views
 from daemon.breaker import Breaker, BreakerOpen, State, Transition
+from daemon.copier import Copier
 from daemon.doorway import Doorway
 from daemon.errors import DaemonError, Fenced, Kind, SourceUnavailable, TargetError, advice
 from daemon.lead import Keeper
@@ -108,7 +109,8 @@ class Daemon:
             settings.retention,
             lambda done: metrics.pruned(emptied=done.emptied is not None, up_to_id=done.up_to_id),
         )
-        relay = Relay(source, target, bell, observed, timing, pruner=pruner)
+        copier = Copier(source, target, rate=settings.copy_rows_per_second, recheck=timing.recheck)
+        relay = Relay(source, target, bell, observed, timing, pruner=pruner, copier=copier)
         keeper = Keeper(
             bell,
             relay,

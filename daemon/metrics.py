@@ -28,7 +28,8 @@ OPS = ("upsert", "delete", "truncate")
 # The kinds of `errors`, and a source that cannot be reached.
 RETRIES = ("transient", "ambiguous", "throttle", "size", "data", "contract", "auth", "fencing", "source", "other")
 WAKEUPS = ("notify", "poll", "backlog", "retry")
-MODES = ("claim", "apply", "isolate", "cursor", "describe")
+MODES = ("claim", "apply", "isolate", "cursor", "describe", "extra")
+COPIES = ("wanted", "copying", "done", "out")
 OUTCOMES = ("ok", "retryable", "refused")
 QUERIES = ("read", "status")
 BREAKERS = ("target", "source")
@@ -187,6 +188,8 @@ class Metrics:
         self._torn = make(Counter, "transactions_torn_total", "Transactions larger than a batch, applied in parts.")
         self._letters = make(Counter, "dead_letters_total", "Changes that the target refused.", {"table": ()})
         self._held = make(Gauge, "held_keys", "Keys whose changes wait as dead letters.")
+        self._copied = make(Counter, "copy_rows_total", "Rows copied as of a snapshot.", {"table": ()})
+        self._copies = make(Gauge, "copy_tables", "Tables by the state of their copy.", {"state": COPIES})
         self._retries = make(Counter, "retries_total", "Attempts that will be repeated.", {"reason": RETRIES})
 
     def _define_source_and_target(self) -> None:
@@ -308,6 +311,12 @@ class Metrics:
         """Changes that became dead letters, by table."""
         for table, letters in tables.items():
             self._letters.labels(self._label(table)).inc(letters)
+
+    def rows_copied(self, table: str, rows: int, states: Mapping[str, int]) -> None:
+        """Rows of a table came over; how many tables are in which state."""
+        self._copied.labels(self._label(table)).inc(rows)
+        for state in COPIES:
+            self._copies.labels(state).set(states.get(state, 0))
 
     def keys_held(self, keys: int) -> None:
         self._held.set(keys)

@@ -101,11 +101,12 @@ def plan(
     *,
     hold: Collection[tuple[str, str]] = (),
     release: Collection[tuple[str, str]] = (),
+    notes: Iterable[Group] = (),
 ) -> Plan:
     """What is left of every key: upserts parents first, then truncates and deletes children first.
 
     `changes` are in id order; `hold` and `release` are keys (table, key) that the target records as held, or strikes
-    out, with the batch. Raises CaptureLost. Promise I4: per key, id order is commit order, so the last
+    out, with the batch; `notes` further groups that say no rows. Raises CaptureLost. Promise I4: per key, id order is commit order, so the last
     change is the row's newest state; a delete never touches a key upserted in the same plan, because of each key
     only one thing is left.
     """
@@ -130,7 +131,7 @@ def plan(
         else:
             raise CaptureLost(table)
 
-    groups = (*_groups(left, truncated, order, shapes), *_marks("release", release), *_marks("hold", hold))
+    groups = (*_groups(left, truncated, order, shapes), *_marks("release", release), *_marks("hold", hold), *notes)
     body = SEPARATOR.join(record for group in groups for record in group.records())
     return Plan(
         groups,

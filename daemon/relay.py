@@ -13,6 +13,8 @@ from dataclasses import replace
 import structlog
 
 from daemon.breaker import BreakerOpen, State
+from daemon.copier import Copier
+from daemon.copies import Progress
 from daemon.delivery import Delivery, Parcel
 from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnavailable, SourceUnfit, TargetError, advice
 from daemon.failpoint import reach
@@ -45,6 +47,7 @@ class Relay:
         timing: Timing | None = None,
         *,
         pruner: Pruner | None = None,
+        copier: Copier | None = None,
     ) -> None:
         self._source = source
         self._target = target
@@ -52,6 +55,7 @@ class Relay:
         self._observer = observer
         self._timing = timing or Timing()
         self._pruner = pruner
+        self.copier = copier or Copier(source, target, recheck=self._timing.recheck)
         self._pace = Pace()
         self._leads = asyncio.Event()
         self._unled: tuple[str, str] | None = None  # why nobody can lead here, and what kind of problem that is
@@ -107,8 +111,12 @@ class Relay:
                 if flight := await self._flights.landed(patience):
                     await self._land(flight)
             return await self._retry() or sent > 0
-        except BaseException:
+        except BaseException as exc:
             await self._forget()
+            if isinstance(exc, (TargetError, CaptureLost)) and self.copier.blames(exc):
+                self._observer.turn_failed(str(exc.kind) if isinstance(exc, TargetError) else "source")
+                self.status.copies = self.copier.report()
+                return True  # the others go on without that table
             raise
 
     async def _forget(self) -> None:
@@ -136,8 +144,8 @@ class Relay:
         self._source.limits = replace(self._source.limits, changes=self._sizing.changes, bytes=self._sizing.bytes)
         cursor = self._cursor if self._cursor and self._claimed else await self._resume()
         started = time.monotonic()
-        batch = await self._source.read(cursor)
-        self._dry = not batch.changes
+        batch = await self.copier.read(cursor)
+        self._dry = not batch.changes and batch.copied is None
         if self._dry:
             # Nothing happened up to here: start the next window later. The target need not know.
             self._cursor = batch.cursor
@@ -158,6 +166,8 @@ class Relay:
         else:
             answer = await self._claim()
         self._delivery.learn_held(answer)
+        self.copier.learn(answer)
+        self._delivery.out = self.copier.out
         cursor = self._go_on_from(answer, Cursor.beginning(identity.system))
         await self._source.begin(cursor)  # is it this source's? Else nothing may be done about its letters either
         await self._delivery.settle(cursor)
@@ -186,6 +196,7 @@ class Relay:
 
     def _learn(self, answer: Answer) -> None:
         self._delivery.learn_tables(answer.more)
+        self.copier.order = self._delivery.order
         self._observer.tables_known(self._delivery.order)
 
     def _go_on_from(self, answer: Answer, beginning: Cursor) -> Cursor:
@@ -207,7 +218,8 @@ class Relay:
         """Send a batch behind those that are on their way. What follows is read from where it leads, meanwhile if the
         train goes `on`: until the target has answered that is a guess, which costs a turn when it is wrong, and no more.
         """
-        if not self._delivery.order.keys() >= {change.table for change in batch.changes}:
+        outgoing = self.copier.outgoing(batch)
+        if not self._delivery.order.keys() >= {change.table for change in outgoing.changes}:
             self._learn(await self._target.describe())  # mapped since the claim, or not at all
         before = self._flights.last
         batch_no, after = self.status.batch_no, self._digest
@@ -218,7 +230,10 @@ class Relay:
         self._cursor = batch.cursor
         if on and batch.more:
             await self._read_ahead()
-        parcel = Parcel(batch.changes, batch.shapes, batch.cursor, self.status.epoch, batch_no + 1, after)
+        parcel = Parcel(
+            outgoing.changes, batch.shapes, batch.cursor, self.status.epoch, batch_no + 1, after,
+            notes=outgoing.notes, copied=batch.copied is not None, fresh=outgoing.fresh,
+        )  # fmt: skip
         load = await self._delivery.prepare(parcel)
         self._flights.launch(batch, load, self._delivery.send(load))
 
@@ -243,6 +258,9 @@ class Relay:
             return
         self._pace.found(time.monotonic())
         self._sizing.applied(len(batch.changes), size, seconds, time.monotonic())
+        if batch.copied is not None:
+            await self._copied(batch.copied, seconds)
+            return
         self._succeeded(batch, planned, seconds)
         self._observer.batch_applied(batch, planned, answer, seconds)
         log.info(
@@ -251,6 +269,21 @@ class Relay:
             torn=batch.torn, lag_s=round(self.status.behind_seconds, 4), duration_s=round(seconds, 4),
         )  # fmt: skip
         await self.note(every=_REMEMBER_EVERY)
+
+    async def _copied(self, progress: Progress, seconds: float) -> None:
+        """Rows of a table have arrived."""
+        self._failures = 0
+        await self.copier.arrived(progress)
+        self.status.copies = self.copier.report()
+        if progress.copy is not None:
+            self._observer.rows_copied(progress.copy.table, progress.rows, self.status.copies)
+            log.debug(
+                "rows_copied",
+                table=progress.copy.table,
+                rows=progress.rows,
+                of=progress.copy.rows,
+                duration_s=round(seconds, 4),
+            )
 
     async def _retry(self) -> bool:
         """Dead letters that somebody wants sent again, or dropped. True: there were some."""
@@ -391,7 +424,8 @@ class Relay:
         self._bell.ring()
 
     def stop(self) -> None:
-        """Finish what is there, then return from `run`."""
+        """Finish what is there, then return from `run`. A copy goes on another time."""
+        self.copier.stopping = True
         self._term += 1
         self._stopping = True
         self._bell.ring()
@@ -399,6 +433,9 @@ class Relay:
     async def _rest(self) -> None:
         """Nothing to do: poll a little while, then sleep until a writer rings."""
         pause = self._pace.pause(time.monotonic())
+        if (due := self.copier.due_in()) is not None:  # at a measured pace
+            await self._wait(min(due, self._pace.longest))
+            return
         if pause is None and self._may_sleep() and await self._bell.try_arm():
             # K is ours: whoever commits from here on rings. One more read finds whoever committed before.
             reach("after_arm")
@@ -413,6 +450,7 @@ class Relay:
                     self._observer.woken("notify" if rung else "poll")
                     if rung:
                         self._letters_seen = float("-inf")  # whoever wants one sent again rings, too
+                        self.copier.ring()
             except BaseException:
                 await self._forget()
                 raise

@@ -5,7 +5,8 @@ Knows the relay, the breakers and the bell by their looks. Changes nothing.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,9 @@ class Observed:
     def state_changed(self, state: str) -> None:
         self._metrics.set_state(state)
         self.on_change()
+
+    def rows_copied(self, table: str, rows: int, copies: Sequence[Mapping[str, Any]]) -> None:
+        self._metrics.rows_copied(table, rows, Counter(copy["state"] for copy in copies))
 
     def breaker_changed(self, breaker: str, to: str) -> None:
         self._metrics.breaker_changed(breaker, to)
@@ -158,6 +162,7 @@ class Report:
                 int(backlog) if known else 0,
                 status.held_keys,
                 disabled=worth.because if worth.mode is Mode.DISABLED else None,
+                copies=status.copies,
             ),
             "relay": self.name,
             "state": status.state,
@@ -172,6 +177,7 @@ class Report:
             "backlog_changes": int(backlog) if known else None,
             "applied_changes": status.applied,
             "held_keys": status.held_keys,
+            "copies": status.copies,
             "last_applied": iso(status.last_applied),
             "cursor": {"snapshot": status.cursor.snapshot, "floor_id": status.cursor.floor_id}
             if status.cursor
@@ -191,10 +197,16 @@ class Report:
 
 
 def verdict(
-    state: str, problem: str | None, lag: float, backlog: int, held: int = 0, *, disabled: str | None = None
-) -> str:
+    state: str, problem: str | None, lag: float, backlog: int, held: int = 0, *, disabled: str | None = None,
+    copies: Sequence[Mapping[str, Any]] = (),
+) -> str:  # fmt: skip
     """One sentence a person can act on."""
     letters = f"; {held} row{'s' * (held > 1)} held as dead letters: `outboxd dead-letters list`" if held else ""
+    for copy in copies:
+        if copy["state"] == "out":
+            letters += f"; {copy['table']} is out, the others flow: {copy['reason']}"
+        elif copy["state"] == "copying":
+            letters += f"; copying {copy['table']}: {copy['rows']} rows"
     waiting = f"{backlog} changes wait safely in Postgres" if backlog else "nothing waits"
     if disabled:
         return f"disabled: {disabled}; captures go on, {waiting}{letters}"

@@ -15,7 +15,8 @@ import structlog
 
 from daemon.breaker import Breaker, Thresholds
 from daemon.connection import Link
-from daemon.errors import STANDBY, SourceForeign, SourceUnavailable, SourceUnfit
+from daemon.copies import Progress
+from daemon.errors import STANDBY, CopyRefused, SourceForeign, SourceUnavailable, SourceUnfit
 from daemon.identity import Held, Identity, Named, require_fit, require_held, require_passed, to_add_up
 from daemon.plan import Change
 from daemon.session import Session, failure, query
@@ -47,6 +48,20 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What is to be read of a table as of a window's end: see outbox.copy_work."""
+
+    table: str
+    what: str
+    keys: tuple[str, ...] | None
+    rows: int = 0
+    bytes: int = 0
+
+
+Found = list[tuple[tuple[str, ...] | None, str | None, str | None, int]]  # columns, key, row, its bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Changes in id order, of whole transactions, and the cursor they lead to.
 
@@ -60,6 +75,7 @@ class Batch:
     torn: int
     more: bool
     read_us: int
+    copied: Progress | None = None  # no changes then, but rows as of `cursor`, in the clothes of changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +138,11 @@ class Source:
         """Has this connection shown that it leads to the source of the cursor that was read from last?"""
         return self._proven is not None
 
-    async def read(self, cursor: Cursor) -> Batch:
+    async def read(self, cursor: Cursor, *, beyond: bool = True) -> Batch:
         """The next batch after `cursor`. No changes: when this was called there were none.
 
-        Raises SourceUnavailable (the connection is dropped; read again) or SourceUnfit.
+        Without `beyond` it ends where the window ends that is being read. Raises SourceUnavailable (the connection is
+        dropped; read again) or SourceUnfit.
         """
         if cursor == self._revoked:
             self._revoked = None
@@ -135,11 +152,42 @@ class Source:
             if self._window is None or not older:
                 self._window = await self._open(conn, cursor)
             batch = await self._next(conn, self._window)
-            if older and not batch.changes:
+            if older and beyond and not batch.changes:
                 # What was left of a window from before this call is nothing: look at what has come since.
                 self._window = await self._open(conn, batch.cursor)
                 batch = await self._next(conn, self._window)
             return batch
+
+    async def read_as_of(self, cursor: Cursor, question: Question | None) -> tuple[Batch, Found, str]:
+        """The first batch of a new window after `cursor`, what `question` asks as of that window's end, and the end.
+
+        Whoever reads on without `beyond` comes to that end: its cursor is the very snapshot, and durable (promise I2:
+        the rows may be those of a commit that a crash would take back). Raises what `read` raises, or CopyRefused.
+        """
+        async with self.connected() as conn:
+            found: Found = []
+            refused: CopyRefused | None = None
+            try:
+                self._window = await self._open(conn, cursor, question, found)
+            except psycopg.Error as exc:
+                code = exc.sqlstate or ""
+                if conn.closed or question is None or not code.startswith(("OB", "42", "22", "55P03")):
+                    raise
+                await conn.rollback()
+                refused = CopyRefused(question.table, exc.diag.message_primary or code, busy=code == "55P03")
+            if refused is None:
+                assert self._window is not None
+                if not self._flushed:
+                    await conn.execute(query("flush"))
+                    self._flushed = True
+                goal = str(self._window.goal)
+                return await self._next(conn, self._window), found, goal
+        raise refused
+
+    async def touch(self, table: str, keys: Sequence[str]) -> None:
+        """Record rows as changed, as they are: durably, so that the target's cursor may pass a copy without them."""
+        async with self.connected() as conn:
+            await conn.several(query("touch"), {"table": table, "keys": list(keys)})
 
     async def backlog(self, cursor: Cursor, limit: int = 100_000) -> tuple[int, float]:
         """Changes waiting behind `cursor` (exact up to `limit`), and the age of the oldest in seconds."""
@@ -239,12 +287,21 @@ class Source:
 
     # -- one window ----------------------------------------------------------------------------------------
 
-    async def _open(self, conn: Link, cursor: Cursor) -> Window:
+    async def _open(
+        self, conn: Link, cursor: Cursor, question: Question | None = None, found: Found | None = None
+    ) -> Window:
         assert self.identity is not None
         require_fit(self.identity, cursor)
         await self._note_floor(conn)
         known = self._ended.ceiling if self._ended and self._ended.cursor == cursor else 0
-        if known and cursor == self._proven:  # up to date: the window is small
+        if question is not None and found is not None:
+            asked = {
+                "table": question.table, "what": question.what, "keys": list(question.keys) if question.keys is not None else None,
+                "most": question.rows, "max_bytes": question.bytes, "row_bytes": self.limits.row_bytes,
+            }  # fmt: skip
+            *sets, rows = await conn.several(query("window_copy"), asked)
+            found.extend(rows)
+        elif known and cursor == self._proven:  # up to date: the window is small
             sets = await conn.several(query("window_look"), self._after(cursor, known + _DEEP))
         else:
             sets = await conn.several(query("window_open"))

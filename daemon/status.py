@@ -40,7 +40,7 @@ async def look(loaded: Loaded) -> dict[str, Any]:
             cursor = await source.remembered_cursor(loaded.settings.relay)
         backlog, age = await source.backlog(cursor)
         seen |= {"backlog_changes": backlog, "lag_seconds": round(age, 3)}
-        seen["verdict"] = verdict(state, problem, age, backlog, held, disabled=disabled)
+        seen["verdict"] = verdict(state, problem, age, backlog, held, disabled=disabled, copies=seen.get("copies", ()))
     except DaemonError as exc:
         away.append("source")
         seen["source"] = str(exc)
@@ -77,7 +77,8 @@ async def _of_target(loaded: Loaded) -> _Told:
         await target.close()
     standing = answer.standing
     held = len(answer.more.get("held", ()))
-    more = {"epoch": standing.epoch, "batch_no": standing.batch_no, "held_keys": held}
+    copies = [copy for copy in answer.more.get("copies", ()) if copy["state"] != "done"]
+    more = {"epoch": standing.epoch, "batch_no": standing.batch_no, "held_keys": held, "copies": copies}
     return _Told(Worth(Mode.FULL), standing.cursor, more)
 
 

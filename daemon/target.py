@@ -34,7 +34,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`what`: claimed, cursor, described, isolated, rebased, applied, duplicate or mismatch."""
+    """`what`: claimed, cursor, described, extra, isolated, rebased, applied, duplicate or mismatch."""
 
     what: str
     standing: Standing
@@ -95,6 +95,10 @@ class Target:
         """The target's tables, keys, grants and foreign keys."""
         return await self._ask({"mode": "describe", "relay": self._relay})
 
+    async def unwritten(self, table: str, place: str | None) -> Answer:
+        """Keys of rows that have not been written since the table's copy began, from a place in the table on."""
+        return await self._ask({"mode": "extra", "relay": self._relay, "table": table, "place": place})
+
     async def apply(self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None) -> Answer:
         """Lead the target to `cursor` by this plan: applied, duplicate or mismatch. Raises Fenced or TargetError.
 
@@ -144,10 +148,15 @@ class Target:
 
 _SAME = ("epoch", "batch_no", "digest")
 # What a request may be answered with besides `fenced` and `refused`.
-_QUESTIONS = {"claim": "claimed", "cursor": "cursor", "describe": "described", "rebase": "rebased"}
+_QUESTIONS = {"claim": "claimed", "cursor": "cursor", "describe": "described", "rebase": "rebased", "extra": "extra"}
 _MOVES = {"apply": ("applied", "duplicate", "mismatch"), "isolate": ("isolated", "duplicate", "mismatch")}
 # The lists that come with it.
-_LISTS = {"claimed": ("tables", "references"), "described": ("tables", "references"), "isolated": ("refused",)}
+_LISTS = {
+    "claimed": ("tables", "references"),
+    "described": ("tables", "references"),
+    "isolated": ("refused",),
+    "extra": ("keys",),
+}
 
 
 def _answer(text: str, header: Mapping[str, Any]) -> Answer:

@@ -57,14 +57,13 @@ def state(conn: Connection, table: str) -> State:
         conn.execute(_SPELLING)
         found = conn.execute(
             """
-            select outbox.key_sql(w.table_name::regclass, coalesce(w.key_columns, outbox.primary_key(w.table_name::regclass)), 't'),
-                   outbox.row_sql(w.table_name::regclass, outbox.row_columns(w.table_name::regclass, w.include, w.exclude))
-              from outbox.watched w where w.table_name = %s
+            select p.key_sql, p.row_sql, p.condition_sql from outbox.watched w cross join lateral outbox.projection(w.id) p
+             where w.table_name = %s
             """,
             (table,),
         ).fetchone()
         assert found is not None, f"{table} is not watched"
-        query = f"select {found[0]}, {found[1]} from {table} t"
+        query = f"select {found[0]}, {found[1]} from {table} t where {found[2]}"
         return {key: decoded(row) for key, row in conn.execute(query)}
 
 

@@ -87,6 +87,26 @@ class Mirrored:
         self.on_target(*statements)
         assert await self.relay.drain() > 0
 
+    async def put_out(self, *statements: str) -> str:
+        """One transaction on the source whose table the target cannot take: it is out, and why is returned. Nothing of
+        it is applied, and the cursor passes it."""
+        self.on_source(*statements)
+        await self.relay.drain()
+        ((state, reason),) = rows(self.target, "select state, reason from outboxd.copy")
+        assert state == "out"
+        return str(reason)
+
+    async def mend_out(self, *statements: str) -> None:
+        """Run what the reason says on the target: the table is copied, and flows again."""
+        self.on_target(*statements)
+
+        async def copied() -> bool:
+            self.relay.copier.ring()
+            await self.relay.drain()
+            return rows(self.target, "select state from outboxd.copy") == [("done",)]
+
+        await wait_until_async(copied)
+
     async def run_until_paused(self) -> Status:
         """The loop itself, until it waits for a person."""
         self.on_source("update outbox.watched set on_error = 'halt'")

@@ -1,6 +1,7 @@
 """An observer for tests that do not look at what the relay tells."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from daemon.plan import Plan
 from daemon.source import Batch
@@ -20,3 +21,4 @@ class Silent:
     def turn_failed(self, reason: str) -> None: ...
     def woken(self, reason: str) -> None: ...
     def state_changed(self, state: str) -> None: ...
+    def rows_copied(self, table: str, rows: int, copies: Sequence[Mapping[str, Any]]) -> None: ...

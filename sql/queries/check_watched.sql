@@ -3,8 +3,10 @@ select w.table_name,
        w.capture,
        to_regclass(w.table_name) is not null as is_there,
        case when to_regclass(w.table_name) is not null and p.oid is not null
-            then outbox.unfit(to_regclass(w.table_name), coalesce(w.key_columns, outbox.primary_key(to_regclass(w.table_name))),
-                              w.include, w.exclude, p.proowner::regrole::name) end as unfit,
+            then coalesce(outbox.unfit(to_regclass(w.table_name), coalesce(w.key_columns, outbox.primary_key(to_regclass(w.table_name))),
+                                       w.include, w.exclude, p.proowner::regrole::name),
+                          case when not outbox.mapping_holds(to_regclass(w.table_name), w.include, w.exclude, w.mapping)
+                               then 'a column that its mapping speaks of was renamed, dropped or changed: changes are not recorded, so that nothing travels unmasked' end) end as unfit,
        coalesce(position(outbox.signature(to_regclass(w.table_name)) in p.prosrc) > 0, true) as as_watched,
        array(select r.relid::regclass::text
                from (select to_regclass(w.table_name) as relid union select relid from pg_partition_tree(to_regclass(w.table_name))) r
@@ -15,9 +17,9 @@ select w.table_name,
               where t.tgfoid = p.oid and t.tgname = 'outbox_insert' and t.tgrelid <> to_regclass(w.table_name)
                 and t.tgrelid not in (select relid from pg_partition_tree(to_regclass(w.table_name)))) as detached,
        exists (select from pg_subscription_rel s where s.srrelid = to_regclass(w.table_name)) as subscribed,
-       (select outbox.row_columns(to_regclass(w.table_name), w.include, w.exclude)) as columns,
-       (select json_object_agg(a.attname, format_type(a.atttypid, a.atttypmod)) from pg_attribute a
-         where a.attrelid = to_regclass(w.table_name) and a.attnum > 0 and not a.attisdropped) as types,
+       w.target,
+       (select outbox.projected(outbox.row_columns(to_regclass(w.table_name), w.include, w.exclude), w.mapping)) as columns,
+       (select json_object_agg(c.name, c.type) from outbox.projected_columns(to_regclass(w.table_name), w.include, w.exclude, w.mapping) c) as types,
        greatest((select c.reltuples from pg_class c where c.oid = to_regclass(w.table_name)), 0)::bigint as rows_estimate
   from outbox.watched w
   left join pg_proc p on p.pronamespace = 'outbox'::regnamespace and p.proname = 'capture_' || w.id

@@ -40,9 +40,9 @@ create table if not exists outbox.change (
 comment on table outbox.change is
   'Changes of watched tables, one row each, written by triggers or outbox.emit in the application''s own transaction. outboxd reads them; do not update or delete.';
 comment on column outbox.change.op is 'upsert, delete, truncate, resync or too_large. No constraint: its expression would be parsed anew for every writing statement';
-comment on column outbox.change.key is 'JSON object of the key columns, in the canonical text of their types';
+comment on column outbox.change.key is 'JSON object of the key columns, as the target calls them, in the canonical text of their types';
 comment on column outbox.change.row is 'JSON object of the row; every value is a scalar: json, arrays and composites travel as their text. Of a row too large, only its size: {"stored_bytes": n}';
-comment on column outbox.change.shape is 'which columns the row has: outbox.shape.id';
+comment on column outbox.change.shape is 'which columns the row has, as the target calls them: outbox.shape.id';
 comment on column outbox.change.unflushed is 'the writer ran with synchronous_commit = off: outboxd waits until the commit is on disk';
 comment on column outbox.change.slot is 'where the row lies until its slot is emptied; says nothing of its order';
 
@@ -82,11 +82,23 @@ create table if not exists outbox.watched (
   include     text[],
   exclude     text[],
   capture     boolean not null,
+  target      text,
+  rename      jsonb,
+  constant    jsonb,
+  mask        jsonb,
+  filter      text,
+  mapping     jsonb,
   watched_at  timestamptz not null default now()
 );
 
 comment on table outbox.watched is 'Tables whose changes are recorded: by triggers (capture) or by outbox.emit alone';
 comment on column outbox.watched.key_columns is 'null: the primary key, whatever its columns are called by then';
+comment on column outbox.watched.target is 'its name on the target, null: the same. Changes carry table_name all the same';
+comment on column outbox.watched.rename is '{"column of the source": "column of the target"}';
+comment on column outbox.watched.constant is '{"column of the target": "text"}';
+comment on column outbox.watched.mask is '{"column of the source": "null, hash or redact"}';
+comment on column outbox.watched.filter is 'only rows for which this is true travel';
+comment on column outbox.watched.mapping is 'made of these by outbox.watch: what capture is handed (0009)';
 
 -- No unique constraint: two transactions that meet a new set of columns must not wait for each other.
 create table if not exists outbox.shape (

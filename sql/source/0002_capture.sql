@@ -141,12 +141,24 @@ $$;
 
 -- These columns of alias `t`, as row_to_json is to have them. Text is what the type itself writes (concat does that):
 -- a cast to text may be a function of the table's owner. A column too new to be seen here travels as text, which
--- any type reads.
-create or replace function outbox.values_sql(tbl regclass, columns text[]) returns text
+-- any type reads. What a mapping makes of them, and its constants: see 0009.
+create or replace function outbox.values_sql(tbl regclass, columns text[], mapping jsonb default null) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  if mapping is not null then
+    return concat_ws(', ', (
+      select string_agg(
+               format('%s as %I', case
+                 when mapping -> 'mask' ? u.name then outbox.masked_sql(mapping -> 'mask' ->> u.name, u.name, a.atttypid, a.atttypmod)
+                 when a.attnum is null or outbox.travels_as_text(a.atttypid) then format('case when t.%1$I is distinct from null then concat(t.%1$I) end', u.name)
+                 else format('t.%I', u.name) end, coalesce(mapping -> 'rename' ->> u.name, u.name)), ', ' order by u.n)
+        from unnest(outbox.column_names(tbl)) with ordinality u(name, n)
+        left join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
+       where u.name = any (columns)),
+      (select string_agg(format('%L::text as %I', c.value, c.key), ', ' order by c.key collate "C") from jsonb_each_text(mapping -> 'constant') c));
+  end if;
   return (
     select string_agg(
              case when a.attnum is null or outbox.travels_as_text(a.atttypid)
@@ -159,12 +171,12 @@ end
 $$;
 
 -- SQL that makes the JSON of these columns from alias `t`.
-create or replace function outbox.row_sql(tbl regclass, columns text[]) returns text
+create or replace function outbox.row_sql(tbl regclass, columns text[], mapping jsonb default null) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return format('(select row_to_json(x.*)::text from (select %s) x)', outbox.values_sql(tbl, columns));
+  return format('(select row_to_json(x.*)::text from (select %s) x)', outbox.values_sql(tbl, columns, mapping));
 end
 $$;
 
@@ -256,7 +268,7 @@ $$;
 
 -- SQL that makes the JSON of the key from an alias. Two spellings of one key must give one text:
 -- numeric loses its trailing zeros here, types that cannot be spelled in one way are refused by watch.
-create or replace function outbox.key_sql(tbl regclass, columns text[], alias text) returns text
+create or replace function outbox.key_sql(tbl regclass, columns text[], alias text, mapping jsonb default null) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -268,7 +280,7 @@ begin
     -- The same text, made more quickly: these types write nothing that JSON would have to escape.
     return (
       select format('concat(%s)', string_agg(
-               format('%L, %I.%I%s', case when k.n = 1 then '{' else ',' end || to_json(k.name) || ':' || q.mark, alias, k.name,
+               format('%L, %I.%I%s', case when k.n = 1 then '{' else ',' end || to_json(coalesce(mapping -> 'rename' ->> k.name, k.name)) || ':' || q.mark, alias, k.name,
                       case when q.mark <> '' then format(', %L', q.mark) end), ', ' order by k.n) || ', ''}''')
         from unnest(columns) with ordinality k(name, n)
         join pg_attribute a on a.attrelid = tbl and names[a.attnum] = k.name
@@ -277,11 +289,13 @@ begin
   return (
     select format('(select row_to_json(x.*)::text from (select %s) x)', string_agg(
              case when outbox.base_type(a.atttypid) = 'numeric'::regtype
-                  then format('trim_scale(%1$I.%2$I) as %2$I', alias, k.name)
+                  then format('trim_scale(%I.%I) as %I', alias, k.name, q.title)
                   when outbox.travels_as_text(a.atttypid)
-                  then format('concat(%1$I.%2$I) as %2$I', alias, k.name)
+                  then format('concat(%I.%I) as %I', alias, k.name, q.title)
+                  when q.title <> k.name then format('%I.%I as %I', alias, k.name, q.title)
                   else format('%I.%I', alias, k.name) end, ', ' order by k.n))
       from unnest(columns) with ordinality k(name, n)
+     cross join lateral (select coalesce(mapping -> 'rename' ->> k.name, k.name)) q(title)
       left join pg_attribute a on a.attrelid = tbl and names[a.attnum] = k.name);
 end
 $$;
@@ -290,10 +304,10 @@ $$;
 -- partitions; rows are always re-read from the root, where a row that changed partitions still is.
 -- What outbox.watched knows is handed in: an old snapshot may not show that row. `large` calls what makes the JSON
 -- of a row that is not small; without it that call is composed, too, and takes longer for each such row. `rest`: only the rows that
--- outbox.copy_sql leaves over.
+-- outbox.copy_sql leaves over. A row that does not pass the filter is deleted on the target, where it may have been.
 create or replace function outbox.capture_sql(
   of_table text, key_columns text[], include text[], exclude text[], rel regclass, tg_op text, large text default null,
-  rest boolean default false) returns text
+  rest boolean default false, mapping jsonb default null) returns text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -306,6 +320,7 @@ declare
   touched  text;
   row_sql  text;
   size     record;
+  inside   text;
   resync   text := format('insert into outbox.change (table_name, op, key) values (%L, ''resync'', ''{}'')', of_table);
 begin
   if namesake <> root then
@@ -314,9 +329,10 @@ begin
       return 'select where false';  -- a partition that was detached: no row of the watched table any more
     end if;
     return resync;  -- the table was renamed and another has its name: nobody can say whose row this is
-  elsif not coalesce(outbox.capturable(root, keys), false) then
-    -- The key is gone (renamed, dropped), or the right to read: this statement's rows cannot be named. The
-    -- application's statement must not fail for that, and nothing may be skipped silently: the relay stops at this mark.
+  elsif not coalesce(outbox.capturable(root, keys), false) or not outbox.mapping_holds(root, include, exclude, mapping) then
+    -- The key is gone (renamed, dropped), or the right to read: this statement's rows cannot be named. Or a column that
+    -- is masked is not where it was: its values must not leave. The application's statement must not fail for that, and
+    -- nothing may be skipped silently: the relay stops at this mark.
     return resync;
   end if;
 
@@ -327,12 +343,13 @@ begin
       return resync;  -- TRUNCATE removes rows that came after this snapshot, too
     end if;
     return format('insert into outbox.change (table_name, op, key) select %L, ''delete'', %s from %s k',
-                  of_table, outbox.key_sql(root, keys, 'k'), rel);
+                  of_table, outbox.key_sql(root, keys, 'k', mapping), rel);
   end if;
 
   cols := outbox.row_columns(root, include, exclude);
-  row_sql := outbox.row_sql(root, cols);
+  row_sql := outbox.row_sql(root, cols, mapping);
   size := outbox.size_sql(root, cols);
+  inside := case when mapping -> 'inside' is not null then outbox.inside_sql(mapping) end;
   select string_agg(format('k.%I', c), ', ' order by n) into names from unnest(keys) with ordinality u(c, n);
   touched := case
     when rest then format('select %s from new_rows t where (%s) is not true', replace(names, 'k.', 't.'), size.small)
@@ -345,17 +362,22 @@ begin
   -- READ still shows the row that another transaction deleted before this one wrote the key again.
   return format(
     'insert into outbox.change (table_name, op, shape, key, row, headers)'
-    ' select %1$L, case when not %8$s then ''delete'' when j.made is null then ''too_large'' else ''upsert'' end,'
+    ' select %1$L, case when not %8$s then ''delete'' when %12$sj.made is null then ''too_large'' else ''upsert'' end,'
     ' case when j.made is not null then %2$s end, %3$s,'
     ' case when %8$s then coalesce(j.made, concat(''{"stored_bytes":'', %9$s, ''}'')) end,'
     ' nullif(current_setting(''outbox.headers'', true), '''')'
     ' from (%5$s) k left join lateral (select r.*, r.tableoid, r.ctid from %6$s r where %7$s and age(r.xmin) <= 0 limit 1) t on true'
-    ' cross join lateral (select case when not %8$s then null when %10$s then %4$s else %11$s end as made offset 0) j',
-    of_table, outbox.shape_of(of_table, cols), outbox.key_sql(root, keys, 'k'),
+    '%13$s cross join lateral (select case when not %8$s then null when %14$s%10$s then %4$s else %11$s end as made offset 0) j',
+    of_table, outbox.shape_of(of_table, outbox.projected(cols, mapping)),
+    case when inside is null then outbox.key_sql(root, keys, 'k', mapping)
+         else format('case when f.inside is null then ''{}'' else %s end', outbox.key_sql(root, keys, 'k', mapping)) end,
     row_sql, touched, root,
     (select string_agg(format('r.%1$I = k.%1$I', c), ' and ') from unnest(keys) c),
-    format('(t.%I is not null)', keys[1]), size.stored, size.small,
-    coalesce(large, format('outbox.large_row(t.tableoid, t.ctid, %L, %L)', row_sql, size.bytes)));
+    case when inside is null then format('(t.%I is not null)', keys[1]) else 'f.inside' end, size.stored, size.small,
+    coalesce(large, format('outbox.large_row(t.tableoid, t.ctid, %L, %L)', row_sql, size.bytes)),
+    case when inside is not null then 'f.inside is null then ''resync'' when ' else '' end,
+    case when inside is not null then format(' cross join lateral (select t.%I is not null and %s as inside offset 0) f', keys[1], inside) else '' end,
+    case when inside is not null then 'f.inside is null then null when ' else '' end);
 end
 $$;
 
@@ -364,31 +386,56 @@ $$;
 -- An update is copied only if no row's key moved, not even to and fro: all touches of one row come in their order
 -- then, and the last one holds. (Cascades of foreign keys run as part of the statement that set them off: two of
 -- them may move one row twice.) Otherwise nothing is written, and the rows are re-read.
+--
+-- With a filter the rows of an update are paired by their places, too: one that was outside and stays there is not
+-- recorded at all. That rows have moved is then said by the mark, because nothing written says nothing.
 create or replace function outbox.copy_sql(
-  of_table text, key_columns text[], include text[], exclude text[], tbl regclass, tg_op text, seen text) returns text
+  of_table text, key_columns text[], include text[], exclude text[], tbl regclass, tg_op text, seen text, mapping jsonb default null) returns text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   keys  text[] := coalesce(key_columns, outbox.primary_key(tbl));
   cols  text[] := outbox.row_columns(tbl, include, exclude);
-  given text := outbox.values_sql(tbl, cols);
+  given text := outbox.values_sql(tbl, cols, mapping);
   small text := (outbox.size_sql(tbl, cols)).small;
   names text;
   whole bool;
+  place text := 'place';  -- no column's name
 begin
   if tg_op = 'DELETE' then
     return format('insert into outbox.change (table_name, op, key, headers)'
                   ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''') from old_rows k',
-                  of_table, outbox.key_sql(tbl, keys, 'k'));
+                  of_table, outbox.key_sql(tbl, keys, 'k', mapping))
+           || case when mapping -> 'inside' is not null then format(' where coalesce(%s, true)', outbox.inside_sql(mapping, 'k')) else '' end;
   end if;
   whole := given = (select string_agg(case when u.name is not null then format('t.%I', u.name) else 'dropped' end, ', ' order by u.n)
                       from unnest(outbox.column_names(tbl)) with ordinality u(name, n));
   select case when count(*) = 1 then min(format('k.%I', c)) else format('row(%s)', string_agg(format('k.%I', c), ', ' order by n)) end
     into names from unnest(keys) with ordinality u(c, n);
+  if mapping -> 'inside' is not null then
+    while place = any (outbox.column_names(tbl)) loop
+      place := place || '_';
+    end loop;
+    return format('insert into outbox.change (table_name, op, shape, key, row, headers)'
+                  ' select %L, case when f.inside then ''upsert'' when f.inside is null then ''resync'' else ''delete'' end,'
+                  ' case when f.inside then %s end, case when f.inside is null then ''{}'' else %s end,'
+                  ' case when f.inside then (select row_to_json(x.*)::text from (select %s) x) end, nullif(current_setting(''outbox.headers'', true), '''')'
+                  ' from %s t cross join lateral (select %s as inside offset 0) f where %s and (%s)',
+                  of_table, outbox.shape_of(of_table, outbox.projected(cols, mapping)), outbox.key_sql(tbl, keys, 't', mapping), given,
+                  case when tg_op = 'UPDATE' then format('(select n.*, row_number() over ()::int as %I from new_rows n)', place) else 'new_rows' end,
+                  outbox.inside_sql(mapping),
+                  case when tg_op = 'UPDATE' then format(
+                    '(select case when (select array_agg(%1$s) from (select * from old_rows limit 100001) k having count(*) <= 100000)'
+                    ' = (select array_agg(%1$s) from (select * from new_rows limit 100001) k) then true else set_config(%2$L, ''moved'', true) is null end)'
+                    ' and (f.inside is not false or (select array_agg(coalesce(%3$s, true)) from old_rows k)[t.%4$I])',
+                    names, seen, outbox.inside_sql(mapping, 'k'), place)
+                  else 'f.inside is not false' end,
+                  case when small = 'true' then small else format('%s or set_config(%L, ''rest'', true) is null', small, seen) end);
+  end if;
   return format('insert into outbox.change (table_name, op, shape, key, row, headers)'
                 ' select %L, ''upsert'', %s, %s, row_to_json(%s.*)::text, nullif(current_setting(''outbox.headers'', true), '''')'
-                ' from new_rows t', of_table, outbox.shape_of(of_table, cols), outbox.key_sql(tbl, keys, 't'),
+                ' from new_rows t', of_table, outbox.shape_of(of_table, outbox.projected(cols, mapping)), outbox.key_sql(tbl, keys, 't', mapping),
                 case when whole then 't' else 'x' end)
          || case when whole then '' else format(' cross join lateral (select %s) x', given) end
          || format(' where (%s)', case when small = 'true' then small
@@ -472,7 +519,7 @@ end
 $$;
 
 -- outbox.large_row for one table, as static SQL: ten times quicker. Returns how to call it.
-create or replace function outbox.compose_large(watched_id int, tbl regclass, columns text[]) returns text
+create or replace function outbox.compose_large(watched_id int, tbl regclass, columns text[], mapping jsonb) returns text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -496,7 +543,7 @@ exception
     end if;
     raise;
 end
-$body$, (outbox.size_sql(tbl, columns)).bytes, outbox.row_sql(tbl, columns), tbl));
+$body$, (outbox.size_sql(tbl, columns)).bytes, outbox.row_sql(tbl, columns, mapping), tbl));
   execute format('revoke all on function outbox.%I(tid) from public', title);
   execute format('alter function outbox.%I(tid) owner to %I', title, current_user);
   return format('outbox.%I(t.ctid)', title);
@@ -525,6 +572,7 @@ declare
   cols    text[];
   keys    text[];
   guarded boolean;
+  filtered boolean;
   way     record;
   ways    jsonb := '{}';
   command text;
@@ -537,15 +585,16 @@ begin
   cols := outbox.row_columns(tbl, w.include, w.exclude);
   keys := coalesce(w.key_columns, outbox.primary_key(tbl));
   if (select c.relkind = 'r' from pg_class c where c.oid = tbl) then
-    large := outbox.compose_large(watched_id, tbl, cols);
+    large := outbox.compose_large(watched_id, tbl, cols, w.mapping);
   end if;
   guarded := (outbox.size_sql(tbl, cols)).small <> 'true';
+  filtered := w.mapping -> 'inside' is not null;
   compose := format('outbox.capture_sql(%L, %L, %L, %L', w.table_name, w.key_columns, w.include, w.exclude);
   for way in select op from unnest(array['INSERT', 'UPDATE', 'DELETE']) op loop
     ways := ways || jsonb_build_object(
-      way.op, outbox.copy_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, way.op, seen),
-      way.op || ' again', outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, way.op, large),
-      way.op || ' rest', outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, way.op, large, true));
+      way.op, outbox.copy_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, way.op, seen, w.mapping),
+      way.op || ' again', outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, way.op, large, false, w.mapping),
+      way.op || ' rest', outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, way.op, large, true, w.mapping));
   end loop;
   command := 'extract(epoch from statement_timestamp())::text';
   -- row_security = off: a policy must raise an error here, never hide a row. enable_seqscan = off: a plan made
@@ -577,7 +626,7 @@ begin
     elsif way = 'UPDATE' then
       %11$s;
       get diagnostics captured = row_count;
-      if captured = 0 then
+      if captured = 0%22$s then
         way := 'again';
       end if;
     end if;
@@ -594,12 +643,12 @@ begin
       %18$s;
     elsif captured is null then
       were := outbox.pin(outbox.spelling() || '{row_security,off,enable_seqscan,off}');
-      execute %15$s, tg_relid, tg_op);
+      %20$s
       get diagnostics captured = row_count;
       perform outbox.pin(were);
     end if;
   end if;
-  if %16$scaptured > 0 and set_config(%7$L, %8$s, true) is not null
+  %21$sif %16$scaptured > 0 and set_config(%7$L, %8$s, true) is not null
      and not pg_try_advisory_xact_lock_shared(1869968482, 1) and pg_notification_queue_usage() < 0.5 then
     %19$s
     if captured > 0 and set_config(%7$L, %8$s, true) is not null
@@ -612,24 +661,35 @@ end
 $body$, title, schema, tbl::text, outbox.signature(tbl), keys,
     -- Transition tables do not have the values of virtual columns.
     case when exists (select from unnest(outbox.column_names(tbl)) with ordinality u(name, n) join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
-                       where u.name = any (cols) and a.attgenerated = 'v') then 'tg_op = ''DELETE'' and ' else '' end,
+                       where (u.name = any (cols) or w.mapping -> 'needs' ? u.name) and a.attgenerated = 'v') then 'tg_op = ''DELETE'' and ' else '' end,
     seen, command, ways ->> 'INSERT', ways ->> 'DELETE', ways ->> 'UPDATE',
     ways ->> 'INSERT again', ways ->> 'UPDATE again', ways ->> 'DELETE again', compose,
-    case when guarded then format('current_setting(%L, true) = ''rest'' or ', seen) else '' end, pin, unpin,
+    case when guarded then case when filtered then 'were[1] = ''rest'' or ' else format('current_setting(%L, true) = ''rest'' or ', seen) end else '' end,
+    pin, unpin,
     case when guarded then format($rest$if way in ('INSERT', 'UPDATE') then  -- rows may have been left over
       %s;
       %s;
       get diagnostics more = row_count;
       captured := captured + more;
       %s;
-    end if;$rest$, pin, ways ->> 'INSERT rest', unpin) else '' end);
+    end if;$rest$, pin, ways ->> 'INSERT rest', unpin) else '' end,
+    case when w.mapping is null then format('execute %s, tg_relid, tg_op);', compose)
+         else format($mapped$begin
+        execute %s, tg_relid, tg_op, mapping => %L);
+      exception when syntax_error_or_access_rule_violation then  -- altered while an old snapshot shows it as it was
+        insert into outbox.change (table_name, op, key) values (%L, 'resync', '{}');
+      end;$mapped$, compose, w.mapping, w.table_name) end,
+    -- Nothing recorded does not say that nothing was captured: rows may all be outside of the filter.
+    case when filtered then format('were := array[current_setting(%1$L, true), set_config(%1$L, %2$s, true)];%3$s', seen, command, E'\n  ') else '' end,
+    case when filtered then format(' and current_setting(%L, true) = ''moved''', seen) else '' end);
   execute format(
     'create or replace function outbox.%I() returns trigger language plpgsql security definer'
     ' set search_path = pg_catalog, pg_temp%s as %L',
     'capture_' || watched_id,
     (select string_agg(format(' set %s = %L', p.name, p.setting), '') from (
        select pins.setting, lag(pins.setting) over (order by n) as name, n
-         from unnest(outbox.spelling(tbl, cols)) with ordinality pins(setting, n)) p where p.n % 2 = 0),
+         from unnest(case when outbox.hashes_spelled(tbl, w.mapping) then outbox.spelling() || '{quote_all_identifiers,off}' else outbox.spelling(tbl, cols) end) with ordinality pins(setting, n)) p
+      where p.n % 2 = 0),
     body);
   execute format('revoke all on function outbox.%I() from public', 'capture_' || watched_id);
   -- Whoever watches last is who can read the table now.

@@ -154,19 +154,28 @@ $$;
 
 -- Record every change of `tbl` from now on. Run again after adding partitions or columns (until then a
 -- new column is captured too, by a slower way). With capture => false only outbox.emit writes changes.
+-- target, rename, constant, mask, filter: see outbox.watched. Not given they stay as they are, so that watching again
+-- never takes a mask off; '' and {} take them away.
 -- Run it as the table's owner. It takes a SHARE ROW EXCLUSIVE lock: set a short lock_timeout.
 create or replace function outbox.watch(
   tbl regclass, key_columns text[] default null, include text[] default null, exclude text[] default null,
-  capture boolean default true) returns text
+  capture boolean default true,
+  target text default null, rename jsonb default null, constant jsonb default null, mask jsonb default null, filter text default null) returns text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
 as $$
+#variable_conflict use_column
 declare
-  reason text := outbox.unfit(tbl, coalesce(key_columns, outbox.primary_key(tbl)), include, exclude);
+  keys   text[] := coalesce(key_columns, outbox.primary_key(tbl));
+  reason text := outbox.unfit(tbl, keys, include, exclude);
+  was    outbox.watched;
+  w      outbox.watched;
   name   text;
   w_id   int;
   tree   regclass[];
   part   regclass;
+  known  boolean;
+  filled boolean;
 begin
   if reason is not null then
     raise exception 'cannot watch %: %', tbl, reason using errcode = 'invalid_parameter_value';
@@ -177,13 +186,29 @@ begin
   end if;
   select format('%I.%I', n.nspname, c.relname) into name
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
-  insert into outbox.watched (table_name, key_columns, include, exclude, capture)
-  values (name, key_columns, include, exclude, capture)
+  select * into was from outbox.watched k where k.table_name = name;
+  known := coalesce(was.capture, false);
+  insert into outbox.watched as k (table_name, key_columns, include, exclude, capture, target, rename, constant, mask, filter)
+  values (name, watch.key_columns, watch.include, watch.exclude, watch.capture, outbox.target_of(name, watch.target), nullif(watch.rename, '{}'),
+          nullif(watch.constant, '{}'), nullif(watch.mask, '{}'), nullif(watch.filter, ''))
   on conflict (table_name) do update
      set key_columns = excluded.key_columns, include = excluded.include, exclude = excluded.exclude,
-         capture = excluded.capture, watched_at = now()
-  returning id into w_id;
-  if not capture then
+         capture = excluded.capture, watched_at = now(),
+         target = case when watch.target is null then k.target else excluded.target end,
+         rename = case when watch.rename is null then k.rename else excluded.rename end,
+         constant = case when watch.constant is null then k.constant else excluded.constant end,
+         mask = case when watch.mask is null then k.mask else excluded.mask end,
+         filter = case when watch.filter is null then k.filter else excluded.filter end
+  returning * into w;
+  w_id := w.id;
+  reason := case when not w.capture and num_nonnulls(w.rename, w.constant, w.mask, w.filter) > 0
+                 then 'what the application emits travels as it is given: watch it with triggers, or without rename, constant, mask and filter'
+                 else outbox.unmappable(tbl, keys, w.include, w.exclude, w.rename, w.constant, w.mask) end;
+  if reason is not null then
+    raise exception 'cannot watch %: %', tbl, reason using errcode = 'invalid_parameter_value';
+  end if;
+  update outbox.watched k set mapping = case when w.capture then outbox.compose_mapping(w, tbl) end where k.id = w_id;
+  if not w.capture then
     perform outbox.remove_triggers(w_id, '{}');
     return name;
   end if;
@@ -193,6 +218,18 @@ begin
   foreach part in array tree loop
     perform outbox.install_triggers(w_id, part);
   end loop;
+  perform outbox.compose_copy(w_id);
+  perform outbox.notice(name);
+  -- Rows that were there before are copied (0008): whoever asks for a snapshot from here on sees them, or their change.
+  if not known and current_setting('outbox.copy', true) is distinct from 'off' then
+    execute format('select exists (select from %s)', tbl) into filled;
+    if filled then
+      perform outbox.ask_copy(name);
+    end if;
+  elsif known and (was.target, was.include, was.exclude, was.rename, was.constant, was.mask, was.filter)
+                  is distinct from (w.target, w.include, w.exclude, w.rename, w.constant, w.mask, w.filter) then
+    perform outbox.mapping_changed(name);
+  end if;
   return name;
 end
 $$;
@@ -223,6 +260,9 @@ begin
   perform outbox.remove_triggers(w.id, '{}');
   execute format('drop function if exists outbox.%I()', 'capture_' || w.id);
   execute format('drop function if exists outbox.%I(tid)', 'row_' || w.id);
+  perform outbox.drop_inside(w.id);
+  execute format('drop function if exists outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id);
+  delete from outbox.copy c where c.table_name = known[1];
   return known[1];
 end
 $$;

@@ -1,8 +1,8 @@
 -- Applying a batch: everything below runs in the one transaction of the request.
 --
 -- A batch is a header and groups. A group is {"table", "op", "columns"} and a JSON array of its rows (an
--- upsert), of keys (a delete), of keys to keep (a truncate), or of keys held from here on (a hold) or no longer
--- (a release). Identifiers come from the catalogue and the map, never from the document; values reach SQL as one
+-- upsert), of keys (a delete), of keys to keep (a truncate), of keys held from here on (a hold) or no longer
+-- (a release), or how far the copy of its table has come (a copy). Identifiers come from the catalogue and the map, never from the document; values reach SQL as one
 -- json parameter.
 
 -- The door's answer: where the target stands, and what more there is to say.
@@ -106,7 +106,7 @@ as $$
   select coalesce(json_agg(json_build_array(h.table_name, h.key)), '[]') from outboxd.held h where h.relay = relay_name
 $$;
 
--- Record which keys are held and which no longer, as the batch says.
+-- Record which keys are held and which no longer, and how far copies have come, as the batch says.
 create or replace function outboxd.note_held(relay_name text, parts text[]) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -123,6 +123,8 @@ begin
     elsif g ->> 'op' = 'release' then
       delete from outboxd.held h using json_array_elements(parts[i + 1]::json) k
        where h.relay = relay_name and h.table_name = g ->> 'table' and md5(h.key) = md5(k::text);
+    elsif g ->> 'op' = 'copy' then
+      perform outboxd.note_copy(relay_name, g ->> 'table', parts[i + 1]::json);
     end if;
   end loop;
 end
@@ -222,7 +224,7 @@ begin
       end if;
       for i in 2 .. cardinality(parts) by 2 loop
         g := parts[i]::json;
-        if g ->> 'op' in ('hold', 'release') then
+        if g ->> 'op' in ('hold', 'release', 'copy') then
           marks := true;
           continue;
         end if;

@@ -16,6 +16,8 @@ begin
   delete from outboxd.held h
    where h.relay = c.relay
      and not exists (select from json_array_elements(header -> 'keep') k where k ->> 0 = h.table_name and k ->> 1 = h.key);
+  -- Keys that were copied of the source that was say nothing of this one.
+  update outboxd.copy k set step = 'rows', after = null, rows = 0, extra = 0, pruned = 0 where k.relay = c.relay and k.state = 'copying';
   return outboxd.answer('rebased', c);
 end
 $$;

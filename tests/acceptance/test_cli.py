@@ -150,6 +150,8 @@ def test_watched_tells_what_is_recorded_and_how(bare: Pair) -> None:
         conn.execute('alter table "VideoAsset" alter "url" set not null; create unique index on "VideoAsset" ("url")')
     outboxd("watch", "VideoAsset", "--key", "url", "--include", "url", "--include", "checksum")
     rows = {row.pop("table"): row for row in outboxd("watched", "--json").json()}
+    for row in rows.values():
+        assert {row.pop(name) for name in ("target", "rename", "constant", "mask", "where")} == {None}
     assert rows == {
         'public."Prompt"': {"capture": False, "key": ["id"], "include": None, "exclude": None, "on_error": "hold"},
         'public."Story"': {
@@ -168,7 +170,7 @@ def test_watched_tells_what_is_recorded_and_how(bare: Pair) -> None:
         },
     }
     shown = outboxd("watched").out.splitlines()
-    assert shown[0].split() == ["TABLE", "CAPTURE", "KEY", "COLUMNS", "ON", "ERROR"]
+    assert shown[0].split() == ["TABLE", "CAPTURE", "KEY", "COLUMNS", "ON", "ERROR", "MAPPING"]
     assert re.search(r'public\."Story" +triggers +id +not authorEmail', shown[2])
     assert re.search(r'public\."VideoAsset" +triggers +url +only url, checksum', shown[3])
 

@@ -106,6 +106,8 @@ def goals(results: Results) -> list[Goal]:
         *_idle(results),
         Goal("W8", "INSERT … SELECT with capture / without", ">=", 0.4, "x", ratio("W8", "bulk, capture", "bulk, none", "insert")),
         *_far(results),
+        Goal("W10", "Data API / COPY TO | COPY FROM", ">=", 0.2, "x", ratio("W10", "rest", "copy", "rate")),
+        Goal("W10", "direct / COPY TO | COPY FROM", ">=", 0.4, "x", ratio("W10", "direct", "copy", "rate")),
     ]  # fmt: skip
 
 

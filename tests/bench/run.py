@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from tests.bench.alone import deep, idle
 from tests.bench.bulk import bulk
 from tests.bench.catchup import Caught, catch_up
+from tests.bench.copying import PIPE, copying
 from tests.bench.figures import Measured
 from tests.bench.site import Site
 from tests.bench.steady import steady
@@ -13,7 +14,7 @@ from tests.bench.systems import KIND, NAMES
 from tests.bench.workloads import BACKLOGS
 from tests.bench.writers import WAYS, writers
 
-WORKLOADS = ("W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8", "W9")
+WORKLOADS = ("W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8", "W9", "W10")
 _ONCE = ("W6", "W7")  # long, and about outboxd alone
 _BACKLOGS = ("W1", "W2", "W3", "W8")
 # One request a change: its rate on a short backlog is its rate on a long one.
@@ -157,6 +158,19 @@ def _far(plan: Plan, repeat: int) -> Iterator[Step]:
         yield Step(f"W9 W4 far away, {NAMES[system]} #{repeat}", load)
 
 
+def _copying(plan: Plan, repeat: int) -> Iterator[Step]:
+    for way in _turned([PIPE, *plan.among("rest", "direct")], repeat):
+
+        def measure(site: Site, way: str = way) -> list[Measured]:
+            return [
+                Measured(
+                    "W10", way, repeat, copying(site, way, plan.changes * (5 if plan.quick else 10), plan.deadline)
+                )
+            ]
+
+        yield Step(f"W10 {NAMES.get(way, 'COPY … TO | COPY … FROM')} #{repeat}", measure)
+
+
 _OTHERS: Mapping[str, Callable[[Plan, int], Iterator[Step]]] = {
-    "W4": _steady, "W5": _writers, "W6": _deep, "W7": _idle, "W8": _bulk, "W9": _far,
+    "W4": _steady, "W5": _writers, "W6": _deep, "W7": _idle, "W8": _bulk, "W9": _far, "W10": _copying,
 }  # fmt: skip

@@ -30,6 +30,7 @@ def rendered(results: Results, machine: Mapping[str, str]) -> str:
         *_writers(results),
         *_alone(results),
         *_bulk(results),
+        *_copying(results),
         *_to_reach(results),
     ])  # fmt: skip
 
@@ -127,6 +128,16 @@ def _bulk(results: Results) -> Iterator[str]:
                 f"W8  {name:<16} rows/s: {_spread(plain, ',.0f')} without capture, {_spread(captured, ',.0f')} with, "
                 f"x {_spread(ratio, '.2f')}"
             )
+
+
+def _copying(results: Results) -> Iterator[str]:
+    for at, (way, name) in enumerate(
+        {"copy": "COPY TO | COPY FROM", "rest": NAMES["rest"], "direct": NAMES["direct"]}.items()
+    ):
+        if rate := results.spread("W10", way, "rate"):
+            if not at:
+                yield "\nW10  a table copied as a whole, rows a second: median (min – max)"
+            yield f"    {name:<{_WIDTH}} {_spread(rate, ',.0f')}"
 
 
 def _to_reach(results: Results) -> Iterator[str]:

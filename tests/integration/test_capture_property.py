@@ -5,9 +5,10 @@ Derandomised: every run tries the same scenarios. CAPTURE_EXAMPLES=2000 in the e
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import psycopg
 import pytest
@@ -156,17 +157,24 @@ Break = Callable[[Connection], None]
 
 
 def play(
-    session: Session, scenario: Scenario, *, copying: bool = False, breaks: Break | None = None, at_once: bool = False
+    session: Session,
+    scenario: Scenario,
+    *,
+    copying: bool = False,
+    breaks: Break | None = None,
+    at_once: bool = False,
+    mapping: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Run a scenario in a transaction that is taken back; fails when the outbox does not replay to the tables.
 
     `copying`: by AFTER ROW triggers. `breaks` changes what outbox.watch installed. `at_once`: all in one command.
+    `mapping`: how a table is to be watched besides.
     """
     with psycopg.connect(session.dsn, autocommit=True) as conn, conn.transaction(force_rollback=True):
         conn.execute(f"set transaction isolation level {session.level}")
         conn.execute(TABLES.format(scenario.on_delete))
         for table in ("item", "part"):
-            watch(conn, table, capture=not copying)
+            watch(conn, table, capture=not copying, **(mapping or {}).get(table, {}))
             if copying:
                 copying_trigger(conn, table)
         if breaks:

@@ -285,10 +285,10 @@ FAULTS = [
         "public.item is refused because of small (23514)",
     ),
     Fault(
-        "select outboxd.unmap('public.item')",
-        "select outboxd.map('item')",
+        "alter function public.outboxd(text) rename to gone",
+        "alter function public.gone(text) rename to outboxd",
         Kind.CONTRACT,
-        "select outboxd.map('public.item')",
+        "function outboxd is not on the target",
     ),
     Fault(
         "revoke execute on function outboxd(text) from current_user, service_role",

@@ -8,7 +8,7 @@ import pytest
 from daemon.demo.cluster import Cluster
 from daemon.errors import SourceUnfit
 from daemon.session import query
-from daemon.source import Limits, Source
+from daemon.source import Limits, Question, Source
 from outbox import Change, Cursor, emit
 from outbox.migrations import step
 from tests.captured import ops, value, watch
@@ -48,11 +48,18 @@ async def test_the_role_can_do_the_daemons_work(source: Database, least: str) ->
         await reader.health()
         assert (await reader.prune(1, 0)).rotated
         assert set(second.shapes.values()) == {("id", "title")}
+        _, found, _ = await reader.read_as_of(second.cursor, Question("public.story", "rows", None, 10, 10**6))
+        assert [key for _, key, _, _ in found] == ['{"id":1}', '{"id":2}']
+        await reader.touch("public.story", ['{"id":1}'])
+        for copying in ("copy_wanted", "copy_notice", "letters_wake"):
+            await reader.ask(copying)
+        assert await reader.ask("copy_fit", {"tables": ["public.story"]}) == [("public.story", None, ["id", "title"])]
     finally:
         await reader.close()
     with psycopg.connect(least, autocommit=True) as conn:
         for name in ("check_watched", "watched", "flush"):
             conn.execute(query(name))
+        conn.execute("select outbox.ask_copy('public.story')")
         conn.execute("listen outbox")
         assert value(conn, "select pg_try_advisory_lock(1869968482, 1)")
 

@@ -16,9 +16,9 @@ import pytest
 
 from daemon.demo.child import Outboxd
 from daemon.demo.cluster import Cluster
-from daemon.install import Selection
 from daemon.install import watch as watch_tables
 from daemon.prune import Pruner
+from daemon.selection import Selection
 from outbox.migrations import migrate
 from tests.captured import Connection, ops, rows, value, watch
 from tests.databases import SETTINGS, Database, clone
@@ -144,7 +144,9 @@ def test_watching_a_busy_table_makes_nobody_queue(source: Database, app: Connect
     """Writers behind `watch` that waits for a long transaction: it steps back again and again, until its turn comes."""
     app.execute("create table busy (id bigint generated always as identity primary key, n int)")
     busy, done = Busy(source), list[str]()
-    watching = threading.Thread(target=lambda: done.extend(watch_tables(source.dsn, ["busy"], Selection())))
+    watching = threading.Thread(
+        target=lambda: done.extend(now.table for _, now in watch_tables(source.dsn, ["busy"], lambda _: Selection()))
+    )
     with source.connect(autocommit=False) as long, busy.writing():
         long.execute("insert into busy (n) values (0)")
         watching.start()

@@ -56,7 +56,14 @@ def simulated() -> Iterator[_Time]:
     with ExitStack() as stack:
         stack.callback(sys.settrace, sys.gettrace())
         sys.settrace(None)
-        for module in ("daemon.relay", "daemon.flight", "daemon.delivery", "daemon.source", "daemon.target"):
+        for module in (
+            "daemon.relay",
+            "daemon.flight",
+            "daemon.copier",
+            "daemon.delivery",
+            "daemon.source",
+            "daemon.target",
+        ):
             stack.enter_context(patch(f"{module}.time", clock))
         for module in ("daemon.relay", "daemon.delivery"):
             stack.enter_context(patch(f"{module}.log", _Mute()))

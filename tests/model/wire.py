@@ -55,12 +55,13 @@ class Call:
 class Results:
     """What psycopg's cursor offers, as far as daemon.source asks."""
 
-    __slots__ = ("_at", "_results", "all", "rowcount")
+    __slots__ = ("_at", "_results", "all", "description", "rowcount")
 
     def __init__(self, results: list[Rows]) -> None:
         self.all = self._results = results
         self._at = 0
         self.rowcount = len(results[-1])
+        self.description = True  # it has rows, if only none
 
     def nextset(self) -> bool:
         self._at += 1
@@ -296,6 +297,10 @@ def _mark_named(database: Database, p: Mapping[str, Any]) -> list[Statement]:
     return [run]
 
 
+def _copy_wanted(_: Database, __: Mapping[str, Any]) -> list[Statement]:
+    return [_nothing]
+
+
 def _on_error(_: Database, __: Mapping[str, Any]) -> list[Statement]:
     return [_nothing]
 
@@ -314,6 +319,8 @@ _STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]]
     "held_keys": _held_keys,
     "held_wanted": _held_wanted,
     "on_error": _on_error,
+    "copy_wanted": _copy_wanted,
+    "copy_notice": _copy_wanted,
     "pruned": _pruned,
     "remembered": _remembered,
     "remember": _remember,

@@ -89,7 +89,7 @@ def test_labels_are_few_and_small(metrics):
         ("stage_duration_seconds_count", "stage", ("wait", "read", "plan", "apply")),
         ("changes_skipped_total", "reason", ("superseded", "duplicate")),
         ("retries_total", "reason", module.RETRIES),
-        ("target_request_duration_seconds_count", "mode", ("claim", "apply", "isolate", "cursor", "describe")),
+        ("target_request_duration_seconds_count", "mode", ("claim", "apply", "isolate", "cursor", "describe", "extra")),
         ("target_request_duration_seconds_count", "outcome", ("ok", "retryable", "refused")),
         ("source_query_duration_seconds_count", "query", ("read", "status")),
         ("breaker_transitions_total", "to", ("closed", "open", "half_open")),

@@ -1,0 +1,286 @@
+"""Which table is copied next, and how its rows come into the relay's batches; which tables are out.
+
+Knows the source's wishes, the target's records, and the rule that makes a copy right: rows are read as of the very
+snapshot to which the window before them leads (docs/decisions/0016). Knows nothing of flights, nor of SQL. What it
+keeps is only ahead of the target while batches are on their way: `learn` begins anew from the target's own word.
+"""
+
+import shlex
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from daemon.copies import (
+    COLUMNS,
+    Copy,
+    Page,
+    Progress,
+    Wish,
+    begun_by,
+    choose,
+    gone,
+    known,
+    misfit,
+    note,
+    row,
+)  # fmt: skip
+from daemon.errors import CaptureLost, CopyRefused, DaemonError, Kind, TargetError, advice
+from daemon.plan import Change, Group
+from daemon.source import Batch, Found, Question, Source
+from daemon.target import Answer, Target
+from outbox import Cursor
+
+log = structlog.get_logger()
+
+_ALL = {"OB005", "OB006"}  # speak of the door or of a reference, not of a table that does not fit
+_LOOK = 1.0  # seconds between two looks at the source's wishes
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """What was read as of a snapshot (`goal`), and waits until the window up to there has gone out."""
+
+    copy: Copy
+    begins: bool
+    question: Question | None
+    found: Found
+    goal: str
+    place: str | None = None  # of the step `extra`
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What of a batch is sent: without changes of tables that are out, with what is to be noted, and held keys that
+    flow again."""
+
+    changes: tuple[Change, ...]
+    notes: tuple[Group, ...]
+    fresh: str | None  # of this table the rows are as of the cursor
+
+
+class Copier:
+    """Reads for the relay. `rate`: rows a second that are copied at most, 0: as many as there are.
+
+    `recheck`: seconds between looks whether a table that is out fits again. `mend`, when given, is asked to make it fit.
+    """
+
+    def __init__(
+        self, source: Source, target: Target, *, rate: float = 0.0, recheck: float = 15.0,
+        mend: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:  # fmt: skip
+        self._source = source
+        self._target = target
+        self._rate = rate
+        self._recheck = recheck
+        self._mend = mend
+        self.order: Mapping[str, int] = {}
+        self.copies: dict[str, Copy] = {}
+        self.out: set[str] = set()
+        self.wishes: dict[str, Wish] = {}
+        self.stopping = False
+        self._noting: dict[str, Copy] = {}  # tables that have just gone out: the target is told with the next batch
+        self._fit: set[str] = set()
+        self._begun: set[str] = set()  # copies that the target has not yet said it knows of
+        self._range: _Range | None = None
+        self._next: Batch | None = None
+        self._looked = self._rechecked = self._noticed = float("-inf")
+        self._due = 0.0
+        self._busy: dict[str, float] = {}  # until when a table that is locked is left alone
+
+    def learn(self, answer: Answer) -> None:
+        """Begin anew from what the target says."""
+        if "copies" not in answer.more:
+            return
+        self.copies = known(answer.more["copies"]) | self._noting
+        self.out = {table for table, copy in self.copies.items() if copy.state == "out"}
+        self._range = self._next = None
+        self._begun = set()
+
+    def ring(self) -> None:
+        """Somebody may have asked for something: look at once."""
+        self._looked = float("-inf")
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    async def read(self, cursor: Cursor) -> Batch:
+        """The next batch after `cursor`: changes, or rows of a table as of it."""
+        if self._next is not None:
+            batch, self._next = self._next, None
+            return batch
+        if self._range is not None:
+            batch = await self._source.read(cursor, beyond=False)
+        elif (begun := await self._begin()) is None:
+            return await self._source.read(cursor)
+        else:
+            copy, begins, question, place = begun
+            try:
+                batch, found, goal = await self._source.read_as_of(cursor, question)
+            except CopyRefused as exc:
+                if exc.busy:
+                    self._busy[exc.table] = time.monotonic() + _LOOK
+                else:
+                    self._put_out(exc.table, str(exc))
+                return await self._source.read(cursor)
+            self._range = _Range(copy, begins, question, found, goal, place)
+        if batch.more:
+            return batch
+        loaded, self._range = self._range, None
+        if batch.cursor.snapshot != loaded.goal:
+            return batch  # another window was begun meanwhile: what was read is older than its end
+        copied = self._copied(loaded, batch)
+        if not batch.changes:
+            return copied
+        self._next = copied
+        return batch
+
+    def due_in(self) -> float | None:
+        """Seconds until there are rows to be copied; None: there are none."""
+        return None if self.stopping or not self._candidates() else max(0.0, self._due - time.monotonic())
+
+    async def _begin(self) -> tuple[Copy, bool, Question | None, str | None] | None:
+        """What to ask next of the source as of a snapshot."""
+        now = time.monotonic()
+        if now >= self._looked + _LOOK:
+            self._looked = now
+            await self._look(now)
+        candidates = self._candidates()
+        chosen = choose([copy for copy, _ in candidates.values()], self.order)
+        if self.stopping or chosen is None or now < self._due:
+            return (Copy(""), False, None, None) if self._noting else None
+        copy, begins = candidates[chosen.table]
+        limits = self._source.limits
+        if copy.step == "rows":
+            most = min(limits.changes, max(1, int(self._rate / 5))) if self._rate else limits.changes
+            keys = None if copy.after is None else (copy.after,)
+            return copy, begins, Question(copy.table, "rows", keys, most, limits.bytes), None
+        if copy.table in self._begun:
+            return None  # since when it has not been written, the target knows once it has the first of the rows
+        answer = await self._target.unwritten(copy.table, copy.after)
+        return copy, False, Question(copy.table, "missing", tuple(answer.more["keys"])), answer.more.get("place")
+
+    def _candidates(self) -> dict[str, tuple[Copy, bool]]:
+        """Tables of which something is to be copied, and whether that begins with it."""
+        found, now = {}, time.monotonic()
+        for table, wish in self.wishes.items():
+            if self._busy.get(table, now) > now:
+                continue
+            copy = self.copies.get(table)
+            if copy is not None and copy.state == "out":
+                if table in self._fit:
+                    found[table] = copy.begun(wish), True
+            elif begun_by(copy, wish):
+                found[table] = (copy or Copy(table)).begun(wish), True
+            elif copy is not None and copy.state == "copying":
+                found[table] = replace(copy, wish=wish.number, prune=copy.prune or wish.prune), False
+        return found
+
+    def _copied(self, loaded: _Range, end: Batch) -> Batch:
+        """What was read as a batch of its own, which stays at the cursor where the window has led."""
+        copy, question = loaded.copy, loaded.question
+        if question is None:
+            return replace(end, changes=(), torn=0, more=False, copied=Progress(None))
+        if question.what == "rows":
+            rows = [(key, text, size) for _, key, text, size in loaded.found if key is not None]
+            changes = tuple(row(copy.table, key, text, size, end.read_us) for key, text, size in rows)
+            shapes = {COLUMNS: tuple(loaded.found[0][0] or ())}
+            whole = (
+                len(rows) < question.rows and sum(size for _, text, size in rows if text is not None) < question.bytes
+            )
+            then = copy.further(Page(rows[-1][0] if rows else None, whole), len(rows), 0)
+            if self._rate:
+                self._due = max(self._due, time.monotonic()) + len(rows) / self._rate
+        else:
+            keys = [key for _, key, _, _ in loaded.found if key is not None]
+            changes = tuple(gone(copy.table, key, end.read_us) for key in keys) if copy.prune else ()
+            shapes = {}
+            then = copy.further(Page(loaded.place, loaded.place is None), len(keys), len(changes))
+        self.copies[copy.table] = then
+        if loaded.begins:
+            self._begun.add(copy.table)
+        more = not self._rate and bool(self._candidates())
+        progress = Progress(then, loaded.begins, len(changes))
+        return replace(end, changes=changes, shapes=shapes, torn=0, more=more, copied=progress)
+
+    # -- sending ---------------------------------------------------------------------------------------------
+
+    def outgoing(self, batch: Batch) -> Outgoing:
+        """What of it is sent."""
+        notes = [note(copy, begins=False) for copy in self._noting.values()]
+        self._noting = {}
+        if batch.copied is None or batch.copied.copy is None:
+            changes = tuple(c for c in batch.changes if c.table not in self.out) if self.out else batch.changes
+            return Outgoing(changes, tuple(notes), None)
+        copy = batch.copied.copy
+        if batch.copied.begins:
+            self.out.discard(copy.table)
+            self._fit.discard(copy.table)
+        notes.append(note(copy, begins=batch.copied.begins))
+        return Outgoing(batch.changes, tuple(notes), copy.table if batch.copied.begins and copy.prune else None)
+
+    async def arrived(self, progress: Progress) -> None:
+        """The target has it."""
+        copy = progress.copy
+        if copy is None:
+            return
+        if progress.begins:
+            self._begun.discard(copy.table)
+            log.info("copy_begun", table=copy.table, wish=copy.wish, prune=copy.prune)
+        if copy.state == "done":
+            log.info("table_copied", table=copy.table, rows=copy.rows, extra=copy.extra, pruned=copy.pruned)
+            await self._source.ask("letters_wake")
+
+    # -- tables that do not fit --------------------------------------------------------------------------------
+
+    def blames(self, exc: DaemonError) -> bool:
+        """Is one table to blame for what failed? Then it is out, and the others may go on."""
+        if isinstance(exc, CaptureLost):
+            return self._put_out(exc.table, str(exc))
+        if isinstance(exc, TargetError) and exc.kind is Kind.CONTRACT and exc.refusal.sqlstate not in _ALL:
+            table = exc.refusal.table
+            step = f"`outboxd schema plan {shlex.quote(table or '')}` names the step"
+            return table is not None and self._put_out(table, f"{advice(exc.kind, exc.refusal)}; {step}")
+        return False
+
+    def _put_out(self, table: str, reason: str) -> bool:
+        if table in self.out and self.copies[table].state == "out":
+            return False  # none of its changes was sent: it cannot be that
+        self.copies[table] = self._noting[table] = self.copies.get(table, Copy(table)).went_out(reason)
+        self.out.add(table)
+        self._fit.discard(table)
+        self._rechecked = time.monotonic()
+        log.error("table_out", table=table, reason=reason)
+        return True
+
+    async def _look(self, now: float) -> None:
+        """What does the source want, and does a table that is out fit again?"""
+        if now >= self._noticed + self._recheck:
+            self._noticed = now
+            for (table,) in await self._source.ask("copy_notice"):
+                log.warning("copy_wanted", table=table, because="its rows changed without firing a trigger")
+        self.wishes = {wished[0]: Wish(*wished) for wished in await self._source.ask("copy_wanted")}
+        waiting = (self.out & self.wishes.keys()) - self._fit
+        if not waiting or now < self._rechecked + self._recheck:
+            return
+        self._rechecked = now
+        if self._mend is not None:
+            for table in sorted(waiting):
+                await self._mend(table)
+        described = (await self._target.describe()).more
+        for table, unfit, columns in await self._source.ask("copy_fit", {"tables": sorted(waiting)}):
+            reason = unfit or misfit(table, described, columns)
+            if reason is None:
+                self._fit.add(table)
+
+    def report(self) -> list[dict[str, Any]]:
+        """One line a table that has been, is or will be copied."""
+        shown = []
+        for table in sorted({*self.copies, *(wish.table for wish in self.wishes.values() if wish.number)}):
+            copy, wish = self.copies.get(table, Copy(table)), self.wishes.get(table)
+            shown.append({
+                "table": table, "state": copy.state, "rows": copy.rows, "estimate": wish.estimate if wish else None,
+                "extra": copy.extra, "pruned": copy.pruned, "reason": copy.reason,
+            })  # fmt: skip
+        return shown

@@ -1,0 +1,137 @@
+"""Tables that are copied as a whole: how far each has come, and what that means for the next step. As values.
+
+Knows the target's record of a copy and the source's wishes. Knows nothing of connections. Pure.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from daemon.plan import Change, Group
+
+COLUMNS = -1  # the shape of copied rows: they are no changes, and their columns come with them
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the source wants of a watched table. `number` 0: nothing yet. `estimate`: its rows, about."""
+
+    table: str
+    number: int
+    prune: bool
+    restart: bool
+    estimate: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The target's record. `step`: `rows` are brought over, then rows that the source does not have (`extra`) are
+    looked for; `after` is how far that step has come. `state` out: its changes are skipped until it fits again."""
+
+    table: str
+    state: str = "wanted"
+    wish: int = 0
+    step: str = "rows"
+    after: str | None = None
+    rows: int = 0
+    extra: int = 0
+    pruned: int = 0
+    prune: bool = False
+    reason: str | None = None
+
+    def begun(self, wish: Wish | None) -> "Copy":
+        """From the beginning. A table that was out has missed deletes: what it has too much always goes."""
+        return Copy(
+            self.table,
+            "copying",
+            wish.number if wish else self.wish,
+            prune=self.state == "out" or (wish is not None and wish.prune),
+        )
+
+    def went_out(self, reason: str) -> "Copy":
+        """From here on its changes are skipped."""
+        return replace(self, state="out", step="rows", after=None, reason=reason)
+
+    def further(self, page: "Page", found: int, pruned: int) -> "Copy":
+        """After a page of rows, or a look at a part of the target's."""
+        if self.step == "rows":
+            done = {"rows": self.rows + found}
+            if page.ends:
+                return replace(self, **done, step="extra", after=None)  # type: ignore[arg-type]
+            return replace(self, **done, after=page.after)  # type: ignore[arg-type]
+        extra = replace(self, extra=self.extra + found, pruned=self.pruned + pruned, after=page.after)
+        return replace(extra, state="done", after=None) if page.ends else extra
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a batch of copied rows leads to. `copy` None: nothing but what is to be noted of other tables."""
+
+    copy: Copy | None
+    begins: bool = False
+    rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """How far one step leads: to `after`, or to the end."""
+
+    after: str | None
+    ends: bool
+
+
+def known(given: Sequence[Mapping[str, Any]]) -> dict[str, Copy]:
+    """The records in an answer of the target, by table."""
+    return {one["table"]: Copy(**one) for one in given}
+
+
+def note(copy: Copy, *, begins: bool) -> Group:
+    """The group of a batch that has the target record this."""
+    told = {
+        "state": copy.state, "wish": copy.wish, "step": copy.step, "after": copy.after, "rows": copy.rows,
+        "extra": copy.extra, "pruned": copy.pruned, "prune": copy.prune, "reason": copy.reason, "begins": begins,
+    }  # fmt: skip
+    return Group(copy.table, "copy", 0, (), (json.dumps(told, ensure_ascii=False, separators=(",", ":")),), ())
+
+
+def begun_by(copy: Copy | None, wish: Wish) -> bool:
+    """Does this wish begin a copy, or begin one anew? A wish that finds its table being copied lets it go on."""
+    if copy is None or copy.state == "wanted":
+        return wish.number > 0
+    return copy.wish != wish.number and (copy.state == "done" or (copy.state == "copying" and wish.restart))
+
+
+def choose(copies: Collection[Copy], order: Mapping[str, int]) -> Copy | None:
+    """Whose turn it is: rows parents first, so that references find theirs; then what is too much, children first."""
+    last = len(order)
+    rows = [(order.get(one.table, last), one.table, one) for one in copies if one.step == "rows"]
+    extra = [(order.get(one.table, last), one.table, one) for one in copies if one.step == "extra"]
+    if rows:
+        return min(rows, key=lambda entry: entry[:2])[2]
+    return max(extra, key=lambda entry: entry[:2])[2] if extra else None
+
+
+def row(table: str, key: str, text: str | None, size: int, now_us: int) -> Change:
+    """A row as of a snapshot, in the clothes of a change: what is done with its key is the same."""
+    return Change(0, 0, table, "upsert", COLUMNS, key, text, size, False, now_us)
+
+
+def gone(table: str, key: str, now_us: int) -> Change:
+    """A row of the target that the source does not have."""
+    return Change(0, 0, table, "delete", None, key, None, 0, False, now_us)
+
+
+def misfit(name: str, described: Mapping[str, Any], columns: Collection[str]) -> str | None:
+    """Why the target cannot take rows of this table that have these columns; None: it can."""
+    mirror = next((table for table in described["tables"] if table["table"] == name), None)
+    if mirror is None:
+        return f"{name} is not mapped on the target"
+    if not mirror["exists"]:
+        return f"the target has no table {mirror['target']}"
+    has = {column["name"] for column in mirror["columns"]}
+    if missing := [column for column in columns if column not in has]:
+        return f"the target table {mirror['target']} has no column {', '.join(missing)}"
+    if not mirror["key_is_unique"]:
+        return f"({', '.join(mirror['key'])}) is no unique key of {mirror['target']}"
+    return None

@@ -1,0 +1,88 @@
+"""How a table is to be watched: from options of the command and from `[tables]`, as one value.
+
+Knows the forms of options, and which of the two wins. Must not know the databases: whether a column exists is found
+by `outbox.watch`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from daemon.tables import TableSettings, check_table, parts
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """No key: the primary key. None of the others: as it is in force, so that watching again takes no mask off.
+
+    Empty, they take away what is in force; include and exclude go when `keep` is not.
+    """
+
+    key: list[str] | None = None
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    capture: bool = True
+    on_error: str = "hold"
+    copy: bool = True  # rows that are there already
+    target: str | None = None
+    rename: dict[str, str] | None = None
+    constant: dict[str, str] | None = None
+    mask: dict[str, str] | None = None
+    where: str | None = None
+    keep: bool = True
+
+
+def combined(options: Selection, said: TableSettings | None) -> Selection:
+    """Options win over what `[tables]` says."""
+    if said is None:
+        return options
+    own_columns = options.include is not None or options.exclude is not None
+    return replace(
+        options,
+        include=options.include if own_columns else _listed(said.include),
+        exclude=options.exclude if own_columns else _listed(said.exclude),
+        target=_target(said.target) if options.target is None else options.target,
+        rename=(said.rename or None) if options.rename is None else options.rename,
+        constant=(said.constant or None) if options.constant is None else options.constant,
+        mask=({**said.mask} or None) if options.mask is None else options.mask,
+        where=said.where if options.where is None else options.where,
+    )
+
+
+def plain(selection: Selection) -> Selection:
+    """Without whatever was in force before and is not asked for now."""
+    return replace(
+        selection,
+        target=selection.target or "",
+        rename=selection.rename or {},
+        constant=selection.constant or {},
+        mask=selection.mask or {},
+        where=selection.where or "",
+        keep=False,
+    )
+
+
+def pairs(option: str, given: Iterable[str]) -> dict[str, str] | None:
+    """`a=b`, several times. Raises ValueError with a sentence."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ValueError(f"{option} takes NAME=VALUE")
+        if name in found:
+            raise ValueError(f"{option} names {name} twice")
+        found[name] = value
+    return found or None
+
+
+def target(given: str | None) -> str | None:
+    """A name on the target as SQL spells it. Raises ValueError with a sentence."""
+    return None if given is None else _target(check_table(given))
+
+
+def _target(given: str | None) -> str | None:
+    found = parts(given) if given else None
+    return ".".join('"' + part.replace('"', '""') + '"' for part in found) if found else None
+
+
+def _listed(columns: tuple[str, ...] | None) -> list[str] | None:
+    return None if columns is None else list(columns)

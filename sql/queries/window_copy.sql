@@ -1,0 +1,11 @@
+-- The end of a window, and rows as of its very snapshot: as window_open, in one transaction that keeps it.
+-- A table that somebody has locked can wait, changes cannot. Sent as one message: a daemon that is frozen meanwhile leaves no old snapshot open.
+begin isolation level repeatable read;
+set local lock_timeout = '200ms';
+select pg_current_snapshot()::text, pg_is_in_recovery(), (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint;
+select case when is_called then last_value else 0 end from outbox.change_id_seq;
+select up_to_id from outbox.pruned;
+select pg_current_wal_insert_lsn() <= pg_current_wal_flush_lsn(), (extract(epoch from clock_timestamp()) * 1000000)::bigint - 946684800000000,
+       pg_current_wal_flush_lsn()::text;
+select columns, key, "row", size from outbox.copy_of(%(table)s, %(what)s, %(keys)s, %(most)s, %(max_bytes)s, %(row_bytes)s);
+commit

@@ -1,0 +1,102 @@
+-- Tables that are copied as a whole, and tables that are out: how far they have come.
+--
+-- Written with the rows and the cursor, in one transaction: whoever goes on, after whatever, goes on from here.
+
+create table if not exists outboxd.copy (
+  relay      text not null,
+  table_name text not null,
+  state      text not null check (state in ('wanted', 'copying', 'done', 'out')),
+  wish       bigint not null default 0,
+  step       text not null default 'rows' check (step in ('rows', 'extra')),
+  after      text,
+  rows       bigint not null default 0,
+  extra      bigint not null default 0,
+  pruned     bigint not null default 0,
+  prune      boolean not null default false,
+  reason     text,
+  since      xid8 not null default pg_current_xact_id(),
+  started_at timestamptz not null default now(),
+  updated_at timestamptz not null default now(),
+  primary key (relay, table_name)
+);
+
+comment on column outboxd.copy.state is 'out: the table''s changes are skipped, because it does not fit; it will be copied again';
+comment on column outboxd.copy.wish is 'number of the wish on the source (outbox.copy) that this copy fulfils';
+comment on column outboxd.copy.after is 'how far it has come: the last key (rows), or the place in the table (extra)';
+comment on column outboxd.copy.since is 'the copy''s first transaction here: a row not written since may be one that the source does not have';
+
+revoke all on outboxd.copy from public;
+
+create or replace function outboxd.copies(relay_name text) returns json
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(json_agg(json_build_object(
+           'table', c.table_name, 'state', c.state, 'wish', c.wish, 'step', c.step, 'after', c.after, 'rows', c.rows, 'extra', c.extra,
+           'pruned', c.pruned, 'prune', c.prune, 'reason', c.reason) order by c.table_name), '[]')
+    from outboxd.copy c where c.relay = relay_name
+$$;
+
+-- Record how far the copy of a table has come, as a group of the batch says; `begins`: with this batch.
+create or replace function outboxd.note_copy(relay_name text, name text, entries json) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  begins boolean := coalesce((entries -> 0 ->> 'begins')::boolean, false);
+begin
+  insert into outboxd.copy as c (relay, table_name, state, wish, step, after, rows, extra, pruned, prune, reason)
+  select relay_name, name, x.state, x.wish, x.step, x.after, x.rows, x.extra, x.pruned, x.prune, x.reason
+    from json_to_recordset(entries) as x(state text, wish bigint, step text, after text, rows bigint, extra bigint, pruned bigint, prune boolean, reason text)
+  on conflict on constraint copy_pkey do update
+     set state = excluded.state, wish = excluded.wish, step = excluded.step, after = excluded.after, rows = excluded.rows,
+         extra = excluded.extra, pruned = excluded.pruned, prune = excluded.prune, reason = excluded.reason, updated_at = now(),
+         since = case when begins then pg_current_xact_id() else c.since end,
+         started_at = case when begins then now() else c.started_at end;
+end
+$$;
+
+-- Rows of a mirror that have not been written since its copy began: those the source does not have are among them.
+-- From a place on ("oid tid" of a table or partition and a row's place; null: the beginning), through some of the
+-- table, in the order in which it lies on disk: no sorting, and no comparing of keys. Such rows do not move.
+create or replace function outboxd.extra(relay_name text, name text, place text) returns json
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  m     outboxd.mirror := outboxd.mirror_of(name);
+  tbl   regclass := to_regclass(format('%I.%I', m.target_schema, m.target_table));
+  since xid8 := (select c.since from outboxd.copy c where c.relay = relay_name and c.table_name = name);
+  most  constant int := 2000;
+  many  constant bigint := 4096;  -- pages looked at
+  leaf  oid;
+  at    tid;
+  upto  tid;
+  keys  text[];
+  last  tid;
+begin
+  leaf := coalesce(split_part(place, ' ', 1)::oid, 0);
+  at := coalesce(split_part(place, ' ', 2)::tid, '(0,0)');
+  select min(r.relid::oid) into leaf
+    from (select p.relid from pg_partition_tree(tbl) p where p.isleaf union select tbl where (select relkind from pg_class where oid = tbl) <> 'p') r
+   where r.relid::oid >= leaf;
+  if leaf is null then
+    return json_build_object('keys', array[]::text[]);
+  elsif leaf::text <> coalesce(split_part(place, ' ', 1), '') then
+    at := '(0,0)';
+  end if;
+  upto := format('(%s,0)', split_part(ltrim(at::text, '('), ',', 1)::bigint + many)::tid;
+  execute format(
+    'select array_agg(x.key order by x.at), max(x.at), count(*) >= $4 from ('
+    'select (select row_to_json(k.*)::text from (select %s) k) as key, t.ctid as at from only %s t'
+    ' where t.ctid > $1 and t.ctid < $2 and age(t.xmin) > age($3::xid) limit $4) x',
+    (select string_agg(format('t.%I', k), ', ') from unnest(m.key_columns) k), leaf::regclass)
+    into keys, last using at, upto, since, most;
+  return json_build_object('keys', coalesce(keys, '{}'), 'place',
+    case when cardinality(keys) >= most then format('%s %s', leaf, last)
+         when pg_relation_size(leaf::regclass) > 8192 * split_part(ltrim(upto::text, '('), ',', 1)::bigint then format('%s %s', leaf, upto)
+         else format('%s (0,0)', leaf::bigint + 1) end);
+end
+$$;
+
+revoke all on all functions in schema outboxd from public;

@@ -1,0 +1,98 @@
+"""`outboxd backfill`, and copies by the daemon: killed in the middle, paced, reported."""
+
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from daemon.failpoint import VARIABLE
+from tests.acceptance.cli import Cli
+from tests.acceptance.conftest import STORIES, Pair, Start, ended, measured, streaming, wait_until
+from tests.acceptance.counting import count_writes
+
+PATIENCE = 90.0
+EDGES = ["before_send", "after_send", "after_answer", "after_read"]
+
+
+@pytest.fixture(autouse=True)
+def _logs() -> Iterator[None]:
+    """The command sets them up for its process, which here is ours."""
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def stories(request: pytest.FixtureRequest) -> Pair:
+    """2000 stories that no change speaks of."""
+    pair: Pair = request.getfixturevalue(request.param)
+    pair.write(STORIES, 2000)
+    pair.write("truncate outbox.change")
+    return pair
+
+
+def copied(pair: Pair) -> tuple[str, int]:
+    found = pair.ask(pair.target, """select state, rows from outboxd.copy where table_name = 'public."Story"'""")
+    return found[0] if found else ("", 0)
+
+
+@pytest.mark.parametrize("stories", ["direct", "rest"], indirect=True)
+def test_a_backfill_without_a_daemon_is_done_by_the_command(stories: Pair) -> None:
+    cli = Cli({**stories.settings, "batch_changes": "500"})
+    stories.ask(
+        stories.target,
+        """insert into "Story" select gen_random_uuid(), 'mine', null, true, null, '{}', now(), now() returning 1""",
+    )
+    said = cli("backfill", "public.Story")
+    assert said.code == 0, said
+    assert "2000 rows copied; the target has 1 rows that the source does not have (--prune deletes them)" in said.err
+    assert copied(stories) == ("done", 2000)
+    said = cli("backfill", "public.Story", "--prune", "--json")
+    assert [(one["rows"], one["extra"], one["pruned"]) for one in said.json()] == [(2000, 1, 1)]
+    stories.arrives()
+
+
+@pytest.mark.parametrize("stories", ["direct"], indirect=True)
+def test_a_backfill_is_done_by_the_daemon_that_runs(stories: Pair, start: Start) -> None:
+    outboxd = streaming(start(stories.settings))
+    said = Cli(stories.settings)("backfill", "public.Story")
+    assert said.code == 0, said
+    assert "the daemon that runs copies" in said.err
+    assert outboxd.returncode is None
+    stories.arrives()
+    assert measured(outboxd, 'outboxd_copy_rows_total{table="public.\\"Story\\""}') == 2000
+    assert measured(outboxd, 'outboxd_copy_tables{state="done"}') == 1
+    assert [(copy["state"], copy["rows"]) for copy in (outboxd.status() or {})["copies"]] == [("done", 2000)]
+
+
+@pytest.mark.parametrize("stories", ["direct"], indirect=True)
+def test_a_copy_keeps_its_pace_and_changes_do_not_wait_for_it(stories: Pair, start: Start) -> None:
+    outboxd = streaming(start({**stories.settings, "copy_rows_per_second": "200"}))
+    stories.ask(stories.source, """select outbox.ask_copy('public."Story"')""")
+    wait_until(lambda: copied(stories)[0] == "copying")
+    for _ in range(5):
+        stories.write("""update "Story" set "title" = 'now' where "id" = (select min("id"::text) from "Story")::uuid""")
+        stories.write(STORIES, 1)
+        wait_until(lambda: not stories.waits(), 5.0)
+    assert copied(stories)[0] == "copying", "it takes ten seconds"
+    wait_until(lambda: copied(stories)[0] == "done", PATIENCE)
+    assert outboxd.returncode is None
+    stories.arrives()
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("stories", ["rest"], indirect=True)
+def test_killed_in_the_middle_a_copy_goes_on_from_the_targets_record(stories: Pair, start: Start, edge: str) -> None:
+    """Each row is written once, but for the batch that died on its way back; and none is missing."""
+    count_writes(stories)
+    stories.ask(stories.source, """select outbox.ask_copy('public."Story"')""")
+    settings = {**stories.settings, "batch_changes": "100"}
+    reached = []
+    for passing in (3, 5):
+        assert ended(start(settings, environment={VARIABLE: f"{edge}:kill:{passing}"})) == -9
+        reached.append(copied(stories)[1])
+    assert 0 < reached[0] < reached[1] < 2000
+    streaming(start(settings))
+    wait_until(lambda: copied(stories) == ("done", 2000), PATIENCE)
+    stories.arrives()
+    ((written,),) = stories.ask(stories.target, "select count(*) from writes")
+    assert written == 2000

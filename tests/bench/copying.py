@@ -1,0 +1,58 @@
+"""The first copy of a table: rows a second, beside COPY … TO | COPY … FROM between the same two databases."""
+
+import time
+
+from psycopg import sql
+
+from tests.bench.bulk import _ROWS
+from tests.bench.catchup import arrived, warm
+from tests.bench.rows import assert_equal
+from tests.bench.site import Site, Stores, connect
+from tests.bench.systems import KIND, NAMES, BenchFailed, moving
+
+PIPE = "copy"
+_DONE = """select coalesce((select state = 'done' from outboxd.copy where table_name = 'public."Story"'), false)"""
+
+
+def copying(site: Site, way: str, rows: int, deadline: float) -> dict[str, float]:
+    """`way` is a system of outboxd's, or the pipe."""
+    if way == PIPE:
+        with site.stores("plain") as stores:
+            _fill(stores, rows)
+            site.settle()
+            began = time.monotonic()
+            _pipe(stores)
+            seconds = time.monotonic() - began
+            assert_equal(stores, "COPY … TO | COPY … FROM, W10")
+        return {"rows": rows, "rate": rows / seconds}
+    whose = f"{NAMES[way]}, W10"
+    with site.stores(KIND[way]) as stores, moving(way, site, stores) as mover:
+        warm(mover, stores, whose)
+        with connect(stores.source) as conn:
+            conn.execute("""select outbox.unwatch('public."Story"')""")
+            _fill(stores, rows)
+            conn.execute("""select outbox.watch('public."Story"')""")
+        site.settle()
+        began = mover.start()
+        if not arrived(_DONE, stores, deadline):
+            raise BenchFailed(f"{whose}: {rows} rows were not copied within {deadline:g} s: {mover.last_words()}")
+        seconds = time.time() - began
+        mover.stop()
+        return {"rows": assert_equal(stores, whose), "rate": rows / seconds}
+
+
+def _fill(stores: Stores, rows: int) -> None:
+    with connect(stores.source) as conn:
+        conn.execute(sql.SQL('insert into "Story" {}').format(sql.SQL(_ROWS).format(sql.Literal(rows))))
+        conn.execute('analyze "Story"')
+
+
+def _pipe(stores: Stores) -> None:
+    with (
+        connect(stores.source) as source,
+        connect(stores.target) as target,
+        source.cursor().copy('copy "Story" to stdout') as out,
+        target.cursor().copy('copy "Story" from stdin') as taken,
+    ):
+        for block in out:
+            taken.write(block)
