@@ -17,9 +17,11 @@ from daemon.tables import SchemaSettings, TableSettings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text("utf-8")
 DOCUMENTS = [
     *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")),
     ROOT / "sql" / "README.md",
+    ROOT / "docs" / "configuration.md",
     *sorted((ROOT / "docs" / "decisions").glob("*.md")),
 ]
 ROOMS = "daemon|outbox|sql|tests|docs|deploy|\\.ci|source|target|queries|demo"
@@ -63,11 +65,11 @@ def named(pattern: str, text: str = README) -> set[str]:
 def test_every_setting_stands_in_the_table_with_its_default(name, default):
     variable = "OUTBOXD_" + name.upper().replace(".", "__")
     shown = default if default == "–" else f"`{default}`"
-    assert f"| `{name}` | `{variable}` | {shown} |" in README
+    assert f"| `{name}` | `{variable}` | {shown} |" in CONFIGURATION
 
 
 def test_the_table_names_no_setting_that_does_not_exist():
-    assert set(re.findall(r"^\| `([\w.]+)` \| `OUTBOXD_", README, re.MULTILINE)) == {name for name, _ in settings()}
+    assert set(re.findall(r"^\| `([\w.]+)` \| `OUTBOXD_", CONFIGURATION, re.MULTILINE)) == {name for name, _ in settings()}
 
 
 def test_what_may_be_said_of_a_table_stands_in_the_readme():
@@ -79,7 +81,7 @@ def test_every_variable_is_one_that_is_read():
     known |= {f"OUTBOXD_{secret.upper()}_FILE" for secret in SECRETS}
     for document in DOCUMENTS:
         assert named(r"OUTBOXD_[A-Z_]+", document.read_text("utf-8")) <= known, document.name
-    assert set(ALIASES) <= named(r"[A-Z][A-Z_]+")
+    assert set(ALIASES) <= named(r"[A-Z][A-Z_]+", CONFIGURATION)
 
 
 def test_every_command_stands_in_the_readme():
