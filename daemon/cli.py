@@ -175,7 +175,7 @@ def watch(
         say(
             f"mapped {one.on_target} on the target"
             if there
-            else f"the target has no table {one.on_target} yet: create it, then  {_map_statement(one)}"
+            else f"the target has no table {one.on_target} yet: `outboxd schema apply` makes it; if you do,  {_map_statement(one)}"
         )
 
 
