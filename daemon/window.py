@@ -4,7 +4,6 @@ Knows which transactions of a page may be sent and the cursor they lead to. Know
 are handed in. Pure.
 """
 
-import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -168,10 +167,9 @@ class Window:
         return rows >= self.max_changes or size >= self.max_bytes
 
     def _advance(self, taken: set[int], torn: int) -> None:
-        for xid in taken:
-            self._last.pop(xid, None)
-            self._torn.pop(xid, None)
-            self._begun.pop(xid, None)
+        for known in (self._last, self._torn, self._begun):
+            for xid in known.keys() & taken:
+                del known[xid]
         if torn:
             self._torn[torn] = self.after
             del self._begun[torn]
@@ -190,7 +188,7 @@ def sent_too(mark: Mark, sent: Sequence[Change]) -> Mark:
     ends = {change.xid: change for change in sent}
     for xid in (
         *(newest.keys() & ends.keys()),
-        *heapq.nlargest(_LAST, ends),
+        *sorted(ends)[-_LAST:],
         max(sent, key=lambda change: change.id).xid,
     ):
         newest[xid] = (xid, ends[xid].id, ends[xid].created_us)

@@ -162,8 +162,14 @@ def test_frozen_at(counted: Pair, start: Start, point: str) -> None:
         reached = counted.mirrored()
         wait_until(lambda: counted.mirrored() > reached)
         leader.send(signal.SIGCONT)
-        # Whichever it notices first: its lock is gone, and it stands by, or another has claimed the target.
-        wait_until(lambda: leader.returncode is not None or (leader.status() or {}).get("state") == "standby")
+        # With a batch still to be sent it is fenced. Else whichever it notices first: its lock is gone, and it stands by,
+        # or another has claimed the target.
+        may_stand_by = point != "before_send"
+        wait_until(
+            lambda: (
+                leader.returncode is not None or (may_stand_by and (leader.status() or {}).get("state") == "standby")
+            )
+        )
         if point != "after_arm" and leader.returncode is not None:
             assert leader.returncode == 75, leader.last_words()
             assert "claimed this relay" in leader.last_words()
