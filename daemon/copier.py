@@ -174,7 +174,8 @@ class Copier:
             elif begun_by(copy, wish):
                 found[table] = (copy or Copy(table)).begun(wish), True
             elif copy is not None and copy.state == "copying":
-                found[table] = replace(copy, wish=wish.number, prune=copy.prune or wish.prune), False
+                number = wish.number or copy.wish
+                found[table] = replace(copy, wish=number, prune=copy.prune or wish.prune), False
         return found
 
     def _copied(self, loaded: _Range, end: Batch) -> Batch:
@@ -201,7 +202,7 @@ class Copier:
         if loaded.begins:
             self._begun.add(copy.table)
         more = not self._rate and bool(self._candidates())
-        progress = Progress(then, loaded.begins, len(changes))
+        progress = Progress(then, loaded.begins, len(changes) if question.what == "rows" else 0)
         return replace(end, changes=changes, shapes=shapes, torn=0, more=more, copied=progress)
 
     # -- sending ---------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def note(copy: Copy, *, begins: bool) -> Group:
 
 def begun_by(copy: Copy | None, wish: Wish) -> bool:
     """Does this wish begin a copy, or begin one anew? A wish that finds its table being copied lets it go on."""
-    if copy is None or copy.state == "wanted":
+    if wish.number == 0 or copy is None or copy.state == "wanted":
         return wish.number > 0
     return copy.wish != wish.number and (copy.state == "done" or (copy.state == "copying" and wish.restart))
 

@@ -174,7 +174,11 @@ class Source:
                 if conn.closed or question is None or not code.startswith(("OB", "42", "22", "55P03")):
                     raise
                 await conn.rollback()
-                refused = CopyRefused(question.table, exc.diag.message_primary or code, busy=code == "55P03")
+                # Our own sentences only: Postgres' may carry a value (promise I10).
+                ours = exc.diag.message_primary if code.startswith("OB") or code == "22000" else None
+                refused = CopyRefused(
+                    question.table, ours or f"its rows cannot be read ({code}): `outboxd check`", busy=code == "55P03"
+                )
             if refused is None:
                 assert self._window is not None
                 if not self._flushed:

@@ -326,10 +326,12 @@ begin
   for w in
     select * from outbox.watched k
      where k.capture and (of_table is null or k.table_name = of_table) and to_regclass(k.table_name) is not null
-     order by k.id for update skip locked
+     order by k.id
   loop
     layout := outbox.layout_of(w);
     continue when layout = w.layout;
+    perform from outbox.watched k where k.id = w.id and k.layout is not distinct from w.layout for update skip locked;
+    continue when not found;
     if w.layout is not null then
       select coalesce(bool_or(case when w.layout -> 'columns' ? c.key then w.layout -> 'columns' -> c.key <> c.value
                                    else a.atthasdef or a.attidentity <> '' or a.attnotnull end), false) into given

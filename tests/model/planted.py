@@ -362,7 +362,11 @@ PLANTED = (
     Planted("the cursor written in a second transaction", ("I5",), mirror=CursorLater),
     Planted("the rows written in a second transaction", ("I5",), mirror=CursorFirst),
     Planted(
-        "the digest not compared", ("I1", "I5"), within=20_000, mirror=WithoutDigest, context=digest_taken_on_trust
+        "the digest not compared",
+        ("I1", "I3", "I5"),
+        within=20_000,
+        mirror=WithoutDigest,
+        context=digest_taken_on_trust,
     ),
     Planted("the batch before not compared", ("I1", "I3", "I4", "I5"), within=20_000, mirror=WithoutAfter),
     Planted("the digest without the cursor", ("I1",), within=20_000, context=digest_without_the_cursor),

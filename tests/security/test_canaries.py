@@ -92,13 +92,13 @@ class Heard:
         )
 
     def grew(self) -> Callable[[], bool]:
-        """Has it logged another failed turn, or a held key, since?"""
+        """Has it logged another failed turn, a held key, or a table that is out, since?"""
         before = self._troubles()
         return lambda: self._troubles() > before
 
     def _troubles(self) -> int:
         text = self.outboxd.log.read_text()
-        return text.count('"turn_failed"') + text.count("held")
+        return text.count('"turn_failed"') + text.count('"table_out"') + text.count("held")
 
 
 def arrived(pair: Pair, number: int) -> bool:

@@ -178,8 +178,6 @@ async def test_a_trigger_cannot_borrow_our_words(source: Database, target: Datab
             f"create function refuse() returns trigger language plpgsql as $$ begin {RAISES[how]}; return new; end $$",
             "create trigger refuse before insert on note for each row execute function refuse()",
         )
-        error = await both.refused("insert into note values (1, 'canary-4711')")
-        assert "canary" not in f"{error} {error.refusal}"
-        assert error.refusal.table == "public.note"
+        assert "canary" not in await both.put_out("insert into note values (1, 'canary-4711')")
     finally:
         await both.close()

@@ -1,0 +1,82 @@
+"""How far a copy is, what it does next, and whose turn it is."""
+
+from typing import Any
+
+import pytest
+
+from daemon.copies import Copy, Page, Wish, begun_by, choose, known, misfit, note
+
+ORDER = {"parent": 0, "child": 1}
+
+
+def wish(number: int, *, prune: bool = False, restart: bool = False) -> Wish:
+    return Wish("parent", number, prune, restart, 0)
+
+
+def test_a_wish_begins_a_copy_once() -> None:
+    """A new one begins it again; one that finds its table being copied does only when it is told to."""
+    assert not begun_by(None, wish(0))
+    assert begun_by(None, wish(1))
+    begun = Copy("parent").begun(wish(1))
+    assert not begun_by(begun, wish(1))
+    assert not begun_by(begun, wish(2))
+    assert begun_by(begun, wish(2, restart=True))
+    done = Copy("parent", "done", 1)
+    assert not begun_by(done, wish(1))
+    assert begun_by(done, wish(2))
+    assert not begun_by(done, wish(0)), "not watched any more, then watched without a copy"
+
+
+def test_what_was_out_is_pruned_whatever_is_wished() -> None:
+    assert not Copy("parent", "done", 1).begun(wish(2)).prune
+    assert Copy("parent").begun(wish(2, prune=True)).prune
+    out = Copy("parent", "copying", 1, after="{}", rows=5).went_out("why")
+    assert (out.state, out.after, out.reason) == ("out", None, "why")
+    again = out.begun(wish(1))
+    assert (again.state, again.prune, again.rows, again.reason) == ("copying", True, 0, None)
+
+
+def test_rows_then_what_is_too_much_then_done() -> None:
+    copy = Copy("parent").begun(wish(1)).further(Page("a", ends=False), 10, 0)
+    assert (copy.step, copy.after, copy.rows) == ("rows", "a", 10)
+    copy = copy.further(Page("b", ends=True), 3, 0)
+    assert (copy.state, copy.step, copy.after, copy.rows) == ("copying", "extra", None, 13)
+    copy = copy.further(Page("x", ends=False), 2, 1).further(Page(None, ends=True), 1, 1)
+    assert (copy.state, copy.after, copy.rows, copy.extra, copy.pruned) == ("done", None, 13, 3, 2)
+
+
+def test_rows_go_parents_first_and_what_is_too_much_children_first() -> None:
+    parent, child = Copy("parent"), Copy("child")
+    extra = [Copy("parent", step="extra"), Copy("child", step="extra")]
+    assert choose([child, parent], ORDER) == parent
+    assert choose([*extra, child], ORDER) == child
+    assert choose(extra, ORDER) == extra[1]
+    assert choose([], ORDER) is None
+    assert choose([Copy("unknown"), child], ORDER) == child
+
+
+def test_the_record_comes_back_as_it_was_told() -> None:
+    copy = Copy("parent", "copying", 3, "rows", '{"id":"ä"}', 5, 1, 1, True, None)
+    told = note(copy, begins=True)
+    assert (told.table, told.op) == ("parent", "copy")
+    assert '"after":"{\\"id\\":\\"ä\\"}"' in told.rows[0]
+    assert known([{"table": "parent", "state": "copying", "wish": 3, "step": "rows", "after": '{"id":"ä"}', "rows": 5, "extra": 1,
+                   "pruned": 1, "prune": True}]) == {"parent": copy}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mirror", "said"),
+    [
+        ({}, None),
+        ({"table": "other"}, "parent is not mapped on the target"),
+        ({"exists": False}, "the target has no table public.parent"),
+        ({"columns": [{"name": "id"}]}, "the target table public.parent has no column n"),
+        ({"key_is_unique": False}, "(id) is no unique key of public.parent"),
+    ],
+)
+def test_a_target_that_does_not_fit_is_told_by_what_it_lacks(mirror: dict[str, Any], said: str | None) -> None:
+    there = {
+        "table": "parent", "target": "public.parent", "exists": True, "key": ["id"], "key_is_unique": True,
+        "columns": [{"name": "id"}, {"name": "n"}, {"name": "more"}],
+    }  # fmt: skip
+    assert misfit("parent", {"tables": [there | mirror]}, ["id", "n"]) == said
