@@ -72,9 +72,9 @@ class TableSettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _owner_means_access(cls, given: object) -> object:
-        """`owner` alone says who may see the rows."""
-        if isinstance(given, dict) and given.get("owner") is not None and "access" not in given:
-            return {**given, "access": "owner"}
+        """`owner` alone says who may see the rows, and write them: a user theirs."""
+        if isinstance(given, dict) and given.get("owner") is not None and given.get("access", "owner") == "owner":
+            return {"write": True, **given, "access": "owner"}
         return given
 
     @model_validator(mode="after")
