@@ -273,7 +273,10 @@ def _mirror(name: str, mirror: Row, sent: Mapping[str, str] | None, role: str) -
     target, title = mirror["target"], f"target {name}"
     if not mirror["exists"]:
         yield Item(
-            title, "FAIL", f"the target has no table {target}", f"outboxd schema apply, or select outboxd.unmap({literal(name)});"
+            title,
+            "FAIL",
+            f"the target has no table {target}",
+            f"outboxd schema apply, or select outboxd.unmap({literal(name)});",
         )
         return
     has = {column["name"] for column in mirror["columns"]}

@@ -5,9 +5,10 @@ snapshot to which the window before them leads (docs/decisions/0016). Knows noth
 keeps is only ahead of the target while batches are on their way: `learn` begins anew from the target's own word.
 """
 
+import asyncio
 import shlex
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,6 +87,7 @@ class Copier:
         self._begun: set[str] = set()  # copies that the target has not yet said it knows of
         self._range: _Range | None = None
         self._next: Batch | None = None
+        self._mending: asyncio.Task[None] | None = None
         self._looked = self._rechecked = self._noticed = float("-inf")
         self._due = 0.0
         self._busy: dict[str, float] = {}  # until when a table that is locked is left alone
@@ -266,14 +268,19 @@ class Copier:
         if not waiting or now < self._rechecked + self._recheck:
             return
         self._rechecked = now
-        if self._mend is not None:
-            for table in sorted(waiting):
-                await self._mend(table)
+        if self._mend is not None and (self._mending is None or self._mending.done()):
+            self._mending = asyncio.create_task(self._mended(self._mend, sorted(waiting)))
         described = (await self._target.describe()).more
         for table, unfit, columns in await self._source.ask("copy_fit", {"tables": sorted(waiting)}):
             reason = unfit or misfit(table, described, columns)
             if reason is None:
                 self._fit.add(table)
+
+    async def _mended(self, mend: Callable[[str], Awaitable[None]], tables: Sequence[str]) -> None:
+        """Beside the relay, which does not wait for it; then it looks again."""
+        for table in tables:
+            await mend(table)
+        self._rechecked = float("-inf")
 
     def report(self) -> list[dict[str, Any]]:
         """One line a table that has been, is or will be copied."""

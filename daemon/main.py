@@ -10,13 +10,13 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
-from daemon import systemd
+from daemon import schema_apply, systemd
 from daemon.admin import Admin, Views
 from daemon.breaker import Breaker, BreakerOpen, State, Transition
 from daemon.copier import Copier
@@ -109,7 +109,9 @@ class Daemon:
             settings.retention,
             lambda done: metrics.pruned(emptied=done.emptied is not None, up_to_id=done.up_to_id),
         )
-        copier = Copier(source, target, rate=settings.copy_rows_per_second, recheck=timing.recheck)
+        copier = Copier(
+            source, target, rate=settings.copy_rows_per_second, recheck=timing.recheck, mend=_mender(settings)
+        )
         relay = Relay(source, target, bell, observed, timing, pruner=pruner, copier=copier)
         keeper = Keeper(
             bell,
@@ -220,6 +222,25 @@ class Daemon:
             if interval and self.report.alive():
                 systemd.notify(watchdog=1)
             await asyncio.sleep(interval or 10.0)
+
+
+def _mender(settings: Settings) -> Callable[[str], Awaitable[None]] | None:
+    """What is done, unasked, to make a table fit that is out; None: nothing."""
+    if settings.schema_.auto != "additive" or settings.target_dsn is None:
+        return None
+
+    async def mend(table: str) -> None:
+        try:
+            done = await asyncio.to_thread(
+                schema_apply.apply, settings.source_conninfo, settings.target_conninfo, settings.tables, [table]
+            )
+        except Exception as exc:  # noqa: BLE001  whatever keeps it from being mended, the table stays out and says why
+            said = str(exc) if isinstance(exc, DaemonError) else getattr(exc, "sqlstate", None) or type(exc).__name__
+            log.warning("schema_not_applied", table=table, error=said)
+        else:
+            log.info("schema_applied", table=table, steps=len(done.steps), destructive_left=len(done.left))
+
+    return mend
 
 
 def _breaker(name: str, settings: Settings, observed: Observed) -> Breaker:

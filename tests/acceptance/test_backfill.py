@@ -96,3 +96,16 @@ def test_killed_in_the_middle_a_copy_goes_on_from_the_targets_record(stories: Pa
     stories.arrives()
     ((written,),) = stories.ask(stories.target, "select count(*) from writes")
     assert written == 2000
+
+
+def test_with_schema_auto_a_table_that_is_out_is_made_to_fit(direct: Pair, start: Start) -> None:
+    """A column of the source that the target lacks is added there unasked; its values come with the copy."""
+    direct.write(STORIES, 20)
+    streaming(start({**direct.settings, "schema__auto": "additive"}))
+    direct.arrives()
+    direct.write("""alter table "Story" add column "mood" text not null default 'calm'""")
+    direct.write(STORIES, 5)
+    wait_until(lambda: copied(direct)[0] == "out", PATIENCE)
+    wait_until(lambda: copied(direct) == ("done", 25), PATIENCE)
+    direct.arrives(PATIENCE)
+    assert direct.ask(direct.target, """select count(*) from "Story" where "mood" = 'calm'""") == [(25,)]

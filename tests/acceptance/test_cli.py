@@ -217,7 +217,10 @@ def test_watch_says_when_the_target_has_no_such_table(bare: Pair) -> None:
         conn.execute("create table news (id int primary key)")
     said = Cli(bare.settings)("watch", "news")
     assert said.code == 0
-    assert "the target has no table public.news yet: `outboxd schema apply` makes it; if you do,  select outboxd.map('public.news');" in said.err
+    assert (
+        "the target has no table public.news yet: `outboxd schema apply` makes it; if you do,  select outboxd.map('public.news');"
+        in said.err
+    )
 
 
 # status

@@ -69,7 +69,9 @@ def test_every_setting_stands_in_the_table_with_its_default(name, default):
 
 
 def test_the_table_names_no_setting_that_does_not_exist():
-    assert set(re.findall(r"^\| `([\w.]+)` \| `OUTBOXD_", CONFIGURATION, re.MULTILINE)) == {name for name, _ in settings()}
+    assert set(re.findall(r"^\| `([\w.]+)` \| `OUTBOXD_", CONFIGURATION, re.MULTILINE)) == {
+        name for name, _ in settings()
+    }
 
 
 def test_what_may_be_said_of_a_table_stands_in_the_readme():
