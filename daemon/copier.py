@@ -88,7 +88,7 @@ class Copier:
         self._range: _Range | None = None
         self._next: Batch | None = None
         self._mending: asyncio.Task[None] | None = None
-        self._looked = self._rechecked = self._noticed = float("-inf")
+        self._looked = self._rechecked = self._noticed = self._mended_at = float("-inf")
         self._due = 0.0
         self._busy: dict[str, float] = {}  # until when a table that is locked is left alone
 
@@ -268,7 +268,12 @@ class Copier:
         if not waiting or now < self._rechecked + self._recheck:
             return
         self._rechecked = now
-        if self._mend is not None and (self._mending is None or self._mending.done()):
+        if (
+            self._mend is not None
+            and now >= self._mended_at + self._recheck
+            and (self._mending is None or self._mending.done())
+        ):
+            self._mended_at = now
             self._mending = asyncio.create_task(self._mended(self._mend, sorted(waiting)))
         described = (await self._target.describe()).more
         for table, unfit, columns in await self._source.ask("copy_fit", {"tables": sorted(waiting)}):
