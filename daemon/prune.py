@@ -31,12 +31,16 @@ class Pruner:
         self._clock = clock
         self._due = clock()
 
+    @property
+    def due(self) -> bool:
+        """Is it time to prune again?"""
+        return self._clock() >= self._due
+
     async def turn(self, source: Source, floor_id: int) -> None:
         """Prune if it is time to. `floor_id` must be that of a cursor the target has stated."""
-        now = self._clock()
-        if now < self._due:
+        if not self.due:
             return
-        self._due = now + min(_EVERY, self.retention / 10)
+        self._due = self._clock() + min(_EVERY, self.retention / 10)
         try:
             pruned = await source.prune(floor_id, self.retention)
         except (DaemonError, BreakerOpen) as exc:

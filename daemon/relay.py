@@ -98,7 +98,7 @@ class Relay:
                 await self._forget()
             while True:
                 patience = None
-                if sent < batches and term == self._term:
+                if sent < batches and term == self._term and not (sent and self._pruner and self._pruner.due):
                     patience = self._flights.room_in(time.monotonic())
                     if patience == 0.0:
                         if batch := await self._taken():

@@ -118,6 +118,7 @@ def test_the_wall_clock_is_shown_and_never_waited_by() -> None:
         ("progress.py", "time"): 1,  # since when the relay is in its state
         ("relay.py", "time"): 2,  # the same, and when it last applied
         ("report.py", "gmtime"): 1,
+        ("report.py", "time"): 2,  # since when the mode is what it is
         ("rest.py", "time"): 1,  # a Retry-After that is a date, of an answer that has none: capped, however far off
     }
     found: dict[tuple[str, str], int] = {}
