@@ -10,7 +10,7 @@ import pytest
 
 from daemon.connection import Link
 from daemon.session import query
-from daemon.source import Source
+from daemon.source import Source, _runs
 from outbox import Cursor
 from tests.captured import Connection, waits_for
 from tests.databases import Database
@@ -178,6 +178,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
         queries.append((name, parameters))
         return await read(self, conn, name, parameters)
 
+    beyond = Source._beyond
+
+    async def spy_beyond(self, conn, window, page, upto):
+        bounds = {"upto": upto, "ceiling": window.ceiling, **_runs(window.unknown(page))}
+        queries.append(("window_beyond", bounds))
+        return await beyond(self, conn, window, page, upto)
+
+    monkeypatch.setattr(Source, "_beyond", spy_beyond)
     looks = Link.several
 
     async def spy_on_looks(self, statements, values=None):
@@ -244,6 +252,6 @@ async def test_a_page_of_a_deep_backlog_does_not_look_at_all_that_is_left(pair, 
         cursor = Cursor.beginning()
         for _ in range(5):
             cursor = (await source.read(cursor)).cursor
-    pages = [(name, parameters) for name, parameters in asked if name == "window_by_id"]
-    assert len(pages) >= 5
+    pages = [(name, parameters) for name, parameters in asked if name in {"window_by_id", "window_beyond"}]
+    assert len(pages) >= 9
     assert max(blocks_touched(pair.source, *page) for page in pages) < 60
