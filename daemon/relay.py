@@ -31,7 +31,7 @@ from outbox import Cursor
 
 log = structlog.get_logger()
 
-_TRAIN = 16  # batches
+_TRAIN = 64  # batches
 _REMEMBER_EVERY = 60.0  # seconds: the source is told where the target stands
 
 
