@@ -88,6 +88,7 @@ class Copier:
         self._range: _Range | None = None
         self._next: Batch | None = None
         self._mending: asyncio.Task[None] | None = None
+        self._watched: set[str] | None = None  # None: not looked yet
         self._looked = self._rechecked = self._noticed = self._mended_at = float("-inf")
         self._due = 0.0
         self._busy: dict[str, float] = {}  # until when a table that is locked is left alone
@@ -264,6 +265,7 @@ class Copier:
             for (table,) in await self._source.ask("copy_notice"):
                 log.warning("copy_wanted", table=table, because="its rows changed without firing a trigger")
         self.wishes = {wished[0]: Wish(*wished) for wished in await self._source.ask("copy_wanted")}
+        self._watched = set(self.wishes)
         waiting = (self.out & self.wishes.keys()) - self._fit
         if not waiting or now < self._rechecked + self._recheck:
             return
@@ -288,9 +290,10 @@ class Copier:
         self._rechecked = float("-inf")
 
     def report(self) -> list[dict[str, Any]]:
-        """One line a table that has been, is or will be copied."""
+        """One line a watched table that has been, is or will be copied."""
         shown = []
-        for table in sorted({*self.copies, *(wish.table for wish in self.wishes.values() if wish.number)}):
+        tables = {*self.copies, *(wish.table for wish in self.wishes.values() if wish.number)}
+        for table in sorted(tables if self._watched is None else tables & self._watched):
             copy, wish = self.copies.get(table, Copy(table)), self.wishes.get(table)
             shown.append({
                 "table": table, "state": copy.state, "rows": copy.rows, "estimate": wish.estimate if wish else None,

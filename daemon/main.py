@@ -122,6 +122,7 @@ class Daemon:
         judge = Judge(relay, breaker, doorway, metrics)
         observed.on_change = judge.look
         report = Report(settings.relay, relay, judge, bell, keeper, metrics, settings.request_timeout, time.time())
+        metrics.show_copies(report.copies)
         made = cls(settings, metrics, source, gauges, target, doorway, bell, pruner, relay, keeper, judge, report)
         made.reloader = Reloader(made, loaded.lacking, read, open_door, every=timing.recheck)
         return made

@@ -10,6 +10,7 @@ import platform
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from itertools import accumulate, product
 from typing import Any, TypeVar
 
@@ -312,11 +313,14 @@ class Metrics:
         for table, letters in tables.items():
             self._letters.labels(self._label(table)).inc(letters)
 
-    def rows_copied(self, table: str, rows: int, states: Mapping[str, int]) -> None:
-        """Rows of a table came over; how many tables are in which state."""
+    def rows_copied(self, table: str, rows: int) -> None:
+        """Rows of a table came over."""
         self._copied.labels(self._label(table)).inc(rows)
+
+    def show_copies(self, report: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        """Where each table's copy stands, asked at scrape time."""
         for state in COPIES:
-            self._copies.labels(state).set(states.get(state, 0))
+            self._copies.labels(state).set_function(partial(_count, report, state))
 
     def keys_held(self, keys: int) -> None:
         self._held.set(keys)
@@ -364,6 +368,10 @@ class Metrics:
     def render(self) -> tuple[bytes, str]:
         """The body and the content type of /metrics."""
         return generate_latest(_WithoutCreated(self._registry)), _CONTENT_TYPE
+
+
+def _count(report: Callable[[], Iterable[Mapping[str, Any]]], state: str) -> float:
+    return float(sum(copy["state"] == state for copy in report()))
 
 
 def _one_hot(gauge: Gauge, options: Collection[str], value: str, *labels: str) -> None:

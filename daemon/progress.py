@@ -4,9 +4,9 @@ Knows the names of things. Knows nothing of how a relay turns.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from daemon.plan import Plan
 from daemon.source import Batch
@@ -27,7 +27,7 @@ class Observer(Protocol):
     def turn_failed(self, reason: str) -> None: ...
     def woken(self, reason: str) -> None: ...
     def state_changed(self, state: str) -> None: ...
-    def rows_copied(self, table: str, rows: int, copies: Sequence[Mapping[str, Any]]) -> None: ...
+    def rows_copied(self, table: str, rows: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,4 +64,3 @@ class Status:
     last_applied: float | None = None
     behind_seconds: float = 0.0
     held_keys: int = 0
-    copies: list[dict[str, Any]] = field(default_factory=list)  # a table each: daemon.copier

@@ -115,7 +115,6 @@ class Relay:
             await self._forget()
             if isinstance(exc, (TargetError, CaptureLost)) and self.copier.blames(exc):
                 self._observer.turn_failed(str(exc.kind) if isinstance(exc, TargetError) else "source")
-                self.status.copies = self.copier.report()
                 return True  # the others go on without that table
             raise
 
@@ -274,9 +273,8 @@ class Relay:
         """Rows of a table have arrived."""
         self._failures = 0
         await self.copier.arrived(progress)
-        self.status.copies = self.copier.report()
         if progress.copy is not None:
-            self._observer.rows_copied(progress.copy.table, progress.rows, self.status.copies)
+            self._observer.rows_copied(progress.copy.table, progress.rows)
             log.debug(
                 "rows_copied",
                 table=progress.copy.table,

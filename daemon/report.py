@@ -5,7 +5,6 @@ Knows the relay, the breakers and the bell by their looks. Changes nothing.
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,8 +80,8 @@ class Observed:
         self._metrics.set_state(state)
         self.on_change()
 
-    def rows_copied(self, table: str, rows: int, copies: Sequence[Mapping[str, Any]]) -> None:
-        self._metrics.rows_copied(table, rows, Counter(copy["state"] for copy in copies))
+    def rows_copied(self, table: str, rows: int) -> None:
+        self._metrics.rows_copied(table, rows)
 
     def breaker_changed(self, breaker: str, to: str) -> None:
         self._metrics.breaker_changed(breaker, to)
@@ -147,9 +146,13 @@ class Report:
         why = {"state": status.state, "mode": judge.worth.mode, "breaker": str(judge.breaker.state)}
         return ready, {**why, "problem": judge.doorway.lacking or status.problem}
 
+    def copies(self) -> list[dict[str, Any]]:
+        """The tables' copies, as whoever leads knows them."""
+        return self.relay.copier.report() if self.keeper.leads else []
+
     def status(self) -> dict[str, Any]:
         """What `/api/status` shows."""
-        status, breaker = self.relay.status, self.judge.breaker
+        status, breaker, copies = self.relay.status, self.judge.breaker, self.copies()
         self.judge.look()
         worth = self.judge.worth
         lag, backlog = self.metrics.lag.seconds(), self.metrics.lag.backlog()
@@ -162,7 +165,7 @@ class Report:
                 int(backlog) if known else 0,
                 status.held_keys,
                 disabled=worth.because if worth.mode is Mode.DISABLED else None,
-                copies=status.copies,
+                copies=copies,
             ),
             "relay": self.name,
             "state": status.state,
@@ -177,7 +180,7 @@ class Report:
             "backlog_changes": int(backlog) if known else None,
             "applied_changes": status.applied,
             "held_keys": status.held_keys,
-            "copies": status.copies,
+            "copies": copies,
             "last_applied": iso(status.last_applied),
             "cursor": {"snapshot": status.cursor.snapshot, "floor_id": status.cursor.floor_id}
             if status.cursor

@@ -39,6 +39,8 @@ async def look(loaded: Loaded) -> dict[str, Any]:
         else:
             cursor = await source.remembered_cursor(loaded.settings.relay)
         backlog, age = await source.backlog(cursor)
+        watched = {row[0] for row in await source.ask("copy_wanted")}
+        seen["copies"] = [copy for copy in seen.get("copies", ()) if copy["table"] in watched]
         seen |= {"backlog_changes": backlog, "lag_seconds": round(age, 3)}
         seen["verdict"] = verdict(state, problem, age, backlog, held, disabled=disabled, copies=seen.get("copies", ()))
     except DaemonError as exc:

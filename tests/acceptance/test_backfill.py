@@ -65,6 +65,27 @@ def test_a_backfill_is_done_by_the_daemon_that_runs(stories: Pair, start: Start)
 
 
 @pytest.mark.parametrize("stories", ["direct"], indirect=True)
+def test_a_table_that_is_out_is_shown_by_every_daemon_that_leads_as_long_as_it_is_watched(
+    stories: Pair, start: Start
+) -> None:
+    outboxd = streaming(start(stories.settings))
+    with stories.target.connect() as conn:
+        conn.execute('alter table "Story" rename to "Tale"')
+    stories.write(STORIES, 1)
+    wait_until(lambda: measured(outboxd, 'outboxd_copy_tables{state="out"}') == 1)
+    outboxd.stop()
+    again = streaming(start(stories.settings))
+    wait_until(lambda: measured(again, 'outboxd_copy_tables{state="out"}') == 1)
+    status = Cli(stories.settings)("status", "--json")
+    assert status.code == 3
+    assert [(copy["table"], copy["state"]) for copy in status.json()["copies"]] == [('public."Story"', "out")]
+    stories.ask(stories.source, """select outbox.unwatch('public."Story"')""")
+    wait_until(lambda: measured(again, 'outboxd_copy_tables{state="out"}') == 0)
+    assert (again.status() or {})["copies"] == []
+    assert Cli(stories.settings)("status", "--json").json()["copies"] == []
+
+
+@pytest.mark.parametrize("stories", ["direct"], indirect=True)
 def test_a_copy_keeps_its_pace_and_changes_do_not_wait_for_it(stories: Pair, start: Start) -> None:
     outboxd = streaming(start({**stories.settings, "copy_rows_per_second": "200"}))
     stories.ask(stories.source, """select outbox.ask_copy('public."Story"')""")

@@ -110,7 +110,7 @@ async def test_after_a_statement_that_could_not_be_captured_the_table_is_copied_
             "delete from story where id = 20",
         )
         await until(lambda: state(parts) == "out", PATIENCE)
-        assert "`outboxd watch public.story` again" in parts.relay.status.copies[0]["reason"]
+        assert "`outboxd watch public.story` again" in parts.relay.copier.report()[0]["reason"]
         pair.write("insert into tale values (1)")
         await until(lambda: pair.rows("select * from tale")[1] == [(1,)], PATIENCE)
         pair.write("alter table story add primary key (id)")

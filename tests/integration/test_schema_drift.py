@@ -96,7 +96,7 @@ async def test_a_table_that_does_not_fit_is_out_until_it_does_and_the_others_flo
         run(stories, drift)
         stories.write("insert into story values (2, 'meanwhile', 2)", "update story set stars = 7 where id = 1")
         await until(lambda: state(parts) == "out", PATIENCE)
-        reason = parts.relay.status.copies[0]["reason"]
+        reason = parts.relay.copier.report()[0]["reason"]
         assert re.search(sentence, reason), reason
         stories.write(
             "delete from story where id = 11",
@@ -114,7 +114,7 @@ async def test_a_table_that_does_not_fit_is_out_until_it_does_and_the_others_flo
 
 
 def state(parts: Parts) -> str:
-    return "".join(copy["state"] for copy in parts.relay.status.copies if copy["table"] == "public.story")
+    return "".join(copy["state"] for copy in parts.relay.copier.report() if copy["table"] == "public.story")
 
 
 def rows_of(pair: Pair, table: str) -> list[tuple[object, ...]]:
