@@ -55,7 +55,7 @@ format: setup ## format the code and mend what the linter can
 
 # Not uv.lock: it names registry hosts, and a lock of ours must work behind any mirror.
 lock: .uv/bin/uv ## renew requirements.lock and the demo's package-lock.json (ARGS='--upgrade')
-	.uv/bin/uv pip compile pyproject.toml --universal --generate-hashes --group dev --extra demo \
+	.uv/bin/uv pip compile pyproject.toml --universal --generate-hashes --group dev --extra demo --extra otel \
 	  --no-header --no-annotate --quiet --output-file requirements.lock $(ARGS)
 	cd $(DEMO) && npm install --package-lock-only
 

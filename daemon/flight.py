@@ -11,7 +11,7 @@ behind exactly the first it was read behind, or not at all (sql/target/0003_appl
 import asyncio
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from daemon.delivery import Load
 from daemon.plan import Plan
 from daemon.source import Batch
 from daemon.target import Answer
+from daemon.tracing import Tracing
 
 _IN_FLIGHT = 2
 _MOMENT = 1.0  # seconds
@@ -27,18 +28,20 @@ _LONG = 2.0  # seconds: the second of two that take so long would give up waitin
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A batch that was sent, and the answer to come. `started` is on the monotonic clock."""
+    """A batch that was sent, and the answer to come. `started` is on the monotonic clock; `trace` names its span."""
 
     batch: Batch
     load: Load
     started: float
     outcome: asyncio.Task[tuple[Plan, Answer]]
+    trace: Mapping[str, str]
 
 
 class Flights:
     """The batches of one turn that are on their way. `usual` is how long an answer takes, in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracing: Tracing | None = None) -> None:
+        self._tracing = tracing
         self._flights: deque[Flight] = deque()
         self.usual = 0.0
 
@@ -65,7 +68,9 @@ class Flights:
 
     def launch(self, batch: Batch, load: Load, send: Coroutine[Any, Any, tuple[Plan, Answer]]) -> None:
         """Send a batch; `landed` has its answer."""
-        self._flights.append(Flight(batch, load, time.monotonic(), asyncio.create_task(send)))
+        outcome = asyncio.create_task(send)
+        trace = self._tracing.cover(outcome, batch, load) if self._tracing else {}
+        self._flights.append(Flight(batch, load, time.monotonic(), outcome, trace))
 
     async def landed(self, patience: float | None = None) -> Flight | None:
         """The oldest, once its outcome is known; None when that takes longer than `patience` seconds."""

@@ -16,13 +16,14 @@ from typing import Any
 
 import structlog
 
-from daemon import schema_apply, systemd
+from daemon import schema_apply, systemd, tracing
 from daemon.admin import Admin, Views
 from daemon.breaker import Breaker, BreakerOpen, State, Transition
 from daemon.copier import Copier
 from daemon.doorway import Doorway
 from daemon.errors import DaemonError, Fenced, Kind, SourceUnavailable, TargetError, advice
 from daemon.lead import Keeper
+from daemon.logs import redact
 from daemon.metrics import Metrics
 from daemon.progress import Timing
 from daemon.prune import Pruner
@@ -33,6 +34,7 @@ from daemon.rest import RestDoor
 from daemon.settings import Loaded, Settings
 from daemon.source import Limits, Source
 from daemon.target import Door, PostgresDoor, Target
+from daemon.tracing import Tracing
 from daemon.wakeup import Bell
 from outbox import __version__
 
@@ -87,6 +89,7 @@ class Daemon:
     judge: Judge
     report: Report
     reloader: Reloader = field(init=False)
+    tracing: Tracing | None = None
 
     @classmethod
     def build(cls, loaded: Loaded, metrics: Metrics, read: Callable[[], Loaded]) -> "Daemon":
@@ -101,6 +104,8 @@ class Daemon:
             breaker=_breaker("source", settings, observed),
             application_name=NAME,
         )
+        traced = tracing.begin(settings.relay, redact)
+        source.traced = traced is not None
         gauges = Source(settings.source_conninfo, application_name=f"{NAME} gauges")
         target = Target(doorway, settings.relay, breaker, metrics.target_request)
         bell = Bell(settings.source_conninfo, application_name=NAME)
@@ -112,7 +117,7 @@ class Daemon:
         copier = Copier(
             source, target, rate=settings.copy_rows_per_second, recheck=timing.recheck, mend=_mender(settings)
         )
-        relay = Relay(source, target, bell, observed, timing, pruner=pruner, copier=copier)
+        relay = Relay(source, target, bell, observed, timing, pruner=pruner, copier=copier, tracing=traced)
         keeper = Keeper(
             bell,
             relay,
@@ -124,6 +129,7 @@ class Daemon:
         report = Report(settings.relay, relay, judge, bell, keeper, metrics, settings.request_timeout, time.time())
         metrics.show_copies(report.copies)
         made = cls(settings, metrics, source, gauges, target, doorway, bell, pruner, relay, keeper, judge, report)
+        made.tracing = traced
         made.reloader = Reloader(made, loaded.lacking, read, open_door, every=timing.recheck)
         return made
 
@@ -180,7 +186,7 @@ class Daemon:
 
     async def close(self) -> None:
         """Let go of every connection."""
-        for part in (self.source, self.gauges, self.target, self.bell):
+        for part in (self.source, self.gauges, self.target, self.bell, *filter(None, [self.tracing])):
             with contextlib.suppress(OSError, DaemonError):
                 await part.close()
 

@@ -26,6 +26,7 @@ from daemon.prune import Pruner
 from daemon.sizing import Sizing
 from daemon.source import Batch, Source
 from daemon.target import Answer, Target
+from daemon.tracing import Tracing
 from daemon.wakeup import Bell, Pace
 from outbox import Cursor
 
@@ -48,6 +49,7 @@ class Relay:
         *,
         pruner: Pruner | None = None,
         copier: Copier | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._source = source
         self._target = target
@@ -63,7 +65,7 @@ class Relay:
         self._cursor: Cursor | None = None  # where to read on: ahead of `_stated` after windows without changes
         self._stated: Cursor | None = None  # where the target says it stands
         self._digest = ""  # of the batch that led it there
-        self._flights = Flights()
+        self._flights = Flights(tracing)
         self._term = 0  # another begins when this one leads, follows or is to stop: a train under way ends then
         self._read_at = 0.0
         self._adjustments: list[Callable[[], Awaitable[None]]] = []
@@ -265,7 +267,7 @@ class Relay:
         log.info(
             "batch_applied", changes=planned.changes, superseded=planned.superseded, gear=answer.more.get("gear", 1),
             answer=answer.what, batch_no=answer.standing.batch_no, first_id=batch.changes[0].id, last_id=batch.changes[-1].id,
-            torn=batch.torn, lag_s=round(self.status.behind_seconds, 4), duration_s=round(seconds, 4),
+            torn=batch.torn, lag_s=round(self.status.behind_seconds, 4), duration_s=round(seconds, 4), **flight.trace,
         )  # fmt: skip
         await self.note(every=_REMEMBER_EVERY)
 

@@ -31,6 +31,7 @@ _FLOORS = 64
 _FLOOR_EVERY = 10_000  # ids: each floor spends a transaction id
 _DEEP = 50_000  # ids drawn since the last look: a window that is larger is read in stretches
 _LAST_XID = 2**63 - 1
+_HEADERS, _HEADER_BYTES = 128, 16_384  # different ones of a batch, and of one: more are of no use to tracing
 _LONGEST_SPAN = 500_000  # ids looked at for one page, where the window has few
 
 
@@ -76,6 +77,8 @@ class Batch:
     more: bool
     read_us: int
     copied: Progress | None = None  # no changes then, but rows as of `cursor`, in the clothes of changes
+    headers: tuple[str, ...] = ()  # of the changes, each once: only when the source is asked for them
+    headers_left_out: int = 0  # because there are too many
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,7 @@ class Source:
         application_name: str = "outboxd",
     ) -> None:
         self.limits = limits or Limits()
+        self.traced = False  # are headers read? They cost a question for each batch
         self.breaker = breaker or Breaker("source", Thresholds())
         self._session = Session(dsn, application_name, self.breaker, self.limits.deadline)
         self._session.on_drop = self._forget
@@ -434,7 +438,16 @@ class Source:
             self._ended = _Ended(cursor, window.ceiling, durable=self._flushed or bool(changes))
         self._proven = cursor
         read_us = self._read_us + int((time.monotonic() - self._opened) * 1e6)
-        return Batch(changes, cursor, self._shapes, int(cut.torn), not cut.ended, read_us)
+        headers, left_out = await self._headers(conn, changes) if self.traced else ((), 0)
+        return Batch(
+            changes, cursor, self._shapes, int(cut.torn), not cut.ended, read_us, None, headers, left_out
+        )
+
+    async def _headers(self, conn: Link, changes: Sequence[Change]) -> tuple[tuple[str, ...], int]:
+        """The first of the changes' headers, and how many there are beyond them."""
+        asked = {"limit": _HEADERS, "bytes": _HEADER_BYTES, **_runs(_stretches(change.id for change in changes))}
+        rows = await (await conn.execute(query("batch_headers"), asked)).fetchall() if changes else []
+        return tuple(text for text, _ in rows), rows[0][1] - len(rows) if rows else 0
 
     async def _learn_shapes(self, conn: Link, unknown: Collection[int]) -> None:
         if unknown:
@@ -491,8 +504,19 @@ def _reached(cursor: Cursor) -> Snapshot:
 
 
 def _runs(runs: Sequence[Run]) -> dict[str, str]:
-    """As two arrays: the first and the last transaction of each."""
+    """As two arrays: the first and the last of each."""
     return {"first": _array(first for first, _ in runs), "last": _array(last for _, last in runs)}
+
+
+def _stretches(ids: Iterable[int]) -> list[Run]:
+    """Ascending ids as stretches without a gap."""
+    found: list[Run] = []
+    for one in ids:
+        if found and found[-1][1] == one - 1:
+            found[-1] = (found[-1][0], one)
+        else:
+            found.append((one, one))
+    return found
 
 
 def _array(numbers: Iterable[int]) -> str:

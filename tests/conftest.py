@@ -21,7 +21,7 @@ from tests.pairs import Pair
 
 # Whatever the developer's shell is set up for must not reach a test.
 for name in list(os.environ):
-    if name.startswith(("OUTBOXD_", "SUPABASE_", "DATABASE_URL", "PG")):
+    if name.startswith(("OUTBOXD_", "SUPABASE_", "DATABASE_URL", "PG", "OTEL_")):
         del os.environ[name]
 
 

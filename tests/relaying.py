@@ -20,6 +20,7 @@ from daemon.progress import Timing
 from daemon.relay import Relay
 from daemon.source import Batch, Limits, Source
 from daemon.target import Answer, PostgresDoor, Target
+from daemon.tracing import Tracing
 from daemon.wakeup import Bell, Pace
 from tests.databases import Database
 from tests.silent import Silent
@@ -159,14 +160,16 @@ async def assembled(
     limits: Limits | None = None,
     bell_type: Callable[[str], WatchedBell] = WatchedBell,
     relay_type: type[Relay] = Relay,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[Parts]:
     """The parts, wired as the daemon wires them; nothing runs and nobody leads yet."""
     reader = Source(source, limits)
+    reader.traced = tracing is not None
     door = WatchedDoor(target)
     sender = Target(door, "main", breaker or Breaker("target", Thresholds(open_first=0.05, open_cap=0.05)))
     bell = bell_type(source)
     seen = Recorder()
-    relay = relay_type(reader, sender, bell, seen, timing)
+    relay = relay_type(reader, sender, bell, seen, timing, tracing=tracing)
     relay._pace = Pace(gaps=0.2)  # falls asleep within 0.2 s; the usual 20 gaps may take a second
     led: list[tuple[bool, bool]] = []
     keeper = Keeper(bell, relay, lambda leads, connected: led.append((leads, connected)), attempt=attempt)

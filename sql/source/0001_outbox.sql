@@ -43,6 +43,7 @@ comment on column outbox.change.op is 'upsert, delete, truncate, resync or too_l
 comment on column outbox.change.key is 'JSON object of the key columns, as the target calls them, in the canonical text of their types';
 comment on column outbox.change.row is 'JSON object of the row; every value is a scalar: json, arrays and composites travel as their text. Of a row too large, only its size: {"stored_bytes": n}';
 comment on column outbox.change.shape is 'which columns the row has, as the target calls them: outbox.shape.id';
+comment on column outbox.change.headers is 'what emit was given, or the transaction set as outbox.headers: JSON that may name a traceparent. Anything else is kept as text and read by nobody';
 comment on column outbox.change.unflushed is 'the writer ran with synchronous_commit = off: outboxd waits until the commit is on disk';
 comment on column outbox.change.slot is 'where the row lies until its slot is emptied; says nothing of its order';
 

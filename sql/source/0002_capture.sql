@@ -338,12 +338,13 @@ begin
 
   if tg_op = 'TRUNCATE' then
     if rel = root then
-      return format('insert into outbox.change (table_name, op, key) values (%L, ''truncate'', ''{}'')', of_table);
+      return format('insert into outbox.change (table_name, op, key, headers)'
+                    ' values (%L, ''truncate'', ''{}'', nullif(current_setting(''outbox.headers'', true), ''''))', of_table);
     elsif current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
       return resync;  -- TRUNCATE removes rows that came after this snapshot, too
     end if;
-    return format('insert into outbox.change (table_name, op, key) select %L, ''delete'', %s from %s k',
-                  of_table, outbox.key_sql(root, keys, 'k', mapping), rel);
+    return format('insert into outbox.change (table_name, op, key, headers)'
+                  ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''') from %s k', of_table, outbox.key_sql(root, keys, 'k', mapping), rel);
   end if;
 
   cols := outbox.row_columns(root, include, exclude);

@@ -22,6 +22,7 @@ DOCUMENTS = [
     *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")),
     ROOT / "sql" / "README.md",
     ROOT / "docs" / "configuration.md",
+    ROOT / "docs" / "tracing.md",
     *sorted((ROOT / "docs" / "decisions").glob("*.md")),
 ]
 ROOMS = "daemon|outbox|sql|tests|docs|deploy|\\.ci|source|target|queries|demo"
