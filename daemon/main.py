@@ -186,9 +186,10 @@ class Daemon:
 
     async def close(self) -> None:
         """Let go of every connection."""
-        for part in (self.source, self.gauges, self.target, self.bell, *filter(None, [self.tracing])):
+        for part in (self.source, self.gauges, self.target, self.bell, self.tracing):
             with contextlib.suppress(OSError, DaemonError):
-                await part.close()
+                if part is not None:
+                    await part.close()
 
     def _admin(self) -> Admin | None:
         if not self.settings.admin:

@@ -439,9 +439,7 @@ class Source:
         self._proven = cursor
         read_us = self._read_us + int((time.monotonic() - self._opened) * 1e6)
         headers, left_out = await self._headers(conn, changes) if self.traced else ((), 0)
-        return Batch(
-            changes, cursor, self._shapes, int(cut.torn), not cut.ended, read_us, None, headers, left_out
-        )
+        return Batch(changes, cursor, self._shapes, int(cut.torn), not cut.ended, read_us, None, headers, left_out)
 
     async def _headers(self, conn: Link, changes: Sequence[Change]) -> tuple[tuple[str, ...], int]:
         """The first of the changes' headers, and how many there are beyond them."""

@@ -7,9 +7,11 @@ own, and are read where its SDK reads them. Knows nothing of windows or plans, a
 
 import asyncio
 import json
+import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.metadata import entry_points
@@ -34,6 +36,7 @@ log = structlog.get_logger()
 SPAN = "outbox apply"
 _LINKS = 32
 _TABLES = 8
+_SAID = 60.0  # seconds between two lines of an exporter: while nobody takes spans it has one every few seconds
 _PATIENCE = 3.0  # seconds that the last spans may take to leave
 _WANTED = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_EXPORTER")
 
@@ -113,7 +116,7 @@ def begin(relay: str, clean: Callable[[str], str] = str, environment: Mapping[st
     """Tracing as the environment wants it; None: not at all. What is wrong with it is said, and stops nothing."""
     wanted = [name for name in _WANTED if environment.get(name)]
     disabled = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    if disabled or environment.get("OTEL_TRACES_EXPORTER") == "none" or not (wanted or "opentelemetry" in sys.modules):
+    if disabled or environment.get("OTEL_TRACES_EXPORTER") == "none" or not (wanted or "opentelemetry.trace" in sys.modules):
         return None
     try:
         from opentelemetry import trace
@@ -125,7 +128,9 @@ def begin(relay: str, clean: Callable[[str], str] = str, environment: Mapping[st
             return None
         ours = _provider(environment)
     except ImportError:
-        log.warning("tracing_unavailable", error=f"{wanted[0]} is set, and the extra is missing: pip install 'outboxd[otel]'")
+        log.warning(
+            "tracing_unavailable", error=f"{' '.join(wanted[:1])} is set, and the extra is missing: pip install 'outboxd[otel]'"
+        )
         return None
     except Exception as exc:  # noqa: BLE001  whatever is wrong with tracing, changes go on
         log.warning("tracing_unavailable", error=clean(str(exc)))
@@ -180,6 +185,22 @@ def _exporter(name: str, environment: Mapping[str, str]) -> "SpanExporter":
         name = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
     for found in entry_points(group="opentelemetry_traces_exporter", name=name):
         made: SpanExporter = found.load()()
+        logging.getLogger(type(made).__module__).addFilter(_seldom())
         return made
     missing = "opentelemetry-exporter-otlp-proto-grpc" if name == "otlp_proto_grpc" else "the package that brings it"
     raise LookupError(f"no exporter of spans is called {name}: install {missing}, or mend OTEL_TRACES_EXPORTER and OTEL_EXPORTER_OTLP_PROTOCOL")  # fmt: skip
+
+
+def _seldom() -> Callable[[logging.LogRecord], bool]:
+    """Lets a line through now and then (promise I8)."""
+    last = float("-inf")
+
+    def let_through(_: logging.LogRecord) -> bool:
+        nonlocal last
+        now = time.monotonic()
+        if now < last + _SAID:
+            return False
+        last = now
+        return True
+
+    return let_through

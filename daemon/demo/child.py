@@ -17,7 +17,16 @@ from typing import Any
 from daemon.demo.process import Command, end, free_port, poll_until, spawn
 
 # What is set on this machine for another outboxd, or for libpq, must not reach this one.
-_FOREIGN = ("OUTBOXD_", "SUPABASE_", "DATABASE_URL", "PG", "NOTIFY_SOCKET", "WATCHDOG_", "CREDENTIALS_DIRECTORY", "OTEL_")
+_FOREIGN = (
+    "OUTBOXD_",
+    "SUPABASE_",
+    "DATABASE_URL",
+    "PG",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_",
+    "CREDENTIALS_DIRECTORY",
+    "OTEL_",
+)
 
 
 class Outboxd:

@@ -39,6 +39,7 @@ def _no_role_left(source_cluster: Cluster) -> Iterator[None]:
 async def test_the_role_can_do_the_daemons_work(source: Database, least: str) -> None:
     """Every question that Source asks, and the doctor's; the bell and the leader's lock need no grant."""
     reader = Source(least, Limits(changes=1))
+    reader.traced = True
     try:
         batch = await reader.read(Cursor.beginning((await reader.identify()).system))
         assert [change.key for change in batch.changes] == ['{"id":1}']

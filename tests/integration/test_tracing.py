@@ -101,7 +101,10 @@ async def test_what_emit_is_given_is_linked(stores: Pair, spans: Spans) -> None:
     with stores.source.connect(autocommit=False) as conn:
         conn.execute(noted(9).encode())
         emit(conn, Change.upsert("memo", {"id": 1, "n": 1}, headers))
-        conn.execute("select outbox.emit('memo', 'delete', key => '{\"id\": 3}', headers => %s)", (json.dumps({"traceparent": parent(3)}),))
+        conn.execute(
+            "select outbox.emit('memo', 'delete', key => '{\"id\": 3}', headers => %s)",
+            (json.dumps({"traceparent": parent(3)}),),
+        )
         conn.execute("select outbox.emit('memo', 'delete', key => '{\"id\": 4}')")
     async with await psycopg.AsyncConnection.connect(stores.source.dsn) as conn2:
         await conn2.execute("select 1")
@@ -124,8 +127,8 @@ PATHS = {
     "a large row": ("update t set note = (select string_agg(md5(i::text), '') from generate_series(1, 10000) i)", 2),
     "truncate of a partition": ("truncate part_1", 1),
     "insert into a partition": ("insert into part_1 values (5)", 1),
-    "with a filter": ("update some set n = 1", 2),
-    "a row that leaves the filter": ("update some set n = -1 where id = 1", 1),
+    "with a filter": ("update kept set n = 1", 2),
+    "a row that leaves the filter": ("update kept set n = -1 where id = 1", 1),
 }  # fmt: skip
 
 TABLES = """
@@ -139,9 +142,9 @@ end $$;
 create trigger nested after insert on t for each row execute function nested();
 create table part (id int primary key) partition by range (id);
 create table part_1 partition of part for values from (0) to (100);
-create table some (id int primary key, n int);
-select outbox.watch('t'), outbox.watch('part'), outbox.watch('some', filter => 'n > 0');
-insert into t values (1, 1), (2, 2); insert into part values (1); insert into some values (1, 2), (2, 3);
+create table kept (id int primary key, n int);
+select outbox.watch('t'), outbox.watch('part'), outbox.watch('kept', filter => 'n > 0');
+insert into t values (1, 1), (2, 2); insert into part values (1); insert into kept values (1, 2), (2, 3);
 """
 
 
@@ -216,7 +219,11 @@ async def test_a_target_that_fails_makes_a_span_that_failed(stores: Pair, spans:
         assert await parts.relay.step()
     first, second, third = spans.all()
     assert spans.linked() == [[1], [1, 2], [3]]
-    assert [span.status.status_code for span in (first, second, third)] == [StatusCode.ERROR, StatusCode.ERROR, StatusCode.UNSET]
+    assert [span.status.status_code for span in (first, second, third)] == [
+        StatusCode.ERROR,
+        StatusCode.ERROR,
+        StatusCode.UNSET,
+    ]
     assert (attributes(first)["error.type"], first.status.description) == ("data", str(refused.value))
     assert attributes(second)["error.type"] == "ambiguous"
     assert attributes(third)["batch_no"] == 2
@@ -315,7 +322,10 @@ def test_headers_are_found_by_the_index(stores: Pair, analyzed: bool) -> None:
     assert found is not None
     (plan,) = found[0]
     scans = [node for node in _nodes(plan["Plan"]) if str(node.get("Relation Name", "")).startswith("change")]
-    assert sum(node["Actual Rows"] * node["Actual Loops"] + node.get("Rows Removed by Filter", 0) for node in scans) <= 102 + 4
+    assert (
+        sum(node["Actual Rows"] * node["Actual Loops"] + node.get("Rows Removed by Filter", 0) for node in scans)
+        <= 102 + 4
+    )
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

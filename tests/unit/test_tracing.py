@@ -55,7 +55,9 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("text", [text for text in WRONG.values() if text], ids=[name for name, text in WRONG.items() if text])
+@pytest.mark.parametrize(
+    "text", [text for text in WRONG.values() if text], ids=[name for name, text in WRONG.items() if text]
+)
 def test_what_names_no_trace_is_ignored(text):
     """And does not keep another one from being linked."""
     assert links_of([text]) == []
@@ -144,5 +146,7 @@ assert made._tracer.resource is mine.resource and made._provider is None
 
 def test_what_opentelemetry_instrument_has_set_up_is_used(tmp_path: Any):
     """Its spans go where the others of the process go, and its end is not ours."""
-    done = subprocess.run([sys.executable, "-W", "error", "-c", INSTRUMENTED], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", INSTRUMENTED], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
