@@ -115,8 +115,10 @@ class Tracing:
 def begin(relay: str, clean: Callable[[str], str] = str, environment: Mapping[str, str] = os.environ) -> Tracing | None:
     """Tracing as the environment wants it; None: not at all. What is wrong with it is said, and stops nothing."""
     wanted = [name for name in _WANTED if environment.get(name)]
-    disabled = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    if disabled or environment.get("OTEL_TRACES_EXPORTER") == "none" or not (wanted or "opentelemetry.trace" in sys.modules):
+    off = (
+        environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or environment.get("OTEL_TRACES_EXPORTER") == "none"
+    )
+    if off or not (wanted or "opentelemetry.trace" in sys.modules):
         return None
     try:
         from opentelemetry import trace
@@ -128,9 +130,9 @@ def begin(relay: str, clean: Callable[[str], str] = str, environment: Mapping[st
             return None
         ours = _provider(environment)
     except ImportError:
-        log.warning(
-            "tracing_unavailable", error=f"{' '.join(wanted[:1])} is set, and the extra is missing: pip install 'outboxd[otel]'"
-        )
+        named = wanted[0] if wanted else "OpenTelemetry"
+        error = f"{named} is set, and the extra is missing: pip install 'outboxd[otel]'"
+        log.warning("tracing_unavailable", error=error)
         return None
     except Exception as exc:  # noqa: BLE001  whatever is wrong with tracing, changes go on
         log.warning("tracing_unavailable", error=clean(str(exc)))
