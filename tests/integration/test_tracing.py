@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -23,6 +25,8 @@ from outbox import Change, aemit, emit
 from tests.captured import Connection
 from tests.pairs import Pair
 from tests.relaying import Parts, assembled, install, until, within
+
+TRACING = Path(__file__).parents[2] / "docs" / "tracing.md"
 
 
 def parent(number: int) -> str:
@@ -93,6 +97,16 @@ async def test_a_batch_has_a_span_with_a_link_to_each_trace(stores: Pair, spans:
     assert span.status.status_code is StatusCode.UNSET
     (line,) = [line for line in parts.log if line["event"] == "batch_applied"]
     assert (line["trace_id"], line["span_id"]) == (f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}")
+
+
+async def test_the_sql_of_the_documentation_works(stores: Pair, spans: Spans) -> None:
+    """As it stands there, between begin and commit."""
+    stores.create("create table story (id int primary key, title text)", "story")
+    shown = re.findall(r"```sql\n(.*?)```", TRACING.read_text("utf-8"), re.DOTALL)
+    stores.write(*shown)
+    async with assembly(stores, spans) as parts:
+        await carried(parts)
+    assert spans.linked() == [[0x4BF92F3577B34DA6A3CE929D0E0E4736]]
 
 
 async def test_what_emit_is_given_is_linked(stores: Pair, spans: Spans) -> None:
