@@ -437,8 +437,8 @@ class Source:
             self._window = None
             self._ended = _Ended(cursor, window.ceiling, durable=self._flushed or bool(changes))
         self._proven = cursor
-        read_us = self._read_us + int((time.monotonic() - self._opened) * 1e6)
         headers, left_out = await self._headers(conn, changes) if self.traced else ((), 0)
+        read_us = self._read_us + int((time.monotonic() - self._opened) * 1e6)
         return Batch(changes, cursor, self._shapes, int(cut.torn), not cut.ended, read_us, None, headers, left_out)
 
     async def _headers(self, conn: Link, changes: Sequence[Change]) -> tuple[tuple[str, ...], int]:
