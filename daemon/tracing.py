@@ -57,10 +57,13 @@ class Tracing:
         self._provider = provider
 
     def cover(self, outcome: asyncio.Task[tuple[Plan, Answer]], batch: Batch, load: Load) -> Mapping[str, str]:
-        """A span from here until the outcome is known; what names it in a log line.
+        """A span from here until the outcome is known; what names it in a log line. None for a batch without changes:
+        it tells the target something of ours, and a trace every few seconds would bury the others.
 
         Two batches may be on their way: no span is the current one, and none is within another.
         """
+        if not load.parcel.changes:
+            return {}
         from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind, format_span_id, format_trace_id
 

@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from structlog.testing import capture_logs
 
 from daemon import tracing
+from daemon.delivery import Load, Parcel
+from daemon.plan import Change, Plan, plan
+from daemon.source import Batch
+from daemon.target import Answer, Standing
 from daemon.tracing import Tracing, begin, links_of
+from outbox import Cursor
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 GOOD = f"00-{TRACE}-{SPAN}-01"
@@ -116,6 +123,28 @@ async def test_the_service_is_called_outboxd_unless_it_is_given_a_name(monkeypat
     assert attributes["telemetry.sdk.language"] == "python"
     if "OTEL_RESOURCE_ATTRIBUTES" in environment:
         assert attributes["deployment.environment.name"] == "test"
+
+
+async def test_a_batch_without_changes_has_no_span():
+    """What outboxd tells the target for itself is nobody's request."""
+    memory, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    here = Cursor.beginning()
+    row = Change(1, 1, "public.t", "delete", None, '{"id":1}', None, 0, unflushed=False, created_us=0)
+    for changes in ([], [row]):
+        planned = plan(changes, {"public.t": 0}, {})
+        load = Load(Parcel(changes, {}, here, 1, 1, ""), changes)
+        load.planned = planned
+        batch = Batch(tuple(changes), here, {}, 0, more=False, read_us=0)
+        outcome = asyncio.create_task(answered(planned, Answer("applied", Standing(1, 1, here))))
+        assert bool(Tracing(provider.get_tracer("test"), "main").cover(outcome, batch, load)) == bool(changes)
+        await outcome
+        await asyncio.sleep(0)  # whoever waits for it is told next
+        assert len(memory.get_finished_spans()) == len(changes)
+
+
+async def answered(planned: Plan, answer: Answer) -> tuple[Plan, Answer]:
+    return planned, answer
 
 
 async def test_a_collector_that_hangs_does_not_keep_the_process(monkeypatch):
