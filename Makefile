@@ -54,9 +54,13 @@ format: setup ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 # Not uv.lock: it names registry hosts, and a lock of ours must work behind any mirror.
-lock: .uv/bin/uv ## renew requirements.lock and the demo's package-lock.json (ARGS='--upgrade')
+lock: .uv/bin/uv ## renew requirements.lock, the image's locks and the demo's package-lock.json (ARGS='--upgrade')
 	.uv/bin/uv pip compile pyproject.toml --universal --generate-hashes --group dev --extra demo --extra otel \
 	  --no-header --no-annotate --quiet --output-file requirements.lock $(ARGS)
+	.uv/bin/uv pip compile pyproject.toml --universal --generate-hashes --constraints requirements.lock \
+	  --no-header --no-annotate --quiet --output-file deploy/requirements.lock
+	.uv/bin/uv pip compile --group build --universal --generate-hashes --constraints requirements.lock \
+	  --no-header --no-annotate --quiet --output-file deploy/build.lock
 	cd $(DEMO) && npm install --package-lock-only
 
 clean: ## remove everything that setup and the tests made
