@@ -10,14 +10,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import psycopg
 
 from daemon import cli_backfill, cli_dead_letters, cli_rebase, cli_schema, install, selection
 from daemon.errors import DaemonError, SourceUnavailable
-from daemon.settings import ConfigError, Loaded, Need, Settings, load, load_without_target, redacted
+from daemon.settings import ConfigError, Loaded, Need, Settings, load, load_admin, load_without_target, redacted
 from daemon.tables import said_of
 from daemon.talk import fail, fields, say, table
 from outbox import OutboxError, __version__
@@ -244,9 +244,12 @@ def run(ctx: click.Context, *, until_idle: bool, strict: bool) -> None:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True)
+@click.option("--probe", is_flag=True, help="Ask the daemon on this machine, and nobody else, if it is alive: 0 or 1.")
 @click.pass_context
-def status(ctx: click.Context, *, as_json: bool) -> None:
+def status(ctx: click.Context, *, as_json: bool, probe: bool) -> None:
     """How far the target is behind, from both stores and, where it answers, the daemon. 3: it needs you."""
+    if probe:
+        _probe(load_admin(ctx.obj))
     from daemon.status import look
 
     seen = asyncio.run(look(load_without_target(ctx.obj)))
@@ -255,6 +258,18 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
     else:
         fields({name: value for name, value in seen.items() if value not in (None, [])})
     sys.exit(AWAY if seen["away"] else FOUND if _needs_you(seen) else 0)
+
+
+def _probe(settings: Settings) -> NoReturn:
+    from daemon.probe import unwell
+
+    if not settings.admin or not settings.admin_port:
+        fail("a probe asks the daemon's own pages: set OUTBOXD_ADMIN=true and OUTBOXD_ADMIN_PORT", CONFIG)
+    where = f"outboxd at {settings.admin_host}:{settings.admin_port}"
+    if problem := unwell(settings.admin_host, settings.admin_port):
+        fail(f"{where} {problem}", FAILED)
+    say(f"{where} is alive")
+    sys.exit(0)
 
 
 def _needs_you(seen: Mapping[str, Any]) -> bool:

@@ -225,6 +225,15 @@ def load(
     return settings
 
 
+def load_admin(config: Path | None = None) -> Settings:
+    """What is set of the admin pages alone, whatever else is wrong or missing: a daemon that lacks it runs all the same."""
+    found, _ = _gather(config, {})
+    settings, wrong = _made({name: one for name, one in found.items() if name[0].startswith("admin")})
+    if settings is None:
+        raise ConfigError(wrong)
+    return settings
+
+
 def _made(found: _Layer) -> tuple[Settings | None, list[Problem]]:
     """The settings, or what is wrong with their values."""
     values: dict[str, Any] = {}
