@@ -7,14 +7,13 @@ of what a daemon needs.
 import contextlib
 import http.client
 
-# Listening on every address, it is asked at this machine's own.
-_OWN = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 _PATIENCE = 2.0  # seconds, for each of connecting and answering; Docker gives a probe 5
 
 
 def unwell(host: str, port: int) -> str | None:
-    """What keeps the daemon from being called alive; None when nothing does."""
-    connection = http.client.HTTPConnection(_OWN.get(host, host), port, timeout=_PATIENCE)
+    """What keeps the daemon from being called alive; None when nothing does. `host` may be 0.0.0.0 or ::, where Linux
+    connects to this machine."""
+    connection = http.client.HTTPConnection(host, port, timeout=_PATIENCE)
     try:
         with contextlib.closing(connection):
             connection.request("GET", "/livez")

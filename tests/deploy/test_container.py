@@ -365,3 +365,34 @@ def test_one_of_two_may_be_away_and_both_are_meant() -> None:
 def test_everybody_waits_longer_than_the_last_turn_takes() -> None:
     patience = [pod()["terminationGracePeriodSeconds"], int(OURS["outboxd"]["stop_grace_period"].removesuffix("s"))]
     assert all(seconds > main._LAST_TURN + 10 for seconds in patience)
+
+
+# -- README.md
+
+
+PAGE = (DEPLOY / "README.md").read_text("utf-8")
+ELSEWHERE = {"systemd", "prometheus", "grafana", "RUNBOOK.md"}  # made apart from this; asked for once they are there
+
+
+def test_each_way_to_alerts_has_ten_lines_at_most() -> None:
+    ways = {
+        part.partition("\n")[0]: re.findall(r"```sh\n(.*?)```", part, re.DOTALL) for part in PAGE.split("\n## ")[1:]
+    }
+    assert {"systemd", "Containers", "Kubernetes"} <= set(ways)
+    for name in ("systemd", "Containers", "Kubernetes"):
+        assert 0 < len(ways[name][0].splitlines()) <= 10, name
+        assert "outboxd_lag_seconds" in ways[name][0] or "alerts" in ways[name][0], name
+
+
+def test_what_the_page_tells_to_type_exists() -> None:
+    code = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) + re.findall(r"`([^`\n]+)`", PAGE))
+    for command in re.findall(r"(?:^|bin/|-- |exec outboxd )outboxd ([a-z][^#\n]*)", code, re.MULTILINE):
+        understood(command.split())
+    compose = re.findall(r"docker compose -f (\S+) (\w+) (\w*)", code)
+    assert {path for path, *_ in compose} == {"deploy/compose.yaml"}
+    assert {service for _, verb, service in compose if verb in {"exec", "stop", "start"}} <= set(SERVICES)
+    for path in set(re.findall(r"\b(?:deploy|tests)/[\w./-]*\w", code)):
+        made = path.split("/")[1] not in ELSEWHERE or (DEPLOY / path.split("/")[1]).exists()
+        assert not made or (ROOT / path).exists(), path
+    for link in re.findall(r"\]\(([^)#]+)\)", PAGE):
+        assert (DEPLOY / link).exists() or link in ELSEWHERE, link
