@@ -199,9 +199,9 @@ def main(folder: Path) -> dict[str, Any]:
         probe = stack.command("outboxd", {"command": ["status", "--probe"]})
         address = services["outboxd"]["environment"]["OUTBOXD_ADMIN_HOST"]
         seen = {
-            "secret": answered(api, apikey=keys[1])[0],
-            "publishable": answered(api, apikey=keys[5])[0],
-            "no key": answered(api)[0],
+            "secret": answered(api, apikey=keys[1]),
+            "publishable": answered(api, apikey=keys[5]),
+            "no key": answered(api),
             "probe": subprocess.run(
                 [str(p) for p in probe], env={"OUTBOXD_ADMIN_HOST": address}, check=False
             ).returncode,
