@@ -8,6 +8,7 @@ stdout, as JSON, what became of it. Prometheus and Grafana are left out. Not sho
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -59,7 +60,9 @@ class Stack:
         if image == "postgres" and "entrypoint" not in one:
             self.start_postgres(name, one)
         else:
-            self.run(name, self.command(image, one), one.get("environment", {}))
+            user, group = one["user"].split(":") if "user" in one else (0, 0)
+            becoming = ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "--"]
+            self.run(name, [*becoming, *self.command(image, one)], one.get("environment", {}))
 
     def await_(self, name: str, condition: str) -> None:
         if condition == "service_completed_successfully":
@@ -90,9 +93,15 @@ class Stack:
         return f"{flag}{equals}{mounts[path]}" if path in mounts else argument
 
     def mounts(self, one: Service) -> Sequence[tuple[str, Path]]:
-        """(path in the container, file here)."""
+        """(path in the container, a copy of the file here that every user can read)."""
         split = [volume.split(":") for volume in one.get("volumes", ())]
-        return [(there, (COMPOSE.parent / here).resolve()) for here, there, *_ in split if here.startswith(".")]
+        return [(there, self.copied(COMPOSE.parent / here)) for here, there, *_ in split if here.startswith(".")]
+
+    def copied(self, file: Path) -> Path:
+        copy = self.folder / "mounted" / file.name
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
+        return copy
 
     def run(self, name: str, command: Sequence[str | Path], environment: Mapping[str, str]) -> None:
         kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}

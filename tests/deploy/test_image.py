@@ -65,7 +65,7 @@ def built(folder: Path) -> Path:
 def pip() -> Path:
     """The folder of a Python and a pip, as the base image has them: those of `make setup`, or below this Python."""
     for folder in (ROOT / ".uv" / "bin", Path(sys.base_prefix) / "bin"):
-        if (folder / "python").exists() and (folder / "pip").exists():
+        if all(os.access(folder / name, os.X_OK) for name in ("python", "pip")):
             return folder
     pytest.skip("no Python with pip: `make setup` makes one in .uv")
 
