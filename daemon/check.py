@@ -26,6 +26,7 @@ Row = Mapping[str, Any]
 
 INSUFFICIENT_PRIVILEGE = "42501"
 LONG = 60.0  # seconds from which a writing transaction is worth a line
+_MISSED, _LATE = 3, 30.0  # heartbeats that may be missing, and seconds beyond
 # Equal values of these may differ in text: two rows of the source could be one on the target.
 _LOOSE_KEYS = {"citext", "character", "interval", "double precision", "real"}
 
@@ -41,11 +42,17 @@ class Item:
 
 
 async def check(
-    source_dsn: str | None, target: Target | None, *, pooled_address: bool = False, grants: str = ""
+    source_dsn: str | None,
+    target: Target | None,
+    *,
+    pooled_address: bool = False,
+    grants: str = "",
+    heartbeat: float = 0.0,
 ) -> list[Item]:
     """Everything that can be seen from here. A store that is away is one FAIL, not an exception.
 
-    `grants` are the statements that open the target's door to the role that knocks there.
+    `grants` are the statements that open the target's door to the role that knocks there. `heartbeat`: seconds between
+    two of the daemon's, 0: it writes none.
     """
     items: list[Item] = []
     watched: list[Row] = []
@@ -59,7 +66,9 @@ async def check(
         try:
             described = (await target.describe()).more
             items.extend(_target(described, watched))
-            items.extend(_out((await target.cursor()).more.get("copies", ())))
+            stands = (await target.cursor()).more
+            items.extend(_out(stands.get("copies", ())))
+            items.extend(_heartbeat(stands.get("heartbeat") or {}, heartbeat))
         except TargetError as exc:
             denied = exc.refusal.sqlstate == INSUFFICIENT_PRIVILEGE
             what = f"{exc}: {exc.refusal.message}" if denied and exc.refusal.message else str(exc)
@@ -267,6 +276,20 @@ def _out(copies: Iterable[Row]) -> Iterator[Item]:
         if copy["state"] == "out":
             what = f"out, its changes are skipped: {copy['reason']}"
             yield Item(f"copy {copy['table']}", "FAIL", what, "it is copied by itself once that is mended")
+
+
+def _heartbeat(last: Row, interval: float) -> Iterator[Item]:
+    """Nothing is said before the first: outboxd may not have been started yet."""
+    if not last or interval <= 0:
+        return
+    ago = max(0.0, last["seconds_ago"])
+    if ago > _MISSED * interval + _LATE:
+        what = f"the last one arrived {ago:.0f} s ago, and one is due every {interval:g} s"
+        yield Item(
+            "heartbeat", "WARN", what, "is outboxd running, and does Supabase take its batches? `outboxd status`"
+        )
+    else:
+        yield Item("heartbeat", "OK", f"the last one arrived {ago:.0f} s ago")
 
 
 def _mirror(name: str, mirror: Row, sent: Mapping[str, str] | None, role: str) -> Iterator[Item]:

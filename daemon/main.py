@@ -22,6 +22,7 @@ from daemon.breaker import Breaker, BreakerOpen, State, Transition
 from daemon.copier import Copier
 from daemon.doorway import Doorway
 from daemon.errors import DaemonError, Fenced, Kind, SourceUnavailable, TargetError, advice
+from daemon.heartbeat import Heart
 from daemon.lead import Keeper
 from daemon.logs import redact
 from daemon.metrics import Metrics
@@ -86,6 +87,7 @@ class Daemon:
     pruner: Pruner
     relay: Relay
     keeper: Keeper
+    heart: Heart
     judge: Judge
     report: Report
     reloader: Reloader = field(init=False)
@@ -124,11 +126,16 @@ class Daemon:
             lambda leads, listening: metrics.leadership(leads=leads, listening=listening),
             unable=lambda: doorway.lacking,
         )
+        heart = Heart(
+            gauges, relay, settings.relay, metrics, interval=settings.heartbeat_interval, leads=lambda: keeper.leads
+        )
         judge = Judge(relay, breaker, doorway, metrics)
         observed.on_change = judge.look
         report = Report(settings.relay, relay, judge, bell, keeper, metrics, settings.request_timeout, time.time())
         metrics.show_copies(report.copies)
-        made = cls(settings, metrics, source, gauges, target, doorway, bell, pruner, relay, keeper, judge, report)
+        made = cls(
+            settings, metrics, source, gauges, target, doorway, bell, pruner, relay, keeper, heart, judge, report
+        )
         made.tracing = traced
         made.reloader = Reloader(made, loaded.lacking, read, open_door, every=timing.recheck)
         return made
@@ -139,7 +146,13 @@ class Daemon:
         async with asyncio.TaskGroup() as group:
             turning = group.create_task(self.relay.run())
             with _signals(lambda: self._stop(turning), self.reloader.hang_up):
-                loops = [self.keeper.run(), self._watch_gauges(), self._tell_systemd(), self.reloader.run()]
+                loops = [
+                    self.keeper.run(),
+                    self._watch_gauges(),
+                    self.heart.run(),
+                    self._tell_systemd(),
+                    self.reloader.run(),
+                ]
                 aside = [group.create_task(loop) for loop in [*loops, *([admin.run()] if admin else [])]]
                 log.info(
                     "daemon_started",

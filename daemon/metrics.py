@@ -192,6 +192,21 @@ class Metrics:
         self._copied = make(Counter, "copy_rows_total", "Rows copied as of a snapshot.", {"table": ()})
         self._copies = make(Gauge, "copy_tables", "Tables by the state of their copy.", {"state": COPIES})
         self._retries = make(Counter, "retries_total", "Attempts that will be repeated.", {"reason": RETRIES})
+        self._define_heartbeats()
+
+    def _define_heartbeats(self) -> None:
+        make = self._make
+        self._beat_every = make(Gauge, "heartbeat_interval_seconds", "Seconds between two heartbeats; 0 for none.")
+        self._beat_written = make(
+            Gauge, "heartbeat_written_timestamp_seconds", "When the last heartbeat was written; 0 for never."
+        )
+        self._beat_applied = make(
+            Gauge, "heartbeat_applied_timestamp_seconds", "When a heartbeat last arrived on the target; 0 for never."
+        )
+        self._beat_latency = make(
+            Gauge, "heartbeat_latency_seconds", "How long the last heartbeat that arrived took; NaN before."
+        )
+        self._beat_latency.set(math.nan)
 
     def _define_source_and_target(self) -> None:
         make = self._make
@@ -327,6 +342,17 @@ class Metrics:
 
     def cursor_moved(self, change_id: int) -> None:
         self._cursor_id.set(change_id)
+
+    def heartbeat_every(self, seconds: float) -> None:
+        self._beat_every.set(seconds)
+
+    def heartbeat_written(self, at: float) -> None:
+        """By the source's clock."""
+        self._beat_written.set(at)
+
+    def heartbeat_arrived(self, latency: float) -> None:
+        self._beat_latency.set(latency)
+        self._beat_applied.set(self._wall())
 
     def _label(self, table: str) -> str:
         if table not in self._tables:

@@ -28,6 +28,7 @@ class Observer(Protocol):
     def woken(self, reason: str) -> None: ...
     def state_changed(self, state: str) -> None: ...
     def rows_copied(self, table: str, rows: int) -> None: ...
+    def heartbeat_arrived(self, batch: Batch, latency: float, seconds: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,20 @@ class Timing:
 
 
 @dataclass(slots=True)
+class Pulse:
+    """The last heartbeats: when one was written and when one arrived (Unix time), and how long that one took (seconds).
+
+    `taken`: does the target take them? None: it has not been asked. `refused`: it could not keep the last one.
+    """
+
+    taken: bool | None = None
+    refused: bool = False
+    written: float | None = None
+    arrived: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(slots=True)
 class Status:
     """What the relay would tell a person. `problem` is one sentence; None when nothing needs anybody."""
 
@@ -64,3 +79,4 @@ class Status:
     last_applied: float | None = None
     behind_seconds: float = 0.0
     held_keys: int = 0
+    pulse: Pulse = field(default_factory=Pulse)

@@ -19,6 +19,7 @@ from daemon.delivery import Delivery, Parcel
 from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnavailable, SourceUnfit, TargetError, advice
 from daemon.failpoint import reach
 from daemon.flight import Flight, Flights
+from daemon.heartbeat import alone, apart, arrived, known, notes
 from daemon.letters import Letters
 from daemon.plan import Plan
 from daemon.progress import Observer, Status, Timing
@@ -85,6 +86,11 @@ class Relay:
         self.beat = time.monotonic()  # when the loop last gave a sign of life
         self.status = Status()
 
+    @property
+    def stated(self) -> Cursor | None:
+        """Where the target says it stands; None while it has not been asked."""
+        return self._stated
+
     # -- one turn ------------------------------------------------------------------------------------------
 
     async def step(self, batches: int = 1) -> bool:
@@ -145,8 +151,8 @@ class Relay:
         self._source.limits = replace(self._source.limits, changes=self._sizing.changes, bytes=self._sizing.bytes)
         cursor = self._cursor if self._cursor and self._claimed else await self._resume()
         started = time.monotonic()
-        batch = await self.copier.read(cursor)
-        self._dry = not batch.changes and batch.copied is None
+        batch = apart(await self.copier.read(cursor))
+        self._dry = not (batch.changes or batch.beats) and batch.copied is None
         if self._dry:
             # Nothing happened up to here: start the next window later. The target need not know.
             self._cursor = batch.cursor
@@ -168,6 +174,7 @@ class Relay:
             answer = await self._claim()
         self._delivery.learn_held(answer)
         self.copier.learn(answer)
+        self.status.pulse.taken = known(answer)
         self._delivery.out = self.copier.out
         cursor = self._go_on_from(answer, Cursor.beginning(identity.system))
         await self._source.begin(cursor)  # is it this source's? Else nothing may be done about its letters either
@@ -233,7 +240,7 @@ class Relay:
             await self._read_ahead()
         parcel = Parcel(
             outgoing.changes, batch.shapes, batch.cursor, self.status.epoch, batch_no + 1, after,
-            notes=outgoing.notes, copied=batch.copied is not None, fresh=outgoing.fresh,
+            notes=(*outgoing.notes, *notes(batch, self._target.relay, self.status.pulse)), copied=batch.copied is not None, fresh=outgoing.fresh,
         )  # fmt: skip
         load = await self._delivery.prepare(parcel)
         self._flights.launch(batch, load, self._delivery.send(load))
@@ -246,7 +253,9 @@ class Relay:
         try:
             planned, answer = flight.outcome.result()
         except TargetError as exc:
-            if exc.kind is Kind.SIZE:
+            if alone(batch):
+                pass  # says nothing of how large a batch may be
+            elif exc.kind is Kind.SIZE:
                 self._sizing.refused(len(batch.changes), size, time.monotonic())
             elif exc.kind is Kind.AMBIGUOUS and self._failures:  # twice at the same place: is it too large?
                 self._sizing.suspected(len(batch.changes), size)
@@ -257,16 +266,22 @@ class Relay:
             log.warning("batch_mismatched", batch_no=answer.standing.batch_no)
             await self._forget()  # an answer that came out of turn may be older than another
             return
-        self._pace.found(time.monotonic())
-        self._sizing.applied(len(batch.changes), size, seconds, time.monotonic())
+        if not alone(batch):  # a heartbeat does not keep anybody awake
+            self._pace.found(time.monotonic())
+            self._sizing.applied(len(batch.changes), size, seconds, time.monotonic())
         if batch.copied is not None:
             await self._copied(batch.copied, seconds)
             return
         self._succeeded(batch, planned, seconds)
-        self._observer.batch_applied(batch, planned, answer, seconds)
-        log.info(
+        if not alone(batch):
+            self._observer.batch_applied(batch, planned, answer, seconds)
+        if (latency := arrived(batch, self._target.relay, answer, seconds, self.status.pulse)) is not None:
+            self._observer.heartbeat_arrived(batch, latency, seconds)
+        ids = [change.id for change in (*batch.changes[:1], *batch.changes[-1:], *batch.beats)]
+        log.log(
+            10 if alone(batch) else 20,
             "batch_applied", changes=planned.changes, superseded=planned.superseded, gear=answer.more.get("gear", 1),
-            answer=answer.what, batch_no=answer.standing.batch_no, first_id=batch.changes[0].id, last_id=batch.changes[-1].id,
+            answer=answer.what, batch_no=answer.standing.batch_no, first_id=min(ids), last_id=max(ids),
             torn=batch.torn, lag_s=round(self.status.behind_seconds, 4), duration_s=round(seconds, 4), **flight.trace,
         )  # fmt: skip
         await self.note(every=_REMEMBER_EVERY)
@@ -299,10 +314,11 @@ class Relay:
         return True
 
     def _succeeded(self, batch: Batch, planned: Plan, seconds: float) -> None:
-        oldest = min(change.created_us for change in batch.changes)
+        oldest = min(change.created_us for change in (*batch.changes, *batch.beats))
         self.status.behind_seconds = max(0.0, (batch.read_us - oldest) / 1e6 + seconds)
         self.status.applied += planned.changes
-        self.status.last_applied = time.time()
+        if not alone(batch):
+            self.status.last_applied = time.time()
         self._failures = 0
         if not batch.more:
             self._rewinding = None

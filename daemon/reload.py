@@ -15,6 +15,7 @@ import structlog
 from daemon import logs, systemd
 from daemon.breaker import Thresholds
 from daemon.doorway import Doorway
+from daemon.heartbeat import Heart
 from daemon.prune import Pruner
 from daemon.relay import Relay
 from daemon.settings import ConfigError, Loaded, Problem, Settings
@@ -25,7 +26,7 @@ log = structlog.get_logger()
 
 # What leads to the target. These alone are taken when nobody asked: after a refusal, and while they are missing.
 _DOOR = ("supabase_url", "supabase_key", "target_dsn", "transport", "exposed_schema")
-_BETWEEN_BATCHES = (*_DOOR, "batch_changes", "batch_bytes", "log_level", "retention", "breaker")
+_BETWEEN_BATCHES = (*_DOOR, "batch_changes", "batch_bytes", "log_level", "retention", "breaker", "heartbeat_interval")
 
 
 _SOURCE_AWAY = 10.0  # seconds: it has no gateway that asks for patience, and connecting costs it little
@@ -46,6 +47,7 @@ class Parts(Protocol):
     source: Source
     target: Target
     pruner: Pruner
+    heart: Heart
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,5 +179,7 @@ class Reloader:
                 breaker.thresholds = thresholds(breaker.name, settings)
         if "retention" in names:
             parts.pruner.retention = settings.retention
+        if "heartbeat_interval" in names:
+            parts.heart.beat_every(settings.heartbeat_interval)
         if "log_level" in names:
             logs.set_level(settings.log_level)

@@ -49,11 +49,21 @@ class Observed:
             torn=batch.torn,
             seconds=seconds,
         )
-        self._metrics.cursor_moved(batch.changes[-1].id)
+        self._passed(batch, until)
+
+    def heartbeat_arrived(self, batch: Batch, latency: float, seconds: float) -> None:
+        self._metrics.heartbeat_arrived(latency)
+        if not batch.changes:  # else it has been told
+            self._passed(batch, batch.read_us / 1e6 + seconds)
+
+    def _passed(self, batch: Batch, until: float) -> None:
+        newest = max((*batch.changes[-1:], *batch.beats[-1:]), key=lambda change: change.id)
+        self._metrics.cursor_moved(newest.id)
         # What a batch proves is newer than the gauges' last look, which on a busy source always finds something
         # in flight: left alone, that would seem to grow old until the next look.
-        left = max(1, int(max(0.0, self._metrics.lag.backlog()) - len(batch.changes))) if batch.more else 0
-        self._metrics.lag.observe(until - batch.changes[-1].created_us / 1e6 if batch.more else 0.0, left)
+        gone = len(batch.changes) + len(batch.beats)
+        left = max(1, int(max(0.0, self._metrics.lag.backlog()) - gone)) if batch.more else 0
+        self._metrics.lag.observe(until - newest.created_us / 1e6 if batch.more else 0.0, left)
 
     def stage(self, name: str, seconds: float) -> None:
         self._metrics.stage_took(name, seconds)
@@ -182,6 +192,7 @@ class Report:
             "held_keys": status.held_keys,
             "copies": copies,
             "last_applied": iso(status.last_applied),
+            "heartbeat": heartbeat(status.pulse.written, status.pulse.arrived, status.pulse.seconds),
             "cursor": {"snapshot": status.cursor.snapshot, "floor_id": status.cursor.floor_id}
             if status.cursor
             else None,
@@ -220,6 +231,14 @@ def verdict(
     if backlog:
         return f"catching up: {backlog} changes, {lag:.1f} s behind{letters}"
     return f"in sync{letters or ': nothing needs you'}"
+
+
+def heartbeat(written: float | None, arrived: float | None, seconds: float | None) -> dict[str, Any] | None:
+    """The last one written, when one last arrived, and how long that one took; None before the first."""
+    if written is None and arrived is None:
+        return None
+    took = None if seconds is None else round(seconds, 3)
+    return {"written": iso(written), "arrived": iso(arrived), "seconds": took}
 
 
 def iso(when: float | None) -> str | None:

@@ -116,6 +116,7 @@ class Settings(BaseSettings):
     batch_bytes: int = Field(default=4 * 1024**2, ge=64 * 1024, le=64 * 1024**2)
     row_bytes: int = Field(default=16 * 1024**2, ge=64 * 1024, le=128 * 1024**2)
     retention: float = Field(default=86_400.0, ge=1)
+    heartbeat_interval: float = Field(default=10.0, ge=0, le=3600)  # 0: none
     copy_rows_per_second: float = Field(default=0.0, ge=0, le=1e7)  # 0: as many as there are
     wake: Literal["auto", "notify", "poll"] = "auto"
     poll_interval: float = Field(default=1.0, gt=0, le=30)  # the seat belt while asleep

@@ -79,6 +79,7 @@ class Batch:
     copied: Progress | None = None  # no changes then, but rows as of `cursor`, in the clothes of changes
     headers: tuple[str, ...] = ()  # of the changes, each once: only when the source is asked for them
     headers_left_out: int = 0  # because there are too many
+    beats: tuple[Change, ...] = ()  # heartbeats, once they are set apart: see daemon.heartbeat
 
 
 @dataclass(frozen=True, slots=True)

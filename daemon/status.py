@@ -4,6 +4,7 @@ Knows what to ask and how to join the answers. Changes nothing.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from daemon.errors import DaemonError, Kind, TargetError, advice
 from daemon.main import open_door
 from daemon.mode import Facts, Mode, Worth, judge
 from daemon.reload import sentence
-from daemon.report import verdict
+from daemon.report import heartbeat, verdict
 from daemon.settings import Loaded, Settings
 from daemon.source import Source
 from daemon.target import Target
@@ -29,6 +30,9 @@ async def look(loaded: Loaded) -> dict[str, Any]:
     told = await _of_target(loaded)
     # The daemon's word on the mode counts more: it asks more often, and may have been told something else.
     seen = {"mode": told.worth.mode, "mode_because": told.worth.because} | await _of_daemon(loaded.settings) | told.more
+    # How long it took is a guess between the target's two times, of two clocks: the daemon's word counts more.
+    of_daemon = {name: value for name, value in (seen.get("heartbeat") or {}).items() if value is not None}
+    seen["heartbeat"] = {**(told.heartbeat or {}), **of_daemon} or None
     away = ["target"] if told.worth.mode is Mode.DEGRADED else []
     disabled = seen["mode_because"] if seen["mode"] == Mode.DISABLED else None
     state, problem, held = seen.get("state", "streaming"), seen.get("problem"), seen.get("held_keys", 0)
@@ -63,6 +67,7 @@ class _Told:
     worth: Worth
     cursor: Cursor | None
     more: dict[str, Any]
+    heartbeat: dict[str, Any] | None = None
 
 
 async def _of_target(loaded: Loaded) -> _Told:
@@ -81,7 +86,14 @@ async def _of_target(loaded: Loaded) -> _Told:
     held = len(answer.more.get("held", ()))
     copies = [copy for copy in answer.more.get("copies", ()) if copy["state"] != "done"]
     more = {"epoch": standing.epoch, "batch_no": standing.batch_no, "held_keys": held, "copies": copies}
-    return _Told(Worth(Mode.FULL), standing.cursor, more)
+    return _Told(Worth(Mode.FULL), standing.cursor, more, _heartbeat(answer.more.get("heartbeat") or {}))
+
+
+def _heartbeat(kept: Mapping[str, float]) -> dict[str, Any] | None:
+    if not kept:
+        return None
+    written, arrived = kept["written_at"], kept["arrived_at"]
+    return heartbeat(written, arrived, max(0.0, arrived - written))
 
 
 async def examine(settings: Settings) -> list[check.Item]:
@@ -101,7 +113,11 @@ async def examine(settings: Settings) -> list[check.Item]:
         role = "service_role" if settings.transport == "rest" else check.user_of(settings.target_conninfo)
         grants = check.door_grants(role, settings.exposed_schema)
         return items + await check.check(
-            settings.source_conninfo, target, pooled_address=settings.looks_pooled, grants=grants
+            settings.source_conninfo,
+            target,
+            pooled_address=settings.looks_pooled,
+            grants=grants,
+            heartbeat=settings.heartbeat_interval,
         )
     finally:
         await target.close()
@@ -128,6 +144,7 @@ async def _of_daemon(settings: Settings) -> dict[str, Any]:
             "leads",
             "problem",
             "last_applied",
+            "heartbeat",
             "applied_changes",
             "breaker",
             "listener",

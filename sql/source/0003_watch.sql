@@ -22,6 +22,8 @@ begin
     return format('%s is not a table', tbl);
   elsif c.relnamespace = 'outbox'::regnamespace then
     return format('%s belongs to the outbox itself', tbl);
+  elsif tbl::text = 'outboxd.heartbeat' then
+    return format('%s is the name of outboxd''s own heartbeats', tbl);
   elsif c.relpersistence <> 'p' then
     return format('%s is temporary or unlogged: a crash empties it without a trigger. Make it an ordinary table: alter table %s set logged', tbl, tbl);
   elsif c.relispartition then

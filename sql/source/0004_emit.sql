@@ -13,6 +13,8 @@ declare
 begin
   if name not like '%.%' then
     raise exception 'cannot map %: give the schema too, as in public.%', table_name, table_name using errcode = 'invalid_parameter_value';
+  elsif name = 'outboxd.heartbeat' then
+    raise exception 'cannot map %: that name is outboxd''s own', name using errcode = 'invalid_parameter_value';
   elsif coalesce(cardinality(key_columns), 0) = 0 then
     raise exception 'cannot map %: name its key columns', name using errcode = 'invalid_parameter_value';
   end if;

@@ -2,7 +2,7 @@
 --
 -- A batch is a header and groups. A group is {"table", "op", "columns"} and a JSON array of its rows (an
 -- upsert), of keys (a delete), of keys to keep (a truncate), of keys held from here on (a hold) or no longer
--- (a release), or how far the copy of its table has come (a copy). Identifiers come from the catalogue and the map, never from the document; values reach SQL as one
+-- (a release), how far the copy of its table has come (a copy), or a heartbeat. Identifiers come from the catalogue and the map, never from the document; values reach SQL as one
 -- json parameter.
 
 -- The door's answer: where the target stands, and what more there is to say.
@@ -106,13 +106,15 @@ as $$
   select coalesce(json_agg(json_build_array(h.table_name, h.key)), '[]') from outboxd.held h where h.relay = relay_name
 $$;
 
--- Record which keys are held and which no longer, and how far copies have come, as the batch says.
-create or replace function outboxd.note_held(relay_name text, parts text[]) returns void
+-- Record which keys are held and which no longer, how far copies have come, and a heartbeat, as the batch says.
+-- False: there was a heartbeat, and it could not be kept. Null: there was none.
+create or replace function outboxd.note_held(relay_name text, parts text[]) returns boolean
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  g json;
+  g    json;
+  kept boolean;
 begin
   for i in 2 .. cardinality(parts) by 2 loop
     g := parts[i]::json;
@@ -125,8 +127,11 @@ begin
        where h.relay = relay_name and h.table_name = g ->> 'table' and md5(h.key) = md5(k::text);
     elsif g ->> 'op' = 'copy' then
       perform outboxd.note_copy(relay_name, g ->> 'table', parts[i + 1]::json);
+    elsif g ->> 'op' = 'heartbeat' then
+      kept := outboxd.note_heartbeat(relay_name, parts[i + 1]::json);
     end if;
   end loop;
+  return kept;
 end
 $$;
 
@@ -192,6 +197,7 @@ declare
   bodies  json[];
   writers text[];
   marks   boolean := false;
+  beat    boolean;
   attempt int := 0;
   stale   boolean;
   names   text[];
@@ -224,7 +230,7 @@ begin
       end if;
       for i in 2 .. cardinality(parts) by 2 loop
         g := parts[i]::json;
-        if g ->> 'op' in ('hold', 'release', 'copy') then
+        if g ->> 'op' in ('hold', 'release', 'copy', 'heartbeat') then
           marks := true;
           continue;
         end if;
@@ -339,12 +345,12 @@ begin
     return outboxd.refused(c, gear, at, state, case when outboxd.is_ours(context) then message end, wrong_schema, wrong_table, wrong_column, wrong_constraint);
   end if;
   if marks then
-    perform outboxd.note_held(c.relay, parts);
+    beat := outboxd.note_held(c.relay, parts);
   end if;
   update outboxd.cursor
      set batch_no = (header ->> 'batch_no')::bigint, digest = header ->> 'digest', cursor = (header -> 'cursor')::text, updated_at = now()
    where relay = c.relay
   returning * into c;
-  return outboxd.answer('applied', c, json_build_object('gear', gear, 'written', written));
+  return outboxd.answer('applied', c, json_build_object('gear', gear, 'written', written, 'heartbeat', beat));
 end
 $$;

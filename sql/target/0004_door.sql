@@ -56,7 +56,7 @@ begin
   insert into outboxd.cursor as k (relay, epoch) values (relay_name, coalesce(above, 0) + 1)
   on conflict (relay) do update set epoch = greatest(k.epoch, above) + 1, updated_at = now()
   returning * into c;
-  return outboxd.answer('claimed', c, (outboxd.describe()::jsonb || jsonb_build_object('held', outboxd.held_keys(relay_name), 'copies', outboxd.copies(relay_name)))::json);
+  return outboxd.answer('claimed', c, (outboxd.describe()::jsonb || jsonb_build_object('held', outboxd.held_keys(relay_name), 'copies', outboxd.copies(relay_name), 'heartbeat', outboxd.last_heartbeat(relay_name)))::json);
 end
 $$;
 
@@ -69,7 +69,7 @@ declare
   c outboxd.cursor;
 begin
   select * into c from outboxd.cursor where relay = relay_name for update;
-  return outboxd.answer('cursor', c, json_build_object('held', outboxd.held_keys(relay_name), 'copies', outboxd.copies(relay_name)));
+  return outboxd.answer('cursor', c, json_build_object('held', outboxd.held_keys(relay_name), 'copies', outboxd.copies(relay_name), 'heartbeat', outboxd.last_heartbeat(relay_name)));
 end
 $$;
 

@@ -18,8 +18,8 @@ from tests.databases import Database
 from tests.waiting import Result
 from tests.waiting import wait_until as wait
 
-# Seconds: what takes an operator's patience in production must not take a test's.
-QUICK = {"breaker__open_first": "0.2", "breaker__open_cap": "0.5", "poll_interval": "0.2"}
+# Seconds: what takes an operator's patience in production must not take a test's. Without heartbeats: tests count.
+QUICK = {"breaker__open_first": "0.2", "breaker__open_cap": "0.5", "poll_interval": "0.2", "heartbeat_interval": "0"}
 
 _numbers = count(1)
 _REACHED = "select coalesce(max(cursor::json ->> 'snapshot'), '3:3:') from outboxd.cursor"

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
+from itertools import product
 
 from tests.bench import cpu
 from tests.bench.catchup import arrived, warm
@@ -14,6 +15,8 @@ from tests.bench.workloads import BACKLOGS, build
 
 _REQUESTS = "outboxd_target_request_duration_seconds_count"
 _FALLS_ASLEEP = 3.0  # seconds
+# With heartbeats there would be something to do every 10 s. What they cost is measured beside it.
+SILENT = {"heartbeat_interval": "0"}
 
 
 def deep(site: Site, changes: int, deadline: float) -> dict[str, float]:
@@ -62,20 +65,26 @@ def _requests(daemon: Daemon) -> float:
 
 
 def idle(site: Site, systems: Sequence[str], seconds: float) -> dict[str, dict[str, float]]:
-    """What each transport's daemon does while nothing is to be done: side by side, each looked at by itself."""
+    """What each transport's daemon does while nothing is to be done: side by side, each looked at by itself. Once
+    without heartbeats, and once as shipped."""
     with ExitStack() as stack:
-        daemons: dict[str, Daemon] = {}
-        for system in systems:
+        daemons: dict[tuple[str, bool], Daemon] = {}
+        for system, beats in product(systems, (False, True)):
             stores = stack.enter_context(site.stores(KIND[system]))
-            mover = stack.enter_context(moving(system, site, stores))
+            mover = stack.enter_context(moving(system, site, stores, settings=None if beats else SILENT))
             assert isinstance(mover, Daemon)
             warm(mover, stores, f"{NAMES[system]}, W7")
             mover.start()
-            daemons[system] = mover
+            daemons[system, beats] = mover
         time.sleep(_FALLS_ASLEEP)
-        before = {system: _state(daemon) for system, daemon in daemons.items()}
+        before = {which: _state(daemon) for which, daemon in daemons.items()}
         time.sleep(seconds)
-        return {system: _since(daemon, before[system], seconds) for system, daemon in daemons.items()}
+        seen = {which: _since(daemon, before[which], seconds) for which, daemon in daemons.items()}
+        beating = ("cpu", "requests")
+        return {
+            system: {**seen[system, False], **{f"{name} beating": seen[system, True][name] for name in beating}}
+            for system in systems
+        }
 
 
 def _state(daemon: Daemon) -> tuple[float, float, int]:

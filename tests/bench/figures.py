@@ -118,6 +118,7 @@ def _idle(results: Results) -> list[Goal]:
         for system, name in (("rest", "Data API"), ("direct", "direct"))
         for goal in (
             Goal("W7", f"{name}: of a core", "<", 0.5, "%", spread("W7", system, "cpu")),
+            Goal("W7", f"{name}: of a core, with heartbeats", "<", 0.5, "%", spread("W7", system, "cpu beating")),
             Goal("W7", f"{name}: requests to the target", "<=", 0, "", spread("W7", system, "requests")),
             Goal("W7", f"{name}: memory", "<", 90, "MB", spread("W7", system, "rss")),
         )

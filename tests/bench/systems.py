@@ -188,8 +188,11 @@ class Daemon:
 
 
 @contextmanager
-def moving(name: str, site: Site, stores: Stores, *, delay: float = 0.0) -> Iterator[Mover]:
-    """A system over its stores, not moving yet. `delay`: seconds each way between it and the target."""
+def moving(
+    name: str, site: Site, stores: Stores, *, delay: float = 0.0, settings: Mapping[str, str] | None = None
+) -> Iterator[Mover]:
+    """A system over its stores, not moving yet. `delay`: seconds each way between it and the target. `settings` are
+    outboxd's, where it is not to run as shipped."""
     with ExitStack() as stack:
         if name == "native":
             native = Native(stores)
@@ -200,11 +203,13 @@ def moving(name: str, site: Site, stores: Stores, *, delay: float = 0.0) -> Iter
         far = _far(site, stack, delay)
         if name == "direct":
             dsn = stores.target.dsn.replace(f":{stores.target.cluster.port}/", f":{far(stores.target.cluster.port)}/")
-            yield _daemon(site, stack, stores, {"transport": "postgres", "target_dsn": dsn}, {})
+            way = {"transport": "postgres", "target_dsn": dsn}
+            yield _daemon(site, stack, stores, {**way, **(settings or {})}, {})
             return
         url, key, groups = _project(site, stack, stores, far)
         if name == "rest":
-            yield _daemon(site, stack, stores, {"supabase_url": url, "supabase_key": key}, groups)
+            way = {"supabase_url": url, "supabase_key": key}
+            yield _daemon(site, stack, stores, {**way, **(settings or {})}, groups)
             return
         environment = {"BENCH_SOURCE": stores.source.dsn, "BENCH_URL": url, "BENCH_KEY": key}
         script = Script(Child(site.folder, "tests.bench.script", environment, (name,)), groups)

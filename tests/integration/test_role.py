@@ -61,6 +61,8 @@ async def test_the_role_can_do_the_daemons_work(source: Database, least: str) ->
         for name in ("check_watched", "watched", "flush"):
             conn.execute(query(name))
         conn.execute("select outbox.ask_copy('public.story')")
+        conn.execute("select outbox.confirm('main', 1, 1, null)")
+        assert conn.execute(query("heartbeat"), {"relay": "main", "epoch": 1, "snapshot": "3:3:"}).fetchone() != (None,)
         conn.execute("listen outbox")
         assert value(conn, "select pg_try_advisory_lock(1869968482, 1)")
 

@@ -301,6 +301,11 @@ def _copy_wanted(_: Database, __: Mapping[str, Any]) -> list[Statement]:
     return [_nothing]
 
 
+def _heartbeat(_: Database, __: Mapping[str, Any]) -> list[Statement]:
+    """The model writes none: nothing was written."""
+    return [lambda: [(None,)]]
+
+
 def _on_error(_: Database, __: Mapping[str, Any]) -> list[Statement]:
     return [_nothing]
 
@@ -321,6 +326,7 @@ _STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]]
     "on_error": _on_error,
     "copy_wanted": _copy_wanted,
     "copy_notice": _copy_wanted,
+    "heartbeat": _heartbeat,
     "pruned": _pruned,
     "remembered": _remembered,
     "remember": _remember,

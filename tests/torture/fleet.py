@@ -23,6 +23,7 @@ _PLACES = (
 )  # fmt: skip
 _QUICK = {
     "breaker__open_first": "0.2", "breaker__open_cap": "1.0", "poll_interval": "0.5", "batch_changes": "400",
+    "heartbeat_interval": "0.5",
 }  # fmt: skip
 
 

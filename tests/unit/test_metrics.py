@@ -414,3 +414,19 @@ def test_scraping_changes_nothing(metrics):
         return [line for line in metrics.render()[0].decode().splitlines() if line.startswith("outboxd_")]
 
     assert ours() == ours()
+
+
+def test_heartbeats_are_counted_apart(metrics):
+    """0 and NaN before the first one; then each gauge by itself."""
+    assert value(metrics, "heartbeat_interval_seconds") == 0
+    assert value(metrics, "heartbeat_written_timestamp_seconds") == 0
+    assert value(metrics, "heartbeat_applied_timestamp_seconds") == 0
+    assert math.isnan(value(metrics, "heartbeat_latency_seconds"))
+    metrics.heartbeat_every(10.0)
+    metrics.heartbeat_written(1_799_999_990.0)
+    metrics.heartbeat_arrived(0.25)
+    assert value(metrics, "heartbeat_interval_seconds") == 10
+    assert value(metrics, "heartbeat_written_timestamp_seconds") == 1_799_999_990
+    assert value(metrics, "heartbeat_applied_timestamp_seconds") == 1_800_000_000
+    assert value(metrics, "heartbeat_latency_seconds") == 0.25
+    assert value(metrics, "changes_read_total") == 0

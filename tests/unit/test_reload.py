@@ -21,6 +21,11 @@ def test_what_may_change_between_batches_does_and_the_rest_is_named():
     assert "sb_secret" not in f"{difference}"
 
 
+def test_the_heartbeats_interval_may_change_between_batches():
+    difference = differ(OLD, OLD.model_copy(update={"heartbeat_interval": 3.0}))
+    assert (difference.applied, difference.restart) == (("heartbeat_interval",), ())
+
+
 def test_unasked_only_the_way_to_the_target_changes():
     new = OLD.model_copy(update={"batch_changes": 7, "transport": "postgres"})
     difference = differ(OLD, new, ("transport",))

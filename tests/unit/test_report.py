@@ -2,7 +2,7 @@
 
 from daemon.metrics import Metrics
 from daemon.plan import Change, plan
-from daemon.report import Observed
+from daemon.report import Observed, heartbeat
 from daemon.source import Batch
 from daemon.target import Answer, Standing
 from outbox import Cursor
@@ -41,3 +41,43 @@ def test_a_batch_with_more_behind_it_tells_how_far_it_came() -> None:
     assert (metrics.lag.seconds(), metrics.lag.backlog()) == (1.5, 12)
     now += 5
     assert metrics.lag.seconds() == 6.5
+
+
+def beaten(metrics: Metrics, beats: int, changes: int, *, more: bool) -> None:
+    """A batch with heartbeats, 2 s old when it was read, the last of all: on the target 0.5 s later."""
+    made = [
+        Change(
+            10, n, "public.t", "upsert", 1, f'{{"id":{n}}}', "{}", 2, unflushed=False, created_us=READ_US - 2_000_000
+        )
+        for n in range(1, changes + beats + 1)
+    ]
+    batch = Batch(tuple(made[:changes]), Cursor("20:20:"), {}, 0, more, READ_US, beats=tuple(made[changes:]))
+    Observed(metrics).heartbeat_arrived(batch, 2.5, 0.5)
+
+
+def test_a_heartbeat_alone_tells_how_far_the_target_is() -> None:
+    """Nothing waits behind it, or what does is younger; what it counts as is its own."""
+    metrics = Metrics(clock=lambda: 100.0)
+    metrics.lag.observe(60.0, 7)
+    beaten(metrics, 1, 0, more=True)
+    assert (metrics.lag.seconds(), metrics.lag.backlog()) == (2.5, 6)
+    beaten(metrics, 1, 0, more=False)
+    assert (metrics.lag.seconds(), metrics.lag.backlog()) == (0.0, 0)
+    assert "outboxd_heartbeat_latency_seconds 2.5\n" in metrics.render()[0].decode()
+    assert "outboxd_change_latency_seconds_count 0.0\n" in metrics.render()[0].decode()
+
+
+def test_of_a_batch_with_changes_the_heartbeat_tells_its_own_latency_only() -> None:
+    """What the batch says of the lag was told with its changes."""
+    metrics = Metrics(clock=lambda: 100.0)
+    metrics.lag.observe(60.0, 7)
+    beaten(metrics, 1, 1, more=False)
+    assert (metrics.lag.seconds(), metrics.lag.backlog()) == (60.0, 7)
+
+
+def test_what_a_status_says_of_heartbeats() -> None:
+    assert heartbeat(None, None, None) is None
+    assert heartbeat(0.5, None, None) == {"written": "1970-01-01T00:00:00Z", "arrived": None, "seconds": None}
+    assert heartbeat(60.0, 61.0, 0.12345) == {
+        "written": "1970-01-01T00:01:00Z", "arrived": "1970-01-01T00:01:01Z", "seconds": 0.123,
+    }  # fmt: skip
