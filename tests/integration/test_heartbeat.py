@@ -12,7 +12,7 @@ from daemon.breaker import Breaker, Thresholds
 from daemon.errors import TargetError
 from daemon.heartbeat import TABLE, Heart
 from daemon.progress import Pulse
-from daemon.source import Limits, Source
+from daemon.source import Batch, Limits, Source
 from daemon.target import PostgresDoor, Target
 from outbox import Cursor
 from outbox.migrations import migrations
@@ -82,6 +82,11 @@ class Work:
 
     def warnings(self) -> list[str]:
         return [line["because"] for line in self.parts.log if line["event"] == "heartbeats_left_out"]
+
+
+def _all_changes(batch: Batch) -> Batch:
+    """What a daemon older than heartbeats makes of a batch."""
+    return batch
 
 
 @asynccontextmanager
@@ -322,6 +327,28 @@ async def test_older_sql_on_the_source_means_none_and_one_line_says_so(
         app.execute("insert into item values (1, 1)")
         assert await work.drain() == 1
     assert same(app, mirror)
+
+
+async def test_an_older_daemon_that_takes_over_goes_on_past_it(
+    source: Database, target: Database, app: Connection, mirror: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finds a change of a table that nobody mapped: that is out, rows flow, and nothing of it stays on the target."""
+    async with at_work(source, target) as work:
+        await work.beat()
+    with monkeypatch.context() as older:
+        older.setattr("daemon.relay.apart", _all_changes)
+        async with at_work(source, target) as work:
+            app.execute("insert into item values (1, 1)")
+            await work.drain()
+            assert [line["table"] for line in work.parts.log if line["event"] == "table_out"] == [TABLE]
+    assert same(app, mirror)
+    assert letters(app) == []
+    assert mirror.execute("select table_name from outboxd.copy").fetchall() == []
+    async with at_work(source, target) as work:
+        await work.beat()
+        await work.drain()
+        assert work.pulse.arrived is not None
+        assert work.parts.relay.copier.out == set()
 
 
 # What another session does, and whether it lets go at once.
