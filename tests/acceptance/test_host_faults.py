@@ -86,7 +86,7 @@ def test_a_full_disk_of_the_source_fails_the_application_and_not_the_relay(
         app.install("example_app.sql")
         with app.connect() as conn:
             conn.execute("select outbox.watch('\"Story\"')")
-        way = {"transport": "postgres", "target_dsn": mirror.dsn, "poll_interval": "0.2"}
+        way = {"transport": "postgres", "target_dsn": mirror.dsn, "poll_interval": "0.2", "heartbeat_interval": "0"}
         with contextlib.closing(Pair(app, mirror, {"source_dsn": app.dsn, **way})) as pair:
             outboxd = streaming(start(pair.settings))
             pair.write(STORIES, 1)
@@ -386,6 +386,7 @@ def test_a_forgotten_prepared_transaction_holds_up_its_own_rows_alone(
         with app.connect() as conn:
             conn.execute("select outbox.watch('\"Story\"')")
         way = {"source_dsn": app.dsn, "transport": "postgres", "target_dsn": mirror.dsn, "poll_interval": "0.2"}
+        way["heartbeat_interval"] = "0"
         with contextlib.closing(Pair(app, mirror, way)) as pair, app.connect(autocommit=False) as writes:
             outboxd = streaming(start(pair.settings))
             with app.connect(autocommit=False) as conn:

@@ -70,6 +70,7 @@ def distant(
         settings = {
             "source_dsn": f"postgresql://{source.owner}@{to_source.host}:{to_source.port}/{source.name}",
             "admin_host": island.third.there,
+            "heartbeat_interval": "0",
             **{name: value.format(host=to_target.host, port=to_target.port) for name, value in way.items()},
         }
         place = folder / f"distant-{source.name}"

@@ -217,7 +217,8 @@ async def test_the_source_restarts_and_everything_arrives(source: Database, targ
 def daemon(source_dsn: str, target: Database, run_folder, **settings: str) -> Iterator[Outboxd]:
     folder = run_folder / f"links-{next(_numbers)}"
     folder.mkdir()
-    one = Outboxd(folder, {"source_dsn": source_dsn, "transport": "postgres", "target_dsn": target.dsn, **settings})
+    way = {"transport": "postgres", "target_dsn": target.dsn, "heartbeat_interval": "0"}
+    one = Outboxd(folder, {"source_dsn": source_dsn, **way, **settings})
     with ExitStack() as stack:
         stack.callback(lambda: print(one.last_words()))  # pytest shows it when the test failed
         stack.callback(one.stop)

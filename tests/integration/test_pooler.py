@@ -147,6 +147,7 @@ def test_supervised_processes_behind_a_transaction_pooler_do_not_drive_each_othe
     folder.mkdir()
     with pgbouncer_before(source, run_folder, "transaction", size=8) as dsn, ExitStack() as ending:
         settings = {"source_dsn": dsn, "transport": "postgres", "target_dsn": target.dsn, "poll_interval": "0.05"}
+        settings["heartbeat_interval"] = "0"
         pair = [Outboxd(folder, settings, name=f"outboxd-{number}") for number in range(2)]
         for one in pair:
             ending.callback(one.stop)

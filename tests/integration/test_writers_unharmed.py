@@ -172,7 +172,7 @@ def test_a_daemon_frozen_in_its_sleep_harms_no_commit(pair: Pair, run_folder: Pa
     folder = run_folder / f"frozen-{pair.source.name}"
     folder.mkdir()
     way = {"source_dsn": pair.source.dsn, "transport": "postgres", "target_dsn": pair.target.dsn}
-    outboxd = Outboxd(folder, way)
+    outboxd = Outboxd(folder, {**way, "heartbeat_interval": "0"})
     outboxd.start()
     try:
         with pair.source.connect() as app, pair.source.connect() as listener:
