@@ -54,12 +54,13 @@ class _Range:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """What of a batch is sent: without changes of tables that are out, with what is to be noted, and held keys that
-    flow again."""
+    """What of a batch is sent: without changes of tables that are out (`left_out`: how many), with what is to be noted,
+    and held keys that flow again."""
 
     changes: tuple[Change, ...]
     notes: tuple[Group, ...]
     fresh: str | None  # of this table the rows are as of the cursor
+    left_out: int = 0
 
 
 class Copier:
@@ -216,7 +217,7 @@ class Copier:
         self._noting = {}
         if batch.copied is None or batch.copied.copy is None:
             changes = tuple(c for c in batch.changes if c.table not in self.out) if self.out else batch.changes
-            return Outgoing(changes, tuple(notes), None)
+            return Outgoing(changes, tuple(notes), None, len(batch.changes) - len(changes))
         copy = batch.copied.copy
         if batch.copied.begins:
             self.out.discard(copy.table)

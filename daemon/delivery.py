@@ -46,7 +46,7 @@ class Parcel:
     digest (`after`). `retried`: keys whose letters these are; all of them flow again unless they are refused again.
 
     `notes` are recorded with it. `copied`: these are rows as of the cursor; held keys among them flow again, and with
-    `fresh` all that are held of that table.
+    `fresh` all that are held of that table. `left_out`: how many changes are not in it, for their table is out.
     """
 
     changes: Sequence[Change]
@@ -59,6 +59,7 @@ class Parcel:
     notes: tuple[Group, ...] = ()
     copied: bool = False
     fresh: str | None = None
+    left_out: int = 0
 
 
 @dataclass(slots=True)

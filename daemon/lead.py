@@ -85,7 +85,8 @@ class Keeper:
                 self._relay.follow(unable, "auth")
             if proved:
                 self._failures = 0
-            self._observe(self.leads, self._bell.connected)
+            # Behind a transaction pooler the connection is there, and nobody can ring.
+            self._observe(self.leads, self._bell.connected and not self._bell.pooled)
             return self._ping if self.leads else self._attempt
         except (SourceUnavailable, SourceUnfit) as exc:
             self._failures += 1

@@ -44,6 +44,7 @@ log = structlog.get_logger()
 OK, FAILED, AWAY = 0, 1, 75
 NAME = f"outboxd/{__version__}"
 _GAUGES = 2.0
+_KNOCK = 5.0
 _FENCED = 5.0
 _LAST_TURN = 20.0  # seconds; supervisors kill after 30 (Kubernetes) to 90 (systemd)
 _BREAKER_MOVED = {
@@ -149,6 +150,7 @@ class Daemon:
                 loops = [
                     self.keeper.run(),
                     self._watch_gauges(),
+                    self._ask_target(),
                     self.heart.run(),
                     self._tell_systemd(),
                     self.reloader.run(),
@@ -232,6 +234,14 @@ class Daemon:
             self.metrics.loop_lag(max(0.0, time.monotonic() - due))
             for name, breaker in (("target", self.target.breaker), ("source", self.source.breaker)):
                 self.metrics.breaker_ratio(name, breaker.failure_ratio)
+
+    async def _ask_target(self) -> None:
+        """While the source is away no batch shows how the target does: then it is asked, so that its breaker knows."""
+        while True:
+            await asyncio.sleep(_KNOCK)
+            if not (self.bell.connected or self.doorway.lacking):
+                with contextlib.suppress(DaemonError, BreakerOpen):
+                    await self.target.cursor()
 
     async def _tell_systemd(self) -> None:
         """STATUS, and WATCHDOG only while the relay's loop gives signs of life."""

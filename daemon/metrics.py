@@ -30,6 +30,7 @@ OPS = ("upsert", "delete", "truncate")
 RETRIES = ("transient", "ambiguous", "throttle", "size", "data", "contract", "auth", "fencing", "source", "other")
 WAKEUPS = ("notify", "poll", "backlog", "retry")
 MODES = ("claim", "apply", "isolate", "cursor", "describe", "extra")
+SKIPPED = ("superseded", "duplicate", "out")
 COPIES = ("wanted", "copying", "done", "out")
 OUTCOMES = ("ok", "retryable", "refused")
 QUERIES = ("read", "status")
@@ -175,8 +176,8 @@ class Metrics:
         self._skipped = make(
             Counter,
             "changes_skipped_total",
-            "Changes settled without a write of their own; they count as applied, too.",
-            {"reason": ("superseded", "duplicate")},
+            "Changes settled without a write of their own: all but those of a table that is out count as applied, too.",
+            {"reason": SKIPPED},
         )
         self._last_applied = make(
             Gauge, "last_applied_timestamp_seconds", "When a batch was last applied; 0 for never."
@@ -327,6 +328,10 @@ class Metrics:
         """Changes that became dead letters, by table."""
         for table, letters in tables.items():
             self._letters.labels(self._label(table)).inc(letters)
+
+    def left_out(self, changes: int) -> None:
+        """Changes that were not sent, for their table is out: it is copied anew when it fits."""
+        self._skipped.labels("out").inc(changes)
 
     def rows_copied(self, table: str, rows: int) -> None:
         """Rows of a table came over."""

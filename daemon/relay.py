@@ -241,6 +241,7 @@ class Relay:
         parcel = Parcel(
             outgoing.changes, batch.shapes, batch.cursor, self.status.epoch, batch_no + 1, after,
             notes=(*outgoing.notes, *notes(batch, self._target.relay, self.status.pulse)), copied=batch.copied is not None, fresh=outgoing.fresh,
+            left_out=outgoing.left_out,
         )  # fmt: skip
         load = await self._delivery.prepare(parcel)
         self._flights.launch(batch, load, self._delivery.send(load))
@@ -275,6 +276,7 @@ class Relay:
         self._succeeded(batch, planned, seconds)
         if not alone(batch):
             self._observer.batch_applied(batch, planned, answer, seconds)
+        self._observer.left_out(flight.load.parcel.left_out)
         if (latency := arrived(batch, self._target.relay, answer, seconds, self.status.pulse)) is not None:
             self._observer.heartbeat_arrived(batch, latency, seconds)
         ids = [change.id for change in (*batch.changes[:1], *batch.changes[-1:], *batch.beats)]

@@ -90,6 +90,9 @@ class Observed:
         self._metrics.set_state(state)
         self.on_change()
 
+    def left_out(self, changes: int) -> None:
+        self._metrics.left_out(changes)
+
     def rows_copied(self, table: str, rows: int) -> None:
         self._metrics.rows_copied(table, rows)
 

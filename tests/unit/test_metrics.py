@@ -87,7 +87,8 @@ def test_labels_are_few_and_small(metrics):
     [
         ("state", "state", module.STATES),
         ("stage_duration_seconds_count", "stage", ("wait", "read", "plan", "apply")),
-        ("changes_skipped_total", "reason", ("superseded", "duplicate")),
+        ("changes_skipped_total", "reason", ("superseded", "duplicate", "out")),
+        ("copy_tables", "state", ("wanted", "copying", "done", "out")),
         ("retries_total", "reason", module.RETRIES),
         ("target_request_duration_seconds_count", "mode", ("claim", "apply", "isolate", "cursor", "describe", "extra")),
         ("target_request_duration_seconds_count", "outcome", ("ok", "retryable", "refused")),
