@@ -12,7 +12,7 @@ SEED ?=
 WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture soak bench check format lock clean
+.PHONY: help setup demo test torture soak bench rehearse check format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ torture: setup ## hurt everything at random for SECONDS=60 and count what is los
 
 bench: setup ## measure outboxd beside native replication and a script (ARGS=--quick, ARGS='--only W1,W4')
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+rehearse: setup ## bring about each alert's cause, wait for the alert, mend it, wait until it clears (ARGS='--only OutboxdLag')
+	@tests/fetch_prometheus.sh >&2
+	@$(BIN)/python -m tests.rehearse $(ARGS)
 
 check: setup ## format, lint, types and import rules, changing nothing
 	$(BIN)/ruff format --check .
