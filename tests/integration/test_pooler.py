@@ -63,6 +63,7 @@ async def test_in_transaction_mode_the_relay_polls_and_says_so(
             await relay.leading()
             assert relay.bell.pooled
             assert relay.bell.connected
+            assert relay.led[-1] == (True, False)  # it leads, and there is no listener
             waits = [await arrival(app, mirror, new) for new in range(8)]
             assert sorted(waits)[len(waits) // 2] < POLL
             assert same(app, mirror)

@@ -3,11 +3,11 @@
 Knows when an alert must fire and when it must be gone, and how long that took. Must not know what brings it about.
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from daemon.demo.process import poll_until
 from tests.deploy.prometheus import Prometheus
 from tests.rehearse.incidents import Alert, Incident
 from tests.rehearse.stage import Stage
@@ -33,7 +33,7 @@ def rehearse(stage: Stage, incidents: Sequence[Incident], say: Callable[[str], N
     """Every incident; a row for each of its alerts."""
     rows: list[Row] = []
     for incident in incidents:
-        if not poll_until(lambda: not stage.prometheus.firing(), PATIENCE):
+        if not _until(lambda: not stage.prometheus.firing()):
             say(f"before it began, these fired: {_names(set(stage.prometheus.firing()))}")
         say(f"{incident.cause} …")
         fired, others, cleared = _happened(stage, incident)
@@ -70,8 +70,18 @@ def _watched(
                 seen.pop(alert, None)  # it came back
         return len(seen) == len(alerts)
 
-    poll_until(all_seen, PATIENCE)
+    _until(all_seen)
     return seen
+
+
+def _until(condition: Callable[[], bool]) -> bool:
+    """Did it come true in time? Asked four times a second: what is rehearsed shares the machine."""
+    end, pause = time.monotonic() + PATIENCE, threading.Event()
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        pause.wait(0.25)
+    return True
 
 
 def table(rows: Sequence[Row]) -> str:
