@@ -131,7 +131,7 @@ def _dump_that_never_ends(stage: Stage) -> Iterator[None]:
         dump.execute("begin; lock table outbox.change in access share mode")
         conn.execute(
             'insert into "Story" ("id", "title", "updatedAt") select gen_random_uuid(),'
-            " (select string_agg(md5(random()::text || i), '') from generate_series(1, 200)), now()"
+            " (select string_agg(md5(random()::text || n || i), '') from generate_series(1, 200) n), now()"
             " from generate_series(1, 6000) i"
         )
         try:
