@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from daemon.demo.faults import Fault
 from daemon.demo.keys import ApiKeys
-from daemon.demo.process import poll_until
 from outbox.migrations import migrate
 from tests.databases import Database
-from tests.rehearse.stage import Stage, connect
+from tests.rehearse.stage import Stage, connect, until
 
 Alert = tuple[str, str]
 
@@ -100,7 +99,7 @@ def _rows_refused(stage: Stage) -> Iterator[None]:
             conn.execute('alter table "Scenario" drop constraint no_failures')
             for _ in range(5):  # a batch that was refused before has its letters later than one asks
                 stage.outboxd("dead-letters", "retry", "--all")
-                if poll_until(lambda: _status(stage).get("held_keys") == 0, 5):
+                if until(lambda: _status(stage).get("held_keys") == 0, 5):
                     break
 
 
@@ -148,7 +147,7 @@ def _killed_again_and_again(stage: Stage) -> Iterator[None]:
     for _ in range(3):
         before = stage.prometheus.value(started)
         one.kill()
-        poll_until(lambda before=before: stage.prometheus.value(started) not in (None, before), 30)  # type: ignore[misc]
+        until(lambda before=before: stage.prometheus.value(started) not in (None, before), 30)  # type: ignore[misc]
     yield
 
 

@@ -3,21 +3,20 @@
 Knows when an alert must fire and when it must be gone, and how long that took. Must not know what brings it about.
 """
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tests.deploy.prometheus import Prometheus
 from tests.rehearse.incidents import Alert, Incident
-from tests.rehearse.stage import Stage
+from tests.rehearse.stage import Stage, until
 
 PATIENCE = 90.0  # seconds for an alert to fire, to clear, and for all to be quiet before the next incident
 
 
 @dataclass(frozen=True)
 class Row:
-    """One alert of an incident: seconds from the cause to the alert, and from the fix to its end. None: it did not."""
+    """One alert of an incident: seconds from the cause to the alert, and from the beginning of the fix to its end."""
 
     alert: Alert
     incident: Incident
@@ -33,7 +32,7 @@ def rehearse(stage: Stage, incidents: Sequence[Incident], say: Callable[[str], N
     """Every incident; a row for each of its alerts."""
     rows: list[Row] = []
     for incident in incidents:
-        if not _until(lambda: not stage.prometheus.firing()):
+        if not until(lambda: not stage.prometheus.firing(), PATIENCE):
             say(f"before it began, these fired: {_names(set(stage.prometheus.firing()))}")
         say(f"{incident.cause} …")
         fired, others, cleared = _happened(stage, incident)
@@ -49,8 +48,8 @@ def _happened(stage: Stage, incident: Incident) -> tuple[dict[Alert, float], set
     began = time.monotonic()
     with incident.happens(stage):
         fired = _watched(stage.prometheus, incident.alerts, began, others, fires=True)
-    mended = time.monotonic()
-    cleared = _watched(stage.prometheus, [*fired], mended, others, fires=False)
+        mending = time.monotonic()
+    cleared = _watched(stage.prometheus, [*fired], mending, others, fires=False)
     return fired, others - {*incident.alerts}, cleared
 
 
@@ -70,18 +69,8 @@ def _watched(
                 seen.pop(alert, None)  # it came back
         return len(seen) == len(alerts)
 
-    _until(all_seen)
+    until(all_seen, PATIENCE)
     return seen
-
-
-def _until(condition: Callable[[], bool]) -> bool:
-    """Did it come true in time? Asked four times a second: what is rehearsed shares the machine."""
-    end, pause = time.monotonic() + PATIENCE, threading.Event()
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        pause.wait(0.25)
-    return True
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -5,7 +5,8 @@ Knows how it is put together, and starts again what ends, as systemd does. Must 
 
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from daemon import schema_apply
 from daemon.demo.binaries import postgrest_binary
 from daemon.demo.child import Outboxd
 from daemon.demo.cluster import Cluster
-from daemon.demo.process import poll_until
 from daemon.demo.stage import AUDIENCE, TABLES
 from daemon.demo.supabase import EmbeddedSupabase
 from daemon.demo.writer import Writer
@@ -62,7 +62,7 @@ class Stage:
         for one in self.supervised:
             one.start()
         self._thread.start()
-        if not poll_until(lambda: self.leader() is not None, 60):
+        if not until(lambda: self.leader() is not None, 60):
             raise RuntimeError(f"no outboxd leads: {self.daemons[0].last_words()}")
 
     def stop(self) -> None:
@@ -125,6 +125,16 @@ class Stage:
                     self._writer.start()
 
 
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Did it come true in time? Asked four times a second: what is rehearsed shares the machine."""
+    end, pause = time.monotonic() + seconds, threading.Event()
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        pause.wait(0.25)
+    return True
+
+
 def connect(database: Database) -> "closing[psycopg.Connection[Any]]":
     """As superuser, to interfere. Closed afterwards without another word: it may have been terminated."""
     return closing(psycopg.connect(database.superuser_dsn, autocommit=True, application_name="rehearsal"))
@@ -144,6 +154,6 @@ def raised(folder: Path) -> Iterator[Stage]:
         stage.start()
         daemons = [f"127.0.0.1:{one.port}" for one in stage.daemons]
         stage.prometheus = stack.enter_context(prometheus.running(folder, daemons))
-        if not poll_until(lambda: stage.prometheus.value("job:outboxd_lag:seconds") is not None, 60):
+        if not until(lambda: stage.prometheus.value("job:outboxd_lag:seconds") is not None, 60):
             raise RuntimeError("Prometheus does not see who leads")
         yield stage
