@@ -86,7 +86,8 @@ class Stage:
         return next((one for one in self.daemons if _says(one, leads=True)), None)
 
     def standby(self) -> Outboxd:
-        """Who does not."""
+        """Who does not, once another does."""
+        until(lambda: self.leader() is not None, 60)
         return next(one for one in self.daemons if _says(one, leads=False))
 
     def outboxd(self, *command: str) -> Said:
