@@ -87,8 +87,16 @@ class Stage:
 
     def standby(self) -> Outboxd:
         """Who does not, once another does."""
-        until(lambda: self.leader() is not None, 60)
-        return next(one for one in self.daemons if _says(one, leads=False))
+        found: list[Outboxd] = []
+
+        def stands_by() -> bool:
+            if self.leader() is not None:
+                found.extend(one for one in self.daemons if _says(one, leads=False))
+            return bool(found)
+
+        if not until(stands_by, 60):
+            raise RuntimeError("no outboxd stands by")
+        return found[0]
 
     def outboxd(self, *command: str) -> Said:
         """A command as a person types it."""
