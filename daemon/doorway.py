@@ -3,6 +3,7 @@
 Knows which errors say that the key is not accepted. Knows nothing of settings or of documents.
 """
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 
@@ -21,11 +22,16 @@ class Doorway:
         self.lacking = lacking
         self.refused: str | None = None
         self.on_refused: Callable[[], None] = lambda: None
+        self._inside = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     async def send(self, document: str) -> str:
         """What the door does; of kind AUTH while there is none."""
         if self._door is None:
             raise TargetError(Kind.AUTH, self.lacking or "the target is not set", Refusal("SETTINGS"))
+        self._inside += 1
+        self._empty.clear()
         try:
             answer = await self._door.send(document)
         except TargetError as exc:
@@ -33,13 +39,18 @@ class Doorway:
             if self.refused:
                 self.on_refused()
             raise
+        finally:
+            self._inside -= 1
+            if not self._inside:
+                self._empty.set()
         self.refused = None
         return answer
 
     async def exchange(self, door: Door | None, lacking: str | None = None) -> None:
-        """Go through another door from now on. Only while nothing is on its way."""
+        """Go through another door from now on. The old one is closed once nothing is on its way through it."""
         old, self._door, self.lacking, self.refused = self._door, door, lacking, None
         if old is not None:
+            await self._empty.wait()
             with contextlib.suppress(OSError, DaemonError):
                 await old.close()
 
