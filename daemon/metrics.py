@@ -289,6 +289,7 @@ class Metrics:
         """Begin the series of these tables at 0."""
         for table in tables:
             self._letters.labels(self._label(table))
+            self._copied.labels(self._label(table))
             for op in OPS:
                 self._applied.labels(self._label(table), op)
 

@@ -36,7 +36,7 @@ class Observed:
         self.on_change: Callable[[], None] = lambda: None
 
     def batch_read(self, batch: Batch, seconds: float) -> None:
-        self._metrics.batch_read(len(batch.changes), seconds)
+        self._metrics.batch_read(0 if batch.copied else len(batch.changes), seconds)
 
     def batch_applied(self, batch: Batch, plan: Plan, answer: Answer, seconds: float) -> None:
         until = batch.read_us / 1e6 + seconds

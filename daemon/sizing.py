@@ -6,6 +6,7 @@ Knows the sizes and times of past batches. Knows nothing of what is in them. Pur
 from dataclasses import dataclass, field
 
 _REMEMBERED = 600.0  # seconds a size that was refused is not tried again
+_SMALL, _SMALL_BYTES = 100, 64 * 1024  # a batch of these is not slow because of its size
 _STEPS = 20  # from one row to the whole limit, as long as nothing is refused
 
 
@@ -30,9 +31,13 @@ class Sizing:
         self._ceiling = (self.most_changes, self.most_bytes)
 
     def applied(self, changes: int, size: int, seconds: float, now: float) -> None:
-        """A batch went through: grow, or shrink when it took long."""
+        """A batch went through: grow, or shrink when it took long.
+
+        A small one is slow for other reasons: smaller ones would only add to the lag, and tear transactions.
+        """
         if seconds >= self.slow:
-            self.suspected(changes, size)
+            self.changes = min(self.changes, max(_SMALL, changes // 2))
+            self.bytes = min(self.bytes, max(_SMALL_BYTES, size // 2))
             return
         if now >= self._ceiling_until:
             self._ceiling = (self.most_changes, self.most_bytes)

@@ -61,6 +61,7 @@ def test_a_backfill_is_done_by_the_daemon_that_runs(stories: Pair, start: Start)
     stories.arrives()
     assert measured(outboxd, 'outboxd_copy_rows_total{table="public.\\"Story\\""}') == 2000
     assert measured(outboxd, 'outboxd_copy_tables{state="done"}') == 1
+    assert measured(outboxd, "outboxd_changes_read_total") == 0, "copied rows are no changes"
     assert [(copy["state"], copy["rows"]) for copy in (outboxd.status() or {})["copies"]] == [("done", 2000)]
 
 

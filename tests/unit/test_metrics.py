@@ -325,6 +325,7 @@ def test_watched_tables_begin_at_zero(metrics):
     metrics.tables_watched(["public.story"])
     for op in ("upsert", "delete", "truncate"):
         assert value(metrics, "changes_applied_total", table="public.story", op=op) == 0
+    assert value(metrics, "copy_rows_total", table="public.story") == 0
 
 
 def test_a_table_name_cannot_break_the_page(metrics):

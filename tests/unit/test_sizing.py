@@ -58,6 +58,23 @@ def test_a_slow_answer_halves_without_being_remembered():
     assert sizing.changes == 2000
 
 
+def test_a_target_that_is_slow_at_any_size_does_not_make_batches_tear_transactions():
+    """Each answer takes six seconds, whatever is asked: batches stop shrinking while they hold a transaction."""
+    sizing = fresh()
+    for now in range(30):
+        sizing.applied(sizing.changes, sizing.bytes, 6.0, float(now))
+    assert (sizing.changes, sizing.bytes) == (100, 65_536)
+    sizing.applied(3, 500, 6.0, 31.0)
+    assert (sizing.changes, sizing.bytes) == (100, 65_536)
+
+
+def test_a_slow_answer_does_not_raise_what_a_refusal_has_lowered():
+    sizing = fresh()
+    sizing.refused(10, 20_000, 0.0)
+    sizing.applied(5, 10_000, 6.0, 1.0)
+    assert (sizing.changes, sizing.bytes) == (5, 10_000)
+
+
 @given(st.lists(st.tuples(st.sampled_from("ars"), st.integers(1, 5000), st.integers(0, 10**8), st.floats(0, 60))))
 def test_stays_between_one_and_the_limit_whatever_happens(steps):
     sizing, now = fresh(), 0.0
