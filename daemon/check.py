@@ -27,6 +27,7 @@ Row = Mapping[str, Any]
 INSUFFICIENT_PRIVILEGE = "42501"
 LONG = 60.0  # seconds from which a writing transaction is worth a line
 _MISSED, _LATE = 3, 30.0  # heartbeats that may be missing, and seconds beyond
+_NEWER = "migration {} is newer than this outboxd ({}), which works with it and leaves the schema alone"
 # Equal values of these may differ in text: two rows of the source could be one on the target.
 _LOOSE_KEYS = {"citext", "character", "interval", "double precision", "real"}
 
@@ -143,12 +144,7 @@ def _server(identity: Identity) -> Iterator[Item]:
     if identity.migration < newest:
         yield Item("source schema", "FAIL", f"migration {identity.migration} of {newest}", "outboxd setup source")
     elif identity.migration > newest:
-        yield Item(
-            "source schema",
-            "FAIL",
-            f"migration {identity.migration} is newer than this outboxd ({newest})",
-            "install the newer outboxd",
-        )
+        yield Item("source schema", "WARN", _NEWER.format(identity.migration, newest), "install the newer outboxd")
     else:
         yield Item("source schema", "OK", f"migration {newest}")
     if identity.identity_cache != 1:
@@ -236,7 +232,9 @@ def _watched(row: Row) -> Iterator[Item]:
 
 def _target(described: Row, watched: list[Row]) -> Iterator[Item]:
     newest = migrations("target")[-1].version
-    if described["migration"] != newest:
+    if described["migration"] > newest:
+        yield Item("target schema", "WARN", _NEWER.format(described["migration"], newest), "install the newer outboxd")
+    elif described["migration"] < newest:
         yield Item("target schema", "FAIL", f"migration {described['migration']} of {newest}", "outboxd setup target")
     else:
         yield Item("target schema", "OK", f"migration {newest}, PostgreSQL {described['version'] // 10_000}")

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 import psycopg
 
-from daemon import cli_backfill, cli_dead_letters, cli_rebase, cli_schema, install, selection
+from daemon import cli_backfill, cli_dead_letters, cli_rebase, cli_schema, cli_uninstall, install, selection
 from daemon.errors import DaemonError, SourceUnavailable
 from daemon.settings import ConfigError, Loaded, Need, Settings, load, load_admin, load_without_target, redacted
 from daemon.tables import said_of
@@ -304,6 +304,7 @@ main.add_command(cli_dead_letters.group)
 main.add_command(cli_rebase.rebase)
 main.add_command(cli_schema.group)
 main.add_command(cli_backfill.backfill)
+main.add_command(cli_uninstall.uninstall)
 
 
 @main.group()

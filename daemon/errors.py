@@ -320,7 +320,9 @@ def advice(kind: Kind, refusal: Refusal) -> str:
     if refusal.message and (code.startswith("OB") or (kind is Kind.CONTRACT and refusal.table)):  # the door's words
         return refusal.message
     if code in {"42883", "3F000"} and not refusal.table:
-        return "function outboxd is not on the target: run `outboxd setup target`"
+        return (
+            "function outboxd is not on the target, or one that it calls: run `outboxd setup target` with this version"
+        )
     if kind is Kind.CONTRACT and refusal.status == 413:
         return (
             "something before the Data API refuses even a small request: check OUTBOXD_SUPABASE_URL, and the largest "

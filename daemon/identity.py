@@ -73,6 +73,15 @@ def require_fit(identity: Identity, cursor: Cursor) -> None:
         )
 
 
+def require_schema(identity: Identity, needs: int) -> None:
+    """Schema outbox must have what this version asks of it; what a newer one added is in nobody's way. Raises SourceUnfit."""
+    if identity.migration < needs:
+        raise SourceUnfit(
+            f"schema outbox is at migration {identity.migration}, this outboxd needs {needs}: run `outboxd setup source` "
+            "with this version; it goes on by itself"
+        )
+
+
 def require_passed(reached: Snapshot, now: Snapshot) -> None:
     """The source's transaction ids must be beyond all that the cursor has seen end. Raises SourceForeign."""
     if now.xmax < reached.xmax:

@@ -7,7 +7,7 @@ nothing of settings or of printing.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.types.json import Jsonb
@@ -17,6 +17,8 @@ from daemon.selection import Selection
 from daemon.session import query
 from outbox import __version__
 from outbox.migrations import Side, migrate, require, step
+
+_Done = TypeVar("_Done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,13 @@ class Watched:
 
 def setup(dsn: str, side: Side, *, exposed_schema: str, role: bool) -> list[str]:
     """Apply what is pending on one side; returns the names of what was applied."""
-    with _connect(dsn) as conn:
-        applied = migrate(conn, side, exposed_schema=exposed_schema)
-        if role:
-            conn.execute(step("source", "role").encode())
+    with connect(dsn) as conn:
+        # Promise I7: what a later version alters may be in use. Nobody waits behind this for longer than its lock_timeout.
+        applied = retried(
+            conn, lambda: migrate(conn, side, exposed_schema=exposed_schema), about=f"the {side}'s schema"
+        )
+        if role or (side == "source" and applied and conn.execute(query("role_granted")).fetchone()):
+            conn.execute(step("source", "role").encode())  # what is new must be granted, too
     return [f"{migration.version:04}_{migration.name}" for migration in applied]
 
 
@@ -69,7 +74,7 @@ def watch(
 
     `selected` says how a table, named as the outbox has it, is to be watched.
     """
-    with _connect(dsn) as conn:
+    with connect(dsn) as conn:
         require(conn, "source")
         for table in tables:
             spelled = _quoted(conn, table)
@@ -89,7 +94,7 @@ def watch(
                 *mapping,
                 wanted.where,
             )
-            name = _patiently(
+            name = patiently(
                 conn,
                 "select outbox.watch(%s::regclass, %s, %s, %s, %s, %s, %s, %s, %s, %s) where set_config('outbox.copy', %s, true) is not null",
                 (*parameters, "on" if wanted.copy else "off"),
@@ -100,7 +105,7 @@ def watch(
 
 def ask_copies(dsn: str, tables: Sequence[str], *, prune: bool, restart: bool) -> dict[str, int]:
     """Ask for copies of watched tables; returns the number of each wish by the table's name."""
-    with _connect(dsn) as conn, conn.transaction():
+    with connect(dsn) as conn, conn.transaction():
         require(conn, "source")
         wishes = {}
         for table in tables:
@@ -115,22 +120,22 @@ def ask_copies(dsn: str, tables: Sequence[str], *, prune: bool, restart: bool) -
 
 def unwatch(dsn: str, tables: Sequence[str]) -> Iterator[str]:
     """Stop watching; yields each name."""
-    with _connect(dsn) as conn:
+    with connect(dsn) as conn:
         require(conn, "source")
         for table in tables:
-            yield _patiently(conn, "select outbox.unwatch(%s)", (_quoted(conn, table),))
+            yield patiently(conn, "select outbox.unwatch(%s)", (_quoted(conn, table),))
 
 
 def watched(dsn: str) -> list[Watched]:
     """Every watched table."""
-    with _connect(dsn) as conn:
+    with connect(dsn) as conn:
         require(conn, "source")
         return list(_watched(conn).values())
 
 
 def map_on_target(dsn: str, tables: Sequence[Watched]) -> Iterator[tuple[Watched, bool]]:
     """Allow tables on the target; yields (table, whether the target has it)."""
-    with _connect(dsn) as conn:
+    with connect(dsn) as conn:
         require(conn, "target")
         for one in tables:
             row = conn.execute("select to_regclass(%s) is not null", (one.on_target,)).fetchone()
@@ -153,25 +158,37 @@ def _named(conn: psycopg.Connection[Any], spelled: str) -> str:
     return str(row[0]) if row else spelled
 
 
-def _connect(dsn: str) -> psycopg.Connection[Any]:
+def connect(dsn: str) -> psycopg.Connection[Any]:
     return psycopg.connect(dsn, autocommit=True, connect_timeout=10, application_name=f"outboxd/{__version__}")
 
 
-def _patiently(
-    conn: psycopg.Connection[Any], statement: str, parameters: Sequence[Any], *, patience: float = 60.0
+def patiently(
+    conn: psycopg.Connection[Any], statement: bytes | str, parameters: Sequence[Any] | None = None, *, about: str = ""
 ) -> str:
-    """Run DDL on a busy table (promise I7): wait 200 ms for its lock, then step back so that nobody queues."""
+    """Run DDL on a busy table in a transaction of its own; its one value, if it has one."""
+
+    def attempt() -> str:
+        with conn.transaction():
+            found = conn.execute(statement.encode() if isinstance(statement, str) else statement, parameters)
+            row = found.fetchone() if found.description else None
+        return str(row[0]) if row else ""
+
+    return retried(conn, attempt, about=about or str((parameters or [""])[0]))
+
+
+def retried(
+    conn: psycopg.Connection[Any], attempt: Callable[[], _Done], *, about: str, patience: float = 60.0
+) -> _Done:
+    """DDL while the application works (promise I7): wait 200 ms for its locks, then step back so that nobody queues."""
     deadline = time.monotonic() + patience
+    conn.execute("set lock_timeout = '200ms'")
     while True:
         try:
-            with conn.transaction():
-                conn.execute("set local lock_timeout = '200ms'")
-                row = conn.execute(statement.encode(), parameters).fetchone()
-                return str(row[0]) if row else ""
+            return attempt()
         except psycopg.errors.LockNotAvailable:
             if time.monotonic() > deadline:
                 raise SourceUnavailable(
-                    f"{parameters[0]} is locked by long transactions: try again when they have ended"
+                    f"{about} is locked by long transactions: try again when they have ended"
                 ) from None
             time.sleep(0.3)
 

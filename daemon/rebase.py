@@ -71,7 +71,7 @@ async def rebase(settings: Settings) -> tuple[Outlook, Standing | None]:
 
 async def _look(source: Source, target: Target) -> Outlook:
     standing = (await target.cursor()).standing
-    identity = await source.identify()
+    identity = await source.identify(to_read=True)
     ((pruned,),) = await source.ask("pruned")
     why = await _judge(source, standing.cursor, pruned) if standing.cursor else None
     ((last, foreign, may_write, highest, drawn),) = await source.ask("outbox_foreign")

@@ -26,7 +26,7 @@ from daemon.progress import Observer, Status, Timing
 from daemon.prune import Pruner
 from daemon.sizing import Sizing
 from daemon.source import Batch, Source
-from daemon.target import Answer, Target
+from daemon.target import Answer, Target, require_schema
 from daemon.tracing import Tracing
 from daemon.wakeup import Bell, Pace
 from outbox import Cursor
@@ -167,7 +167,7 @@ class Relay:
 
     async def _resume(self) -> Cursor:
         """The target's own cursor. Claims the target first, once a term of leadership."""
-        identity = await self._source.identify()
+        identity = await self._source.identify(to_read=True)
         if self._claimed:
             answer = await self._target.cursor()
         else:
@@ -185,6 +185,7 @@ class Relay:
         """Become the one writer. The source remembers where the target stood: one restored from a backup stands behind."""
         epoch, batch_no = await self._source.remembered(self._target.relay)
         answer = await self._target.claim(above=epoch)
+        require_schema(answer)
         self._claimed = True
         reach("after_claim")
         self._learn(answer)

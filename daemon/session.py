@@ -91,7 +91,9 @@ def failure(exc: psycopg.Error) -> SourceUnavailable | SourceUnfit:
     """What an error of the source means: try again, or a person has to act."""
     match exc:
         case psycopg.errors.InsufficientPrivilege():
-            return SourceUnfit(f"the source's role lacks a right: {exc.diag.message_primary}; see sql/source/role.sql")
+            return SourceUnfit(
+                f"the source's role lacks a right: {exc.diag.message_primary}; see sql/source/role.sql, which `outboxd setup source --role` runs"
+            )
         case psycopg.errors.UndefinedTable() | psycopg.errors.InvalidSchemaName():
             return SourceUnfit("schema outbox is not installed on the source: run `outboxd setup source`")
         case psycopg.errors.LockNotAvailable():
@@ -107,4 +109,6 @@ def failure(exc: psycopg.Error) -> SourceUnavailable | SourceUnfit:
             )
         case psycopg.OperationalError() | psycopg.InterfaceError():
             return SourceUnavailable(f"the connection to the source failed ({cause(exc)})")
-    return SourceUnfit(f"the source cannot be read ({cause(exc)}): is its schema of this version? See `outboxd check`")
+    return SourceUnfit(
+        f"the source cannot be read ({cause(exc)}): is its schema of this version? Run `outboxd setup source`; see `outboxd check`"
+    )

@@ -17,15 +17,18 @@ from daemon.breaker import Breaker, Thresholds
 from daemon.connection import Link
 from daemon.copies import Progress
 from daemon.errors import STANDBY, CopyRefused, SourceForeign, SourceUnavailable, SourceUnfit
-from daemon.identity import Held, Identity, Named, require_fit, require_held, require_passed, to_add_up
+from daemon.identity import Held, Identity, Named, require_fit, require_held, require_passed, require_schema, to_add_up
 from daemon.plan import Change
 from daemon.session import Session, failure, query
 from daemon.snapshot import Run, Snapshot, between
 from daemon.window import Cut, Window
 from outbox import Cursor, Mark
+from outbox.migrations import migrations
 
 log = structlog.get_logger()
 
+# Once, so that an upgrade on disk does not mix with the version that runs.
+NEEDS = migrations("source")[-1].version
 _CHANGE = partial(tuple.__new__, Change)  # what Change._make does, without its checks
 _FLOORS = 64
 _FLOOR_EVERY = 10_000  # ids: each floor spends a transaction id
@@ -233,11 +236,12 @@ class Source:
                 refused = exc
         raise failure(refused)
 
-    async def identify(self) -> Identity:
-        """Connect if need be, and say what server this is."""
+    async def identify(self, *, to_read: bool = False) -> Identity:
+        """Connect if need be, and say what server this is. `to_read`: its schema must be as new as this version."""
         async with self.connected():
-            pass
-        assert self.identity is not None
+            assert self.identity is not None
+            if to_read:
+                require_schema(self.identity, NEEDS)
         return self.identity
 
     async def shapes(self, wanted: Collection[int]) -> Mapping[int, tuple[str, ...]]:

@@ -20,6 +20,7 @@ from daemon.connection import SETTINGS, cause, connect, turned_away
 from daemon.errors import Fenced, Kind, Refusal, TargetError, classify, counts
 from daemon.plan import SEPARATOR, Plan
 from outbox import Cursor
+from outbox.migrations import migrations
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,23 @@ def digest_of(plan: Plan, cursor: Cursor) -> str:
     write the same rows and lead further than the first of its number."""
     leads_to = f"{plan.digest} {cursor.snapshot} {cursor.torn}"
     return hashlib.blake2b(leads_to.encode(), digest_size=16).hexdigest()
+
+
+# Once, so that an upgrade on disk does not mix with the version that runs.
+NEEDS = migrations("target")[-1].version
+
+
+def require_schema(claimed: Answer) -> None:
+    """Schema outboxd must have what this version asks of it; what a newer one added is in nobody's way."""
+    version = claimed.more.get("migration")
+    if version is not None and version < NEEDS:
+        said = (
+            f"schema outboxd is at migration {version}, this outboxd needs {NEEDS}: run `outboxd setup target` with this "
+            "version; it goes on by itself"
+        )
+        raise TargetError(
+            Kind.CONTRACT, "the target's schema is older than this outboxd", Refusal("OB008", message=said)
+        )
 
 
 def _behind(after: str | None) -> dict[str, str]:

@@ -3,7 +3,7 @@ select (select system_identifier from pg_control_system())::text, pg_is_in_recov
        current_setting('server_version_num')::int,
        (select s.seqcache from pg_sequence s where s.seqrelid = 'outbox.change_id_seq'::regclass),
        current_setting('max_prepared_transactions')::int,
-       (select max(version) from outbox.migration),
+       (select coalesce(max(version), 0) from outbox.migration),
        case when pg_is_in_recovery() then 0
             else ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int end,
        (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint

@@ -13,6 +13,7 @@ import psycopg
 
 from daemon import session as daemon_session
 from daemon.plan import Change
+from daemon.source import NEEDS
 from tests.model.database import SHAPE, Database, Letter
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _nothing() -> Rows:
 
 
 def _identity(database: Database, _: Mapping[str, Any]) -> list[Statement]:
-    now = [("7001", False, 170000, 1, 0, 6), (1, database.incarnation)]  # timeline, since when the server runs
+    now = [("7001", False, 170000, 1, 0, NEEDS), (1, database.incarnation)]  # timeline, since when the server runs
     return [lambda: [now[0] + now[1] if _asks("source_identity", "pg_postmaster_start_time") else now[0]]]
 
 

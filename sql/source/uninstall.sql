@@ -1,0 +1,22 @@
+-- No migration: takes schema outbox away, once uninstall_triggers.sql has run. Nothing happens when it is gone already.
+--
+-- Without CASCADE: whatever is not outboxd's, and lies in the schema or depends on it, keeps it standing and is named.
+
+do $$
+declare
+  routines text;
+begin
+  if to_regnamespace('outbox') is null then
+    return;
+  end if;
+  select string_agg(format('outbox.%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid)), ', ') into routines
+    from pg_proc p where p.pronamespace = to_regnamespace('outbox');
+  if routines is not null then
+    execute 'drop routine ' || routines;
+  end if;
+  drop table if exists outbox.change, outbox.pruned, outbox.watched, outbox.shape, outbox.held, outbox.relay, outbox.copy,
+    outbox.mask_key, outbox.heartbeat, outbox.migration;
+  drop sequence if exists outbox.slot, outbox.change_id_seq, outbox.wish_seq;
+  drop schema outbox;
+end
+$$;
