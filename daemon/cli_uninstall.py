@@ -65,11 +65,14 @@ def _told(side: Side, loss: work.Loss) -> list[str]:
         return told + [f"{loss.letters} held rows stay behind the source"] * bool(loss.letters)
     told = [f"{len(loss.tables)} tables are captured no more, and stay as they are: {named}"] if loss.tables else []
     many = "100000 or more" if loss.waiting >= 100_000 else str(loss.waiting)
-    told += [f"lost: {many} changes that the target may not have (`outboxd run --until-idle` brings them)"] * bool(
-        loss.waiting
-    )
+    if loss.leads:
+        told += ["an outboxd runs: it will pause and say that schema outbox is not there; stop it first"]
+        told += [f"lost: {many} changes at most, by what the daemon told this side up to a minute ago"] * bool(
+            loss.waiting
+        )
+    elif loss.waiting:
+        told += [f"lost: {many} changes that the target may not have (`outboxd run --until-idle` brings them)"]
     told += [f"lost: {loss.letters} dead letters (`outboxd dead-letters list`)"] * bool(loss.letters)
-    told += ["an outboxd runs: it will pause and say that schema outbox is not there; stop it first"] * loss.leads
     return [*told, "applications that call outbox.emit will fail: take that out of them first"]
 
 

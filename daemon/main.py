@@ -195,7 +195,9 @@ class Daemon:
         self.relay.lead()
         pings = asyncio.create_task(self.keeper.run())
         try:
-            return await self.relay.drain()
+            applied = await self.relay.drain()
+            await self.relay.note()  # nobody else will tell the source before long
+            return applied
         finally:
             pings.cancel()
 

@@ -32,7 +32,7 @@ FILLED = {
     "<project-ref>": "x",
 }
 # Other programs that a step may name. What is not here is a typo, or belongs in the table of prerequisites.
-PROGRAMS = {"curl", "systemctl", "journalctl", "kill", "chmod", "psql", "python3", "/opt/outboxd/bin/pip", "/opt/outboxd-next/bin/pip",
+PROGRAMS = {"cd", "export", "curl", "install", "ln", "systemctl", "journalctl", "kill", "chmod", "psql", "python3", "/opt/outboxd/bin/pip", "/opt/outboxd-next/bin/pip",
             "/opt/outboxd-next/bin/outboxd", "mv", "timedatectl"}  # fmt: skip
 # Of the heartbeat: agreed on, and not in this registry before its part is.
 HEARTBEAT = {
