@@ -58,21 +58,23 @@ def _dsn(ctx: click.Context, side: Side) -> str:
 def _told(side: Side, loss: work.Loss) -> list[str]:
     named = ", ".join(loss.tables[:5]) + (f" and {len(loss.tables) - 5} more" if len(loss.tables) > 5 else "")
     if side == "target":
-        told = [f"{len(loss.tables)} tables are written no more, and stay as they are: {named}"] if loss.tables else []
-        told += [f"where {loss.cursors} relay stands is forgotten: a later setup copies every row again"] * bool(
+        told = (
+            [f"{len(loss.tables)} table(s) are written no more, and stay as they are: {named}"] if loss.tables else []
+        )
+        told += [f"where {loss.cursors} relay(s) stand is forgotten: a later setup copies every row again"] * bool(
             loss.cursors
         )
-        return told + [f"{loss.letters} held rows stay behind the source"] * bool(loss.letters)
-    told = [f"{len(loss.tables)} tables are captured no more, and stay as they are: {named}"] if loss.tables else []
+        return told + [f"{loss.letters} held row(s) stay behind the source"] * bool(loss.letters)
+    told = [f"{len(loss.tables)} table(s) are captured no more, and stay as they are: {named}"] if loss.tables else []
     many = "100000 or more" if loss.waiting >= 100_000 else str(loss.waiting)
     if loss.leads:
         told += ["an outboxd runs: it will pause and say that schema outbox is not there; stop it first"]
-        told += [f"lost: {many} changes at most, by what the daemon told this side up to a minute ago"] * bool(
+        told += [f"lost: {many} change(s) at most, by what the daemon told this side up to a minute ago"] * bool(
             loss.waiting
         )
     elif loss.waiting:
-        told += [f"lost: {many} changes that the target may not have (`outboxd run --until-idle` brings them)"]
-    told += [f"lost: {loss.letters} dead letters (`outboxd dead-letters list`)"] * bool(loss.letters)
+        told += [f"lost: {many} change(s) that the target may not have (`outboxd run --until-idle` brings them)"]
+    told += [f"lost: {loss.letters} dead letter(s) (`outboxd dead-letters list`)"] * bool(loss.letters)
     return [*told, "applications that call outbox.emit will fail: take that out of them first"]
 
 

@@ -162,9 +162,9 @@ def test_what_would_be_lost_is_named_and_nothing_goes_unasked(direct: Pair) -> N
     )
     before = catalogue(direct.source.dsn), catalogue(direct.target.dsn)
     for side, told in (
-        ("source", ["4 tables are captured no more", "lost: 3 changes that the target may not have", "lost: 1 dead letters",
+        ("source", ["4 table(s) are captured no more", "lost: 3 change(s) that the target may not have", "lost: 1 dead letter(s)",
                     "outbox.emit will fail"]),
-        ("target", ["4 tables are written no more"]),
+        ("target", ["4 table(s) are written no more"]),
     ):  # fmt: skip
         said = outboxd("uninstall", side)
         assert said.code == 2
