@@ -12,7 +12,7 @@ import psycopg
 from daemon.errors import SchemaUnfit
 from daemon.install import connect, patiently
 from daemon.session import query
-from outbox.migrations import FILES, Side
+from outbox.migrations import FILES, Side, installed, migrations
 
 ROLE = "outboxd"
 
@@ -66,6 +66,7 @@ def uninstall(dsn: str, side: Side, said: Callable[[str], None]) -> None:
     Raises SchemaUnfit when something that is not outboxd's is in the way, SourceUnavailable when a lock cannot be had.
     """
     with connect(dsn) as conn:
+        _known(conn, side)
         if side == "source":
             for oid, name in conn.execute(query("uninstall_roots")).fetchall():
                 conn.execute("select set_config('outboxd.only_table', %s, false)", (str(oid),))
@@ -80,6 +81,15 @@ def uninstall(dsn: str, side: Side, said: Callable[[str], None]) -> None:
             raise SchemaUnfit(
                 f"what is not outboxd's is in the way, and stays: {exc.diag.message_primary}{more}. Move or drop it, then run this again"
             ) from None
+
+
+def _known(conn: "psycopg.Connection[tuple[object, ...]]", side: Side) -> None:
+    """What a newer version added is not known here, and would be taken for somebody else's."""
+    version, newest = installed(conn, side), migrations(side)[-1].version
+    if version > newest:
+        raise SchemaUnfit(
+            f"the {side} is at migration {version}, this outboxd knows {newest}: uninstall with the newer outboxd"
+        )
 
 
 def drop_role(dsn: str) -> bool:

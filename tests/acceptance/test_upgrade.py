@@ -134,6 +134,8 @@ def test_an_old_doctor_on_newer_sql_warns_and_changes_nothing(direct: Pair, late
         )
         refused = outboxd("setup", side)
         assert (refused.code, "install the newer outboxd" in refused.err) == (1, True)
+        refused = outboxd("uninstall", side, "--yes")
+        assert (refused.code, "uninstall with the newer outboxd" in refused.err) == (1, True)
 
 
 @pytest.mark.parametrize("side", SIDES)
