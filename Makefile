@@ -89,7 +89,7 @@ clean: ## remove everything that setup and the tests made
 
 .venv/.installed: .uv/bin/uv requirements.lock pyproject.toml outbox/__init__.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip .venv
-	@.uv/bin/uv pip sync --quiet --python .venv --require-hashes requirements.lock
+	@.uv/bin/uv pip sync --quiet --compile-bytecode --python .venv --require-hashes requirements.lock
 	@.uv/bin/uv pip install --quiet --python .venv --no-deps --no-build-isolation --editable .
 	@touch $@
 
