@@ -12,7 +12,7 @@ SEED ?=
 WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture soak bench rehearse check format lock clean
+.PHONY: help setup demo test torture soak bench rehearse check format lock dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,14 @@ lock: .uv/bin/uv ## renew requirements.lock, the image's locks and the demo's pa
 	  --no-header --no-annotate --quiet --output-file deploy/build.lock
 	cd $(DEMO) && npm install --package-lock-only
 
+# From the commit alone: what else lies about cannot get in, and its date is every file's.
+dist: setup ## build wheel and sdist of the last commit, the same bytes each time, with a bill of materials
+	@rm -rf dist .cache/dist && mkdir -p .cache/dist
+	@git archive HEAD | tar -x -C .cache/dist
+	@export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) && python=$(abspath $(BIN))/python && \
+	  $$python .cache/dist/hatch_build.py .cache/dist && cd .cache/dist && $$python -m hatchling build --directory $(CURDIR)/dist
+	@cd dist && sha256sum *
+
 clean: ## remove everything that setup and the tests made
 	rm -rf .venv .uv .cache $(DEMO)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf .import_linter_cache htmlcov dist .coverage .coverage.*
@@ -79,9 +87,9 @@ clean: ## remove everything that setup and the tests made
 	@$(PYTHON) -m venv .uv
 	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
-.venv/.installed: .uv/bin/uv requirements.lock pyproject.toml
+.venv/.installed: .uv/bin/uv requirements.lock pyproject.toml outbox/__init__.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip .venv
-	@.uv/bin/uv pip sync --quiet --python .venv --require-hashes requirements.lock
+	@.uv/bin/uv pip sync --quiet --compile-bytecode --python .venv --require-hashes requirements.lock
 	@.uv/bin/uv pip install --quiet --python .venv --no-deps --no-build-isolation --editable .
 	@touch $@
 

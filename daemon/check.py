@@ -19,12 +19,14 @@ from daemon.session import query
 from daemon.source import Source
 from daemon.target import Target
 from daemon.wakeup import Bell
+from outbox import __version__
 from outbox.migrations import literal, migrations, quote
 
 Level = Literal["OK", "WARN", "FAIL"]
 Row = Mapping[str, Any]
 
 INSUFFICIENT_PRIVILEGE = "42501"
+_NAME = f"outboxd/{__version__} check"
 LONG = 60.0  # seconds from which a writing transaction is worth a line
 _MISSED, _LATE = 3, 30.0  # heartbeats that may be missing, and seconds beyond
 _NEWER = "migration {} is newer than this outboxd ({}), which works with it and leaves the schema alone"
@@ -97,7 +99,7 @@ def user_of(dsn: str) -> str:
 
 
 async def _source(dsn: str, items: list[Item], *, pooled_address: bool) -> list[Row]:
-    source = Source(dsn, application_name="outboxd check")
+    source = Source(dsn, application_name=_NAME)
     try:
         identity = await source.identify()
     finally:
@@ -105,7 +107,7 @@ async def _source(dsn: str, items: list[Item], *, pooled_address: bool) -> list[
     items.extend(_server(identity))
     if not identity.in_recovery:
         items.append(await _listener(dsn, pooled_address=pooled_address))
-    conn = await connect(dsn, "outboxd check")
+    conn = await connect(dsn, _NAME)
     async with conn:
         conn.row_factory = dict_row
         if broken := await _functions(conn):
@@ -155,7 +157,7 @@ def _server(identity: Identity) -> Iterator[Item]:
 
 
 async def _listener(dsn: str, *, pooled_address: bool) -> Item:
-    bell = Bell(dsn, application_name="outboxd check")
+    bell = Bell(dsn, application_name=_NAME)
     try:
         await bell.connect()
         if bell.pooled or pooled_address:

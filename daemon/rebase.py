@@ -13,7 +13,7 @@ from daemon.breaker import Breaker, Thresholds
 from daemon.errors import SourceUnfit
 from daemon.failpoint import reach
 from daemon.identity import Identity
-from daemon.main import open_door
+from daemon.main import NAME, open_door
 from daemon.settings import Settings
 from daemon.source import Limits, Source
 from daemon.target import Standing, Target
@@ -110,7 +110,7 @@ async def _judge(source: Source, cursor: Cursor, pruned: int) -> str | None:
 @asynccontextmanager
 async def _stores(settings: Settings) -> AsyncIterator[tuple[Source, Target]]:
     limits = Limits(deadline=_PATIENCE)
-    source = Source(settings.source_conninfo, limits, application_name="outboxd rebase")
+    source = Source(settings.source_conninfo, limits, application_name=f"{NAME} rebase")
     target = Target(open_door(settings), settings.relay, Breaker("target", Thresholds()))
     try:
         yield source, target

@@ -14,7 +14,7 @@ from daemon import check
 from daemon.breaker import Breaker, BreakerOpen, Thresholds
 from daemon.doorway import Doorway
 from daemon.errors import DaemonError, Kind, TargetError, advice
-from daemon.main import open_door
+from daemon.main import NAME, open_door
 from daemon.mode import Facts, Mode, Worth, judge
 from daemon.reload import sentence
 from daemon.report import heartbeat, verdict
@@ -36,7 +36,7 @@ async def look(loaded: Loaded) -> dict[str, Any]:
     away = ["target"] if told.worth.mode is Mode.DEGRADED else []
     disabled = seen["mode_because"] if seen["mode"] == Mode.DISABLED else None
     state, problem, held = seen.get("state", "streaming"), seen.get("problem"), seen.get("held_keys", 0)
-    source = Source(loaded.settings.source_conninfo, application_name="outboxd status")
+    source = Source(loaded.settings.source_conninfo, application_name=f"{NAME} status")
     try:
         if told.worth.mode is Mode.FULL:
             cursor = told.cursor or Cursor.beginning()

@@ -3,6 +3,7 @@
 import os
 import platform
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from functools import cache
 from importlib.metadata import version
@@ -15,7 +16,7 @@ from daemon.demo.binaries import MissingPostgres, MissingPostgrest, binaries, po
 from daemon.demo.cluster import Cluster
 from daemon.demo.process import signal_all
 from daemon.demo.supabase import EmbeddedSupabase
-from tests.databases import Database, clone, running_cluster, source_template, target_template
+from tests.databases import Database, clone, example_template, running_cluster, source_template, target_template
 from tests.leftovers import left_behind
 from tests.pairs import Pair
 
@@ -23,6 +24,9 @@ from tests.pairs import Pair
 for name in list(os.environ):
     if name.startswith(("OUTBOXD_", "SUPABASE_", "DATABASE_URL", "PG", "OTEL_")):
         del os.environ[name]
+# Nor be paid for: a daemon that compiles everything it imports takes twice as long to start, and there are hundreds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -87,6 +91,18 @@ def _source_template(source_cluster: Cluster) -> Database:
 @pytest.fixture(scope="session")
 def _target_template(target_cluster: Cluster) -> Database:
     return target_template(target_cluster)
+
+
+@pytest.fixture(scope="session")
+def _app_template(_source_template: Database) -> Database:
+    return example_template(_source_template, "app_template", "example_app.sql", "select outbox.watch(%s::regclass)")
+
+
+@pytest.fixture(scope="session")
+def _mirror_template(_target_template: Database) -> Database:
+    return example_template(
+        _target_template, "mirror_template", "example_mirror.sql", "select outboxd.map(%s::regclass)"
+    )
 
 
 @pytest.fixture

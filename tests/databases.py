@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 
 from daemon.demo.cluster import Cluster
+from daemon.demo.stage import TABLES
 from daemon.demo.supabase import demo_sql, prepare
 from outbox.migrations import migrate
 
@@ -60,6 +61,17 @@ def target_template(cluster: Cluster) -> Database:
     prepare(cluster, template.name)
     with template.connect(autocommit=False) as connection:
         migrate(connection, "target")
+    return template
+
+
+def example_template(empty: Database, name: str, example: str, each: str) -> Database:
+    """A template with the demo's example tables as well, of which a statement makes each known to outboxd."""
+    template = replace(empty, name=name)
+    template.cluster.clone(empty.name, name, empty.owner)
+    template.install(example)
+    with template.connect() as connection:
+        for table in TABLES:
+            connection.execute(each.encode(), (table,))
     return template
 
 

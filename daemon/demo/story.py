@@ -38,7 +38,8 @@ def play(*, keep: bool, transport: str, seconds: float) -> int:
             say(f"\nStopped by {stopped}. Everything that the demo started is gone.")
             return stopped.exit_code
         except MissingPostgrest as missing:
-            say(f'{missing}\nOr go without it: make demo ARGS="--transport postgres"')
+            without = 'outboxd demo --transport postgres (in a checkout: make demo ARGS="--transport postgres")'
+            say(f"{missing}\nOr go without it: {without}")
         except (MissingPostgres, Failed, RuntimeError) as error:
             say(f"The demo cannot go on: {error}")
         return 1

@@ -14,7 +14,7 @@ from daemon.demo.child import Outboxd
 from daemon.demo.compare import Comparison, compare
 from daemon.demo.stage import TABLES
 from daemon.demo.supabase import EmbeddedSupabase
-from tests.databases import Database
+from tests.databases import Database, clone
 from tests.waiting import Result
 from tests.waiting import wait_until as wait
 
@@ -91,23 +91,37 @@ insert into "Story" ("id", "title", "updatedAt") select gen_random_uuid(), 'stor
 """
 
 
+def _asked(request: pytest.FixtureRequest) -> set[str]:
+    """The fixtures a test wants, by name or as a parameter's value."""
+    given = request.node.callspec.params.values() if hasattr(request.node, "callspec") else ()
+    return {*request.fixturenames, *(value for value in given if isinstance(value, str))}
+
+
+@pytest.fixture
+def source(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """An application's database: with the example's tables where `app` is wanted, else without any."""
+    ready = _asked(request) & {"app", "direct", "rest"}
+    with clone(request.getfixturevalue("_app_template" if ready else "_source_template")) as database:
+        yield database
+
+
+@pytest.fixture
+def target(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """A project's database: with the example's tables where `mirror` is wanted, else without any."""
+    ready = _asked(request) & {"mirror", "direct", "rest"}
+    with clone(request.getfixturevalue("_mirror_template" if ready else "_target_template")) as database:
+        yield database
+
+
 @pytest.fixture
 def app(source: Database) -> Database:
     """The example application's database, watched."""
-    source.install("example_app.sql")
-    with source.connect() as conn:
-        for table in TABLES:
-            conn.execute("select outbox.watch(%s::regclass)", (table,))
     return source
 
 
 @pytest.fixture
 def mirror(target: Database) -> Database:
     """The project's database, with the application's tables mapped."""
-    target.install("example_mirror.sql")
-    with target.connect() as conn:
-        for table in TABLES:
-            conn.execute("select outboxd.map(%s::regclass)", (table,))
     return target
 
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from tests.acceptance.conftest import app, direct, folder, mirror, rest, start
+from tests.acceptance.conftest import app, direct, folder, mirror, rest, source, start, target
 from tests.captured import Connection
 from tests.databases import Database
 
-__all__ = ["app", "direct", "folder", "mirror", "rest", "start"]
+__all__ = ["app", "direct", "folder", "mirror", "rest", "source", "start", "target"]
 
 
 @pytest.fixture
