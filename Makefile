@@ -72,7 +72,7 @@ dist: setup ## build wheel and sdist of the last commit, the same bytes each tim
 	@rm -rf dist .cache/dist && mkdir -p .cache/dist
 	@git archive HEAD | tar -x -C .cache/dist
 	@export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) && python=$(abspath $(BIN))/python && \
-	  $$python .cache/dist/hatch_build.py .cache/dist && cd .cache/dist && $$python -m hatchling build --directory $(CURDIR)/dist
+	  $$python .cache/dist/deploy/bill_of_materials.py .cache/dist && cd .cache/dist && $$python -m hatchling build --directory $(CURDIR)/dist
 	@cd dist && sha256sum *
 
 clean: ## remove everything that setup and the tests made
