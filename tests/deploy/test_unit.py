@@ -30,6 +30,7 @@ from tests.deploy import confined
 FOLDER = Path(__file__).parents[2] / "deploy" / "systemd"
 UNIT = FOLDER / "outboxd.service"
 PATIENCE = 60.0
+BEFORE_A_TURN = 20.0  # seconds: with its breaker open the relay turns every 30 s
 _CUT = "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s and application_name like 'outboxd%%'"
 
 # The daemon with less patience with its own loop than the 35 s that it has by itself: a second and a half.
@@ -162,10 +163,10 @@ class Listening:
         """Seconds since something that begins like this was heard."""
         return time.monotonic() - max(when for when, state in self.heard if state.startswith(start))
 
-    def hears(self, state: str, times: int = 1) -> None:
+    def hears(self, state: str, times: int = 1, deadline: float = PATIENCE) -> None:
         """Wait until it has been said so many times more from now on."""
         before = self.states.count(state)
-        wait_until(lambda: self.states.count(state) >= before + times, PATIENCE)
+        wait_until(lambda: self.states.count(state) >= before + times, deadline)
 
     def _read(self) -> None:
         while not self._stopped.is_set():
@@ -248,12 +249,12 @@ def test_an_outage_is_no_reason_to_be_started_again(
     with away(direct.target):
         direct.write(STORIES, 5)
         wait_until(lambda: ((outboxd.status() or {}).get("breaker") or {}).get("state") == "open", PATIENCE)
-        supervisor.hears("WATCHDOG=1", 25)
+        supervisor.hears("WATCHDOG=1", 25, BEFORE_A_TURN)
         with away(direct.source):
             wait_until(
                 lambda: any("no connection to the source" in state for state in supervisor.states[-5:]), PATIENCE
             )
-            supervisor.hears("WATCHDOG=1", 25)
+            supervisor.hears("WATCHDOG=1", 25, BEFORE_A_TURN)
         assert outboxd.returncode is None
         assert "STOPPING=1" not in supervisor.states
 
