@@ -256,7 +256,8 @@ def status(ctx: click.Context, *, as_json: bool, probe: bool) -> None:
     if as_json:
         click.echo(json.dumps(seen, indent=2))
     else:
-        fields({name: value for name, value in seen.items() if value not in (None, [])})
+        nobody = {"leader": "nobody: no daemon holds the lead"} if seen.get("leader", "") is None else {}
+        fields({name: value for name, value in {**seen, **nobody}.items() if value not in (None, [])})
     sys.exit(AWAY if seen["away"] else FOUND if _needs_you(seen) else 0)
 
 

@@ -7,8 +7,10 @@ signal kills.
 
 import asyncio
 import contextlib
+import os
 import random
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from daemon.doorway import Doorway
 from daemon.errors import DaemonError, Fenced, Kind, SourceUnavailable, TargetError, advice
 from daemon.heartbeat import Heart
 from daemon.lead import Keeper
+from daemon.leaders import session_name
 from daemon.logs import redact
 from daemon.metrics import Metrics
 from daemon.progress import Timing
@@ -111,7 +114,8 @@ class Daemon:
         source.traced = traced is not None
         gauges = Source(settings.source_conninfo, application_name=f"{NAME} gauges")
         target = Target(doorway, settings.relay, breaker, metrics.target_request)
-        bell = Bell(settings.source_conninfo, application_name=NAME)
+        here = session_name(NAME, socket.gethostname(), os.getpid())
+        bell = Bell(settings.source_conninfo, application_name=NAME, session_name=here)
         timing = Timing(poll=settings.poll_interval, wake=settings.wake)
         pruner = Pruner(
             settings.retention,
@@ -168,7 +172,6 @@ class Daemon:
                 try:
                     await asyncio.wait([turning])
                 finally:
-                    systemd.notify(stopping=1)
                     self.metrics.set_state("stopping")
                     for task in aside:
                         task.cancel()
@@ -177,6 +180,7 @@ class Daemon:
     def _stop(self, turning: "asyncio.Task[None]") -> None:
         """Let the relay finish; a request that hangs is left to itself. The target has it or not: the next process
         asks."""
+        systemd.notify(stopping=1)
         self.relay.stop()
 
         def abandon() -> None:
@@ -229,8 +233,10 @@ class Daemon:
                 oldest, rows, size, newest = await self.gauges.health()
                 self.metrics.source_query("status", time.monotonic() - started)
                 self.metrics.source_health(oldest_transaction=oldest, rows=rows, size=size, newest_id=newest)
+                self.report.company.learn(await self.gauges.ask("leaders"))
             except (DaemonError, BreakerOpen) as exc:
                 log.debug("gauges_failed", error=str(exc))
+                self.report.company.learn([])
             due = time.monotonic() + _GAUGES
             await asyncio.sleep(_GAUGES)
             self.metrics.loop_lag(max(0.0, time.monotonic() - due))

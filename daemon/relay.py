@@ -17,7 +17,7 @@ from daemon.copier import Copier
 from daemon.copies import Progress
 from daemon.delivery import Delivery, Parcel
 from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnavailable, SourceUnfit, TargetError, advice
-from daemon.failpoint import reach
+from daemon.failpoint import come_by, reach
 from daemon.flight import Flight, Flights
 from daemon.heartbeat import alone, apart, arrived, known, notes
 from daemon.letters import Letters
@@ -162,7 +162,7 @@ class Relay:
             return None
         self._read_at = time.monotonic()
         self._observer.batch_read(batch, self._read_at - started)
-        reach("after_read")
+        await come_by("after_read")
         return batch
 
     async def _resume(self) -> Cursor:
@@ -487,9 +487,14 @@ class Relay:
         return self._timing.wake == "notify" or (self._timing.wake == "auto" and not prepares)
 
     async def _wait(self, seconds: float) -> None:
-        """Wait, but not beyond `stop`. Rings of writers do not cut a back-off short."""
+        """Wait, but not beyond `stop`, nor once another leads or nobody can: that is said at once. Rings of writers do not
+        cut a back-off short."""
         began = time.monotonic()
-        while not (self._stopping or self._adjustments) and (left := began + seconds - time.monotonic()) > 0:
+        while (
+            self._leads.is_set()
+            and not (self._stopping or self._adjustments)
+            and (left := began + seconds - time.monotonic()) > 0
+        ):
             self.beat = time.monotonic()
             await self._bell.wait(min(left, 1.0))
         self._observer.stage("wait", time.monotonic() - began)

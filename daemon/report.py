@@ -6,7 +6,7 @@ Knows the relay, the breakers and the bell by their looks. Changes nothing.
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -14,6 +14,7 @@ import structlog
 from daemon.breaker import Breaker
 from daemon.doorway import Doorway
 from daemon.lead import Keeper
+from daemon.leaders import Company
 from daemon.metrics import Metrics
 from daemon.mode import Facts, Mode, Worth, judge
 from daemon.plan import Plan
@@ -146,6 +147,7 @@ class Report:
     metrics: Metrics
     deadline: float
     started: float
+    company: Company = field(default_factory=Company)
 
     def alive(self) -> bool:
         """Does the relay's loop turn? Says nothing about either store."""
@@ -187,6 +189,7 @@ class Report:
             "mode_because": worth.because,
             "mode_since": iso(self.judge.since),
             "leads": self.keeper.leads,
+            **self.company.told(pooled=self.bell.pooled),
             "problem": status.problem,
             "problem_kind": status.problem_kind,
             "lag_seconds": round(lag, 3) if known else None,

@@ -14,6 +14,7 @@ from daemon import check
 from daemon.breaker import Breaker, BreakerOpen, Thresholds
 from daemon.doorway import Doorway
 from daemon.errors import DaemonError, Kind, TargetError, advice
+from daemon.leaders import Company
 from daemon.main import NAME, open_door
 from daemon.mode import Facts, Mode, Worth, judge
 from daemon.reload import sentence
@@ -46,6 +47,7 @@ async def look(loaded: Loaded) -> dict[str, Any]:
         watched = {row[0] for row in await source.ask("copy_wanted")}
         seen["copies"] = [copy for copy in seen.get("copies", ()) if copy["table"] in watched]
         seen |= {"backlog_changes": backlog, "lag_seconds": round(age, 3)}
+        seen |= await _company(source, pooled=loaded.settings.looks_pooled or _pooled(seen))
         seen["verdict"] = verdict(state, problem, age, backlog, held, disabled=disabled, copies=seen.get("copies", ()))
     except DaemonError as exc:
         away.append("source")
@@ -55,9 +57,21 @@ async def look(loaded: Loaded) -> dict[str, Any]:
     if away:
         seen["verdict"] = f"{' and '.join(away)} cannot be asked"
     order = ["verdict", "daemon", "mode", "mode_because", "mode_since", "state", "backlog_changes", "lag_seconds"]
+    order += ["leader", "standbys"]
     return {name: seen[name] for name in [*order, *(n for n in seen if n not in order)] if name in seen} | {
         "away": away
     }
+
+
+async def _company(source: Source, *, pooled: bool) -> dict[str, Any]:
+    """Who leads, since when, and who waits."""
+    company = Company()
+    company.learn(await source.ask("leaders"))
+    return company.told(pooled=pooled)
+
+
+def _pooled(seen: Mapping[str, Any]) -> bool:
+    return bool((seen.get("listener") or {}).get("pooled"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ import os
 import socket
 import time
 
+_PATIENCE = 0.2  # seconds that the loop waits for a systemd that does not read: it is told again soon
+
 
 def notify(**state: str | int) -> bool:
     """Send READY=1, RELOADING=1, STATUS=…, WATCHDOG=1, STOPPING=1; False when nobody listens."""
@@ -17,6 +19,7 @@ def notify(**state: str | int) -> bool:
         address = "\0" + address[1:]
     message = "\n".join(f"{name.upper()}={value}" for name, value in state.items())
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.settimeout(_PATIENCE)
         try:
             sock.connect(address)
             sock.sendall(message.encode())
@@ -26,7 +29,7 @@ def notify(**state: str | int) -> bool:
 
 
 def reloading() -> bool:
-    """The answer to SIGHUP under Type=notify-reload; READY=1 must follow."""
+    """The answer to SIGHUP; READY=1 must follow. Type=notify-reload waits for both, Type=notify shows them."""
     return notify(reloading=1, monotonic_usec=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
 
 

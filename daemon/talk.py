@@ -25,8 +25,18 @@ def fields(values: Mapping[str, Any]) -> None:
     """Names and values, one a line."""
     width = max(len(name) for name in values)
     for name, value in values.items():
-        shown = ", ".join(f"{key} {inner}" for key, inner in value.items()) if isinstance(value, dict) else value
-        click.echo(f"{name:<{width}}  {'-' if shown is None else shown}")
+        click.echo(f"{name:<{width}}  {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case dict():
+            return ", ".join(f"{key} {inner}" for key, inner in value.items() if inner is not None)
+        case list():
+            return "; ".join(_shown(each) for each in value)
+    return str(value)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

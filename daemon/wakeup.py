@@ -21,12 +21,16 @@ from daemon.connection import cause, connect
 from daemon.errors import STANDBY, SourceUnavailable, SourceUnfit
 
 _LOCK_CLASS = 1869968482
+_SINCE_CLASS = _LOCK_CLASS + 1  # a lock that nobody waits for: its number is the time, for sql/queries/leaders.sql
 _BELL, _LEADER = 1, 2
 _SQL = {
     # A frozen process pings no more: the server then drops this connection and with it both locks.
     "guard": "set idle_session_timeout = '10s'",
     "standby": "select pg_is_in_recovery()",
     "listen": "listen outbox",
+    # CASE, because `and` may do the second first. Unix time in 32 bits without a sign: good until 2106.
+    "lead": "select case when pg_try_advisory_lock(%s, %s) then"
+    " pg_try_advisory_lock_shared(%s, extract(epoch from clock_timestamp())::bigint::bit(32)::int) end",
     "arm": "select pg_try_advisory_lock(%s, %s)",
     "disarm": "select pg_advisory_unlock(%s, %s)",
     "ping": "select pg_backend_pid()",
@@ -60,8 +64,11 @@ class Pace:
 class Bell:
     """One connection: LISTEN, lock K, the leader's lock. Commands on it take turns."""
 
-    def __init__(self, dsn: str, *, application_name: str = "outboxd", deadline: float = 10.0) -> None:
+    def __init__(
+        self, dsn: str, *, application_name: str = "outboxd", session_name: str | None = None, deadline: float = 10.0
+    ) -> None:
         self._dsn = dsn
+        self._session_name = session_name or f"{application_name} bell"
         self._name = application_name
         self._deadline = deadline
         self._conn: psycopg.AsyncConnection[Any] | None = None
@@ -92,7 +99,7 @@ class Bell:
         await self.close()
         try:
             async with asyncio.timeout(self._deadline):
-                conn = await connect(self._dsn, f"{self._name} bell", patience=self._deadline)
+                conn = await connect(self._dsn, self._session_name, patience=self._deadline)
                 try:
                     await self._settle(conn)
                 except BaseException:
@@ -141,7 +148,7 @@ class Bell:
 
     async def try_lead(self) -> bool:
         """Take the leader's lock if it is free. It is held as long as this connection lives."""
-        return self.pooled or bool(await self._command("arm", (_LOCK_CLASS, _LEADER)))
+        return self.pooled or bool(await self._command("lead", (_LOCK_CLASS, _LEADER, _SINCE_CLASS)))
 
     async def try_arm(self) -> bool:
         """Take K: from here on writers ring. Read once more before waiting."""

@@ -227,7 +227,8 @@ def test_watch_says_when_the_target_has_no_such_table(bare: Pair) -> None:
 
 
 def test_status_joins_both_stores_and_the_daemon(direct: Pair, start: Start) -> None:
-    """Without a daemon the backlog is known all the same; with one, what it says of itself is added."""
+    """Without a daemon the backlog is known all the same, and that nobody leads; with one, what it says of itself is
+    added."""
     outboxd = Cli(direct.settings)
     direct.write(STORIES, 6)
     before = outboxd("status", "--json", admin_port=str(free_port()))
@@ -235,6 +236,8 @@ def test_status_joins_both_stores_and_the_daemon(direct: Pair, start: Start) -> 
     assert before.json()["backlog_changes"] == 6
     assert before.json()["verdict"].startswith("catching up: 6 changes")
     assert before.json()["daemon"] == "none answers on this machine"
+    assert (before.json()["leader"], before.json()["standbys"]) == (None, [])
+    assert re.search(r"^leader +nobody", outboxd("status", admin_port=str(free_port())).out, re.MULTILINE)
     daemon = streaming(start(direct.settings))
     direct.arrives()
     after = outboxd("status", "--json", admin_port=str(daemon.port)).json()
@@ -243,6 +246,7 @@ def test_status_joins_both_stores_and_the_daemon(direct: Pair, start: Start) -> 
     shown = outboxd("status", admin_port=str(daemon.port)).out
     assert shown.startswith("verdict")
     assert re.search(r"^breaker +state closed", shown, re.MULTILINE)
+    assert re.search(rf"^leader +who \S+:{daemon.pid}, since \S+Z, version \S+, backend \d+$", shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize("away", ["source", "target"])

@@ -6,21 +6,19 @@ the target, which counts, must have written every row exactly once, too.
 
 import signal
 import statistics
-import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import psycopg
 import pytest
 
 from daemon.dead_letters import ask
 from daemon.demo.child import Outboxd
 from daemon.failpoint import VARIABLE
-from tests.acceptance.conftest import STORIES, Pair, Start, ended, measured, streaming, wait_until
+from tests.acceptance.conftest import Pair, Start, ended, measured, streaming, wait_until
 from tests.acceptance.counting import count_writes, effects
-from tests.databases import Database
+from tests.acceptance.dripping import Drip
 
 PASSINGS = (1, 2, 5)
 PATIENCE = 90.0  # seconds: five processes start here, one after the other
@@ -29,12 +27,6 @@ _HANG_UP = (
     " and application_name like 'outboxd% bell'"
 )
 
-# A row that the target refuses, and one more change of such a row.
-_POISON = """insert into "Story" ("id", "title", "updatedAt") values (gen_random_uuid(), 'poison', clock_timestamp())"""
-_TOUCH = """
-update "Story" set "isPublic" = true
- where "id" = (select "id" from "Story" where "title" = 'poison' order by "updatedAt" desc limit 1)
-"""
 _REFUSE = """alter table "Story" add constraint no_poison check ("title" <> 'poison')"""
 _ACCEPT = """alter table "Story" drop constraint no_poison"""
 _POISONED = """
@@ -46,49 +38,6 @@ _HELD_KEYS = "select key::json ->> 'id' from outboxd.held order by 1"
 # The transport makes a difference only to what is on its way.
 REST = ["before_send", "after_send", "after_answer"]
 DIRECT = ["after_claim", "after_arm", "after_read", "before_send", "after_answer"]
-
-
-class Drip:
-    """An application that commits small transactions, some of them in a row, and notes how long each commit took.
-
-    `pause` follows each twentieth: the relay goes to sleep only when it was quiet for a second at most.
-    """
-
-    def __init__(self, database: Database, pause: float = 0.02, *, poison: bool = False) -> None:
-        """`poison`: each twentieth transaction writes a row that the target refuses, and again the one before it."""
-        self.seconds: list[float] = []
-        self.failure: Exception | None = None
-        self._database = database
-        self._pause = pause
-        self._poison = poison
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="drip", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-        assert self.failure is None, self.failure  # promise I7
-
-    def _run(self) -> None:
-        try:
-            with self._database.connect() as conn:
-                while not self._stopped.wait(0.02 if len(self.seconds) % 20 else self._pause):
-                    self._commit(conn)
-        except Exception as error:  # noqa: BLE001  (a thread has nobody above it: __exit__ asks)
-            self.failure = error
-
-    def _commit(self, conn: psycopg.Connection[Any]) -> None:
-        began = time.monotonic()
-        conn.execute(STORIES.encode(), (2,))
-        if self._poison and len(self.seconds) % 20 == 0:
-            with conn.transaction():
-                conn.execute(_TOUCH)
-                conn.execute(_POISON)
-        self.seconds.append(time.monotonic() - began)
 
 
 @pytest.fixture

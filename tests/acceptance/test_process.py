@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -81,29 +80,6 @@ def test_bad_settings_are_named_all_at_once_and_exit_78(start: Start) -> None:
     assert said.count("example:") == 4
     assert "Traceback" not in said
     assert "hunter2" not in said
-
-
-def test_systemd_is_told_how_the_process_does(direct: Pair, start: Start, folder: Path) -> None:
-    """READY, a STATUS in words, WATCHDOG again and again, STOPPING: over a real notify socket, in this order."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        notify.bind(str(folder / "notify"))
-        notify.settimeout(10)
-        told: list[str] = []
-
-        def hears(*wanted: str) -> bool:
-            told.extend(notify.recv(4096).decode().split("\n"))
-            return all(any(line.startswith(one) for line in told) for one in wanted)
-
-        outboxd = start(
-            direct.settings, environment={"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "300000"}
-        )
-        wait_until(lambda: hears("READY=1", "STATUS=streaming: nothing needs you"))
-        wait_until(lambda: hears() and told.count("WATCHDOG=1") >= 3)
-        assert "STOPPING=1" not in told
-        outboxd.send(signal.SIGTERM)
-        wait_until(lambda: hears("STOPPING=1"))
-    assert ended(outboxd) == 0
-    assert told.index("READY=1") < told.index("WATCHDOG=1", told.index("READY=1"))
 
 
 def test_its_pages_tell_the_truth_while_all_is_well(direct: Pair, start: Start) -> None:

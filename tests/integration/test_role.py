@@ -1,6 +1,7 @@
 """The daemon's role: what it can do with the grants of sql/source/role.sql, and what it cannot."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import psycopg
 import pytest
@@ -9,6 +10,7 @@ from daemon.demo.cluster import Cluster
 from daemon.errors import SourceUnfit
 from daemon.session import query
 from daemon.source import Limits, Question, Source
+from daemon.wakeup import Bell
 from outbox import Change, Cursor, emit
 from outbox.migrations import step
 from tests.captured import ops, value, watch
@@ -65,6 +67,21 @@ async def test_the_role_can_do_the_daemons_work(source: Database, least: str) ->
         assert conn.execute(query("heartbeat"), {"relay": "main", "epoch": 1, "snapshot": "3:3:"}).fetchone() != (None,)
         conn.execute("listen outbox")
         assert value(conn, "select pg_try_advisory_lock(1869968482, 1)")
+
+
+async def test_the_role_sees_who_leads_and_since_when(source: Database, least: str) -> None:
+    """Also when the leader is another role's."""
+    bell, reader = Bell(source.dsn, session_name="outboxd/9 bell db-7 4711"), Source(least)
+    try:
+        await bell.connect()
+        assert [leads for _, _, leads, _ in await reader.ask("leaders")] == [False]
+        assert await bell.try_lead()
+        ((name, _, leads, since),) = await reader.ask("leaders")
+        assert (name, leads) == ("outboxd/9 bell db-7 4711", True)
+        assert abs((datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds()) < 120
+    finally:
+        await bell.close()
+        await reader.close()
 
 
 def test_the_role_can_do_nothing_else(least: str) -> None:

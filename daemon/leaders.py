@@ -1,0 +1,46 @@
+"""Who leads, since when, and who waits: by the names that daemons give to their sessions on the source.
+
+Knows how a daemon is called there, and how that is told. Asks nobody: rows of sql/queries/leaders.sql come in.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+# There, a lock belongs to whichever client the pooler serves next: none is taken.
+POOLED = "unknown: behind a transaction pooler nobody can be elected"
+
+_LONGEST = 63  # bytes that Postgres keeps of an application_name
+_SESSION = re.compile(r"outboxd/(\S+) bell (\S+) (\d+)")
+
+
+def session_name(daemon: str, host: str, pid: int) -> str:
+    """`outboxd/0.1.0 bell db-7 4711`. Of a long name of a host the end stays: replicas differ there."""
+    head, tail = f"{daemon} bell ", f" {pid}"
+    short = re.sub(r"[^!-~]", "-", host.partition(".")[0]) or "-"
+    return f"{head}{short[-(_LONGEST - len(head) - len(tail)) :]}{tail}"
+
+
+@dataclass(slots=True)
+class Company:
+    """The daemons of one relay, as the source saw them last. `backend`: the server's process at the other end."""
+
+    leader: dict[str, Any] | None = None
+    standbys: list[dict[str, Any]] = field(default_factory=list)
+
+    def learn(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Take what leaders.sql answered; nothing, when the source cannot be asked."""
+        self.leader, self.standbys = None, []
+        for name, backend, leads, since in rows:
+            known = _SESSION.fullmatch(name)
+            who = f"{known[2]}:{known[3]}" if known else name or "a session without a name"
+            told = {"who": who, "version": known[1] if known else None, "backend": backend}
+            if leads:
+                self.leader = {"who": who, "since": since, **told}
+            else:
+                self.standbys.append(told)
+
+    def told(self, *, pooled: bool) -> dict[str, Any]:
+        """For a status. No leader: nobody has the lock."""
+        return {"leader": self.leader or (POOLED if pooled else None), "standbys": [] if pooled else self.standbys}
