@@ -185,19 +185,12 @@ def test_what_compose_refers_to_exists() -> None:
         assert one.get("network_mode", "none").removeprefix("service:") in {"none", *SERVICES}, name
         for volume in one.get("volumes", ()):
             there = volume.split(":")[0]
-            assert there in STACK["volumes"] or (DEPLOY / there).exists() or not_built_yet(there), volume
-
-
-def not_built_yet(path: str) -> bool:
-    """deploy/prometheus and deploy/grafana are made elsewhere; once a folder is there, its files must be, too."""
-    return path.split("/")[1] in {"prometheus", "grafana"} and not (DEPLOY / path.split("/")[1]).exists()
+            assert there in STACK["volumes"] or (DEPLOY / there).exists(), volume
 
 
 def test_prometheus_finds_outboxd_and_grafana_finds_prometheus() -> None:
     """By the addresses that their own files name."""
     scraped, looked_up = DEPLOY / "prometheus" / "prometheus.yml", DEPLOY / "grafana" / "provisioning"
-    if not (scraped.exists() and looked_up.exists()):
-        pytest.skip("deploy/prometheus and deploy/grafana are not there yet")
     (job,) = yaml.safe_load(scraped.read_text("utf-8"))["scrape_configs"]
     assert job["static_configs"] == [{"targets": [f"127.0.0.1:{PORT}"]}]
     assert SERVICES["prometheus"]["network_mode"] == SERVICES["outboxd"]["network_mode"] == "service:gateway"
@@ -371,7 +364,6 @@ def test_everybody_waits_longer_than_the_last_turn_takes() -> None:
 
 
 PAGE = (DEPLOY / "README.md").read_text("utf-8")
-ELSEWHERE = {"systemd", "prometheus", "grafana", "RUNBOOK.md"}  # made apart from this; asked for once they are there
 
 
 def test_each_way_to_alerts_has_ten_lines_at_most() -> None:
@@ -392,7 +384,6 @@ def test_what_the_page_tells_to_type_exists() -> None:
     assert {path for path, *_ in compose} == {"deploy/compose.yaml"}
     assert {service for _, verb, service in compose if verb in {"exec", "stop", "start"}} <= set(SERVICES)
     for path in set(re.findall(r"\b(?:deploy|tests)/[\w./-]*\w", code)):
-        made = path.split("/")[1] not in ELSEWHERE or (DEPLOY / path.split("/")[1]).exists()
-        assert not made or (ROOT / path).exists(), path
+        assert (ROOT / path).exists(), path
     for link in re.findall(r"\]\(([^)#]+)\)", PAGE):
-        assert (DEPLOY / link).exists() or link in ELSEWHERE, link
+        assert (DEPLOY / link).exists(), link
