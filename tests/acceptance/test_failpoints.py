@@ -24,7 +24,7 @@ PASSINGS = (1, 2, 5)
 PATIENCE = 90.0  # seconds: five processes start here, one after the other
 _HANG_UP = (
     "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()"
-    " and application_name like 'outboxd% bell'"
+    " and application_name like 'outboxd% bell %'"
 )
 
 _REFUSE = """alter table "Story" add constraint no_poison check ("title" <> 'poison')"""

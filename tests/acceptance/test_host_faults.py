@@ -113,6 +113,7 @@ def test_a_full_disk_of_the_source_fails_the_application_and_not_the_relay(
 def test_the_wall_clock_is_shown_and_never_waited_by() -> None:
     """Every use of it in the daemon is in this list; whoever adds one says here what it is for."""
     displayed = {
+        ("heartbeat.py", "time"): 1,  # when the last one arrived
         ("main.py", "time"): 1,  # when the process started
         ("metrics.py", "time"): 1,  # timestamps among the metrics
         ("progress.py", "time"): 1,  # since when the relay is in its state

@@ -14,7 +14,7 @@ from tests.acceptance.conftest import STORIES, Pair, Start, ended, streaming
 from tests.databases import Database
 
 VERSION = version("outboxd")
-PRODUCT = re.compile(rf"outboxd/{re.escape(VERSION)}( [a-z]+)*")
+PRODUCT = re.compile(rf"outboxd/{re.escape(VERSION)}( bell \S+ \d+|( [a-z]+)*)")
 # What libpq says for a program that does not say who it is.
 NAMELESS = {"PGAPPNAME": "nobody said"}
 
@@ -76,7 +76,7 @@ def test_every_connection_and_the_metrics_name_it(
     assert re.search(built, outboxd.get("/metrics")[1], re.MULTILINE)
     assert (outboxd.status() or {})["version"] == VERSION
     served = {database.name: knocks(database) for database in (direct.source, direct.target)}
-    assert f"outboxd/{VERSION} bell" in served[direct.source.name]
+    assert [name for name in served[direct.source.name] if name.startswith(f"outboxd/{VERSION} bell ")]
     assert f"outboxd/{VERSION}" in served[direct.target.name]
     monkeypatch.chdir(tmp_path)
     cli = Cli({**direct.settings, "admin_port": str(outboxd.port)})

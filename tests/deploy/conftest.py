@@ -1,5 +1,5 @@
 """The process between real parts, as the acceptance tests have it."""
 
-from tests.acceptance.conftest import app, direct, folder, mirror, rest, start
+from tests.acceptance.conftest import app, direct, folder, mirror, rest, source, start, target
 
-__all__ = ["app", "direct", "folder", "mirror", "rest", "start"]
+__all__ = ["app", "direct", "folder", "mirror", "rest", "source", "start", "target"]

@@ -323,7 +323,7 @@ async def test_older_sql_on_the_source_means_none_and_one_line_says_so(
         for _ in range(5):
             await work.beat()
         (because,) = work.warnings()
-        assert "is its schema of this version? See `outboxd check`" in because
+        assert "is its schema of this version? Run `outboxd setup source`; see `outboxd check`" in because
         app.execute("insert into item values (1, 1)")
         assert await work.drain() == 1
     assert same(app, mirror)
@@ -465,7 +465,7 @@ async def test_a_batch_that_was_only_a_heartbeat_says_nothing_of_sizes(
         assert work.parts.relay._sizing.changes == 5000
         app.execute("insert into item values (1, 1), (2, 2)")
         await work.drain()
-        assert work.parts.relay._sizing.changes == 1
+        assert work.parts.relay._sizing.changes == 100, "as small as slowness makes them"
 
 
 # With the rest
