@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from click.testing import CliRunner
 
 from daemon.cli import main
@@ -31,7 +32,10 @@ class Cli:
 
     def __call__(self, *arguments: str, **settings: str) -> Said:
         chosen = {f"OUTBOXD_{name.upper()}": value for name, value in {**self.settings, **settings}.items()}
-        result = CliRunner().invoke(main, arguments, env=chosen)
+        try:
+            result = CliRunner().invoke(main, arguments, env=chosen)
+        finally:
+            structlog.reset_defaults()  # a command sets logs up for its process, which here is every test's
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
         assert "Traceback" not in result.output
         return Said(result.exit_code, result.stdout, result.stderr)

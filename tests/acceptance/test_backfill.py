@@ -1,9 +1,6 @@
 """`outboxd backfill`, and copies by the daemon: killed in the middle, paced, reported."""
 
-from collections.abc import Iterator
-
 import pytest
-import structlog
 
 from daemon.failpoint import VARIABLE
 from tests.acceptance.cli import Cli
@@ -12,13 +9,6 @@ from tests.acceptance.counting import count_writes
 
 PATIENCE = 90.0
 EDGES = ["before_send", "after_send", "after_answer", "after_read"]
-
-
-@pytest.fixture(autouse=True)
-def _logs() -> Iterator[None]:
-    """The command sets them up for its process, which here is ours."""
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -143,8 +143,7 @@ def test_the_wheel_holds_three_packages_and_what_is_said_of_them(built: Built) -
 
 
 def test_the_sdist_makes_the_same_wheel(built: Built, tmp_path: Path) -> None:
-    with tarfile.open(built.sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
+    run("tar", "-xf", built.sdist, "-C", tmp_path, cwd=tmp_path)
     run(
         BIN / "python",
         "-m",
