@@ -52,11 +52,7 @@ def look(dsn: str, side: Side) -> Loss | None:
 def _remnant(conn: "psycopg.Connection[tuple[object, ...]]", side: Side) -> Loss | None:
     """Half of it, left by a `drop` by hand, goes as well."""
     schema = "outbox" if side == "source" else "outboxd"
-    row = conn.execute(
-        "select to_regnamespace(%s) is not null or exists"
-        " (select from pg_proc where proname = 'outboxd' and prosrc like '%%outboxd.door(%%' and %s = 'outboxd')",
-        (schema, schema),
-    ).fetchone()
+    row = conn.execute(query("uninstall_remnant"), {"schema": schema}).fetchone()
     return Loss(()) if row and row[0] else None
 
 
