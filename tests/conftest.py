@@ -4,9 +4,10 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cache
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
 import psycopg
@@ -69,6 +70,14 @@ def _run_folder() -> Path:
 def run_folder() -> Path:
     """A folder for clusters and logs: `nobody` can enter it, and it goes when the run ends."""
     return _run_folder()
+
+
+@pytest.fixture(scope="session")
+def new_folder(run_folder: Path) -> Callable[[str], Path]:
+    """Names a folder that is not there yet: with worksteal a worker may come back to a module whose fixtures it has
+    ended, and makes them again."""
+    numbers = count(1)
+    return lambda name: run_folder / f"{name}-{next(numbers)}"
 
 
 @pytest.fixture(scope="session")

@@ -35,9 +35,9 @@ def losing(part: int) -> Callable[[Stores], None]:
 
 
 @pytest.fixture(scope="module")
-def site(run_folder: Path) -> Iterator[Site]:
+def site(new_folder: Callable[[str], Path]) -> Iterator[Site]:
     try:
-        with opened(run_folder / "bench") as site:
+        with opened(new_folder("bench")) as site:
             yield site
     except MissingPostgrest as missing:
         pytest.skip(str(missing))

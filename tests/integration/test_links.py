@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -28,10 +29,10 @@ _numbers = count(1)
 
 
 @pytest.fixture(scope="module")
-def server(run_folder, pytestconfig: pytest.Config) -> Iterator[Database]:
+def server(new_folder: Callable[[str], Path], pytestconfig: pytest.Config) -> Iterator[Database]:
     """A source of its own, which may be stopped."""
     version = pytestconfig.getoption("postgres")
-    with Cluster.create(run_folder / "links", version=version, settings=SETTINGS) as cluster:
+    with Cluster.create(new_folder("links"), version=version, settings=SETTINGS) as cluster:
         yield source_template(cluster)
 
 

@@ -1,7 +1,8 @@
 """The server's one queue of notifications: when others fill it, the application's commits go on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -17,12 +18,12 @@ _USAGE = "select pg_notification_queue_usage()"
 
 
 @pytest.fixture(scope="module")
-def small(run_folder, pytestconfig: pytest.Config) -> Iterator[Database]:
+def small(new_folder: Callable[[str], Path], pytestconfig: pytest.Config) -> Iterator[Database]:
     """A source whose queue holds half a megabyte."""
     if (pytestconfig.getoption("postgres") or 17) < 17:
         pytest.skip("before PostgreSQL 17 the queue holds 8 GB: filling it takes too long")
     version = pytestconfig.getoption("postgres")
-    with Cluster.create(run_folder / "notifies", version=version, settings=SMALL) as cluster:
+    with Cluster.create(new_folder("notifies"), version=version, settings=SMALL) as cluster:
         yield source_template(cluster)
 
 

@@ -1,7 +1,7 @@
 """What the source must be before it is read, and what survives its crash."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ LAZY = {"wal_writer_delay": "10s", "bgwriter_delay": "10s", "autovacuum": "off",
 
 
 @pytest.fixture(scope="module")
-def fragile(run_folder: Path, pytestconfig: pytest.Config) -> Iterator[Database]:
+def fragile(new_folder: Callable[[str], Path], pytestconfig: pytest.Config) -> Iterator[Database]:
     """A source of its own, which may be crashed."""
     version = pytestconfig.getoption("postgres")
-    with Cluster.create(run_folder / "fragile", version=version, settings=LAZY) as cluster:
+    with Cluster.create(new_folder("fragile"), version=version, settings=LAZY) as cluster:
         database = source_template(cluster)
         with database.connect() as conn:
             run(conn, "create table t (id int primary key)", "select outbox.watch('t')", "checkpoint")

@@ -1,6 +1,6 @@
 """The whole way on every major version that can be found: install, watch, write in every way, drain, compare."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -61,10 +61,10 @@ def version(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="module")
-def pair(version: int, run_folder: Path) -> Iterator[Pair]:
+def pair(version: int, new_folder: Callable[[str], Path]) -> Iterator[Pair]:
     """Both stores in one cluster of that version."""
     with ExitStack() as stack:
-        cluster = stack.enter_context(running_cluster(run_folder / f"postgres-{version}", version))
+        cluster = stack.enter_context(running_cluster(new_folder(f"postgres-{version}"), version))
         templates = source_template(cluster), target_template(cluster)
         yield Pair(*(stack.enter_context(clone(template)) for template in templates))
 

@@ -1,6 +1,7 @@
 """Names, rights, sessions and schemas that were not made with the outbox in mind, some of them made against it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -249,9 +250,9 @@ def test_an_owner_under_a_forced_policy_is_refused(source: Database, app: Connec
 
 
 @pytest.fixture(scope="module")
-def preparing(run_folder, pytestconfig: pytest.Config) -> Iterator[Cluster]:
+def preparing(new_folder: Callable[[str], Path], pytestconfig: pytest.Config) -> Iterator[Cluster]:
     """A server that allows two-phase commit."""
-    folder = run_folder / "preparing"
+    folder = new_folder("preparing")
     version = pytestconfig.getoption("postgres")
     with Cluster.create(folder, version=version, settings={**SETTINGS, "max_prepared_transactions": "5"}) as cluster:
         yield cluster

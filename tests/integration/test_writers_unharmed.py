@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -82,11 +82,11 @@ async def test_when_the_relay_is_back_the_outbox_shrinks_again(pair: Pair) -> No
 
 
 @pytest.fixture(scope="module")
-def preparing(run_folder: Path, pytestconfig: pytest.Config) -> Iterator[Cluster]:
+def preparing(new_folder: Callable[[str], Path], pytestconfig: pytest.Config) -> Iterator[Cluster]:
     """A server that allows two-phase commit."""
     version = pytestconfig.getoption("postgres")
     settings = {**SETTINGS, "max_prepared_transactions": "5"}
-    with Cluster.create(run_folder / "unharmed", version=version, settings=settings) as cluster:
+    with Cluster.create(new_folder("unharmed"), version=version, settings=settings) as cluster:
         yield cluster
 
 

@@ -1,6 +1,6 @@
 """Both sides, on the oldest and on the usual version of Postgres."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +11,12 @@ from tests.schemas import Schemas, fresh, templates
 
 
 @pytest.fixture(scope="session", params=[15, 17], ids=lambda version: f"postgres {version}")
-def sides(request: pytest.FixtureRequest, run_folder: Path) -> Iterator[tuple[Database, Database]]:
+def sides(request: pytest.FixtureRequest, new_folder: Callable[[str], Path]) -> Iterator[tuple[Database, Database]]:
     try:
         binaries(request.param)
     except MissingPostgres as missing:
         pytest.skip(str(missing))
-    with templates(run_folder / f"schema-{request.param}", request.param) as pair:
+    with templates(new_folder(f"schema-{request.param}"), request.param) as pair:
         yield pair
 
 
