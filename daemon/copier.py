@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -30,26 +31,14 @@ from daemon.copies import (
 )  # fmt: skip
 from daemon.errors import CaptureLost, CopyRefused, DaemonError, Kind, TargetError, advice
 from daemon.plan import Change, Group
+from daemon.ranges import Look
 from daemon.source import Batch, Found, Question, Source
 from daemon.target import Answer, Target
-from outbox import Cursor
 
 log = structlog.get_logger()
 
 _ALL = {"OB005", "OB006"}  # speak of the door or of a reference, not of a table that does not fit
 _LOOK = 1.0  # seconds between two looks at the source's wishes
-
-
-@dataclass(frozen=True, slots=True)
-class _Range:
-    """What was read as of a snapshot (`goal`), and waits until the window up to there has gone out."""
-
-    copy: Copy
-    begins: bool
-    question: Question | None
-    found: Found
-    goal: str
-    place: str | None = None  # of the step `extra`
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +75,6 @@ class Copier:
         self._noting: dict[str, Copy] = {}  # tables that have just gone out: the target is told with the next batch
         self._fit: set[str] = set()
         self._begun: set[str] = set()  # copies that the target has not yet said it knows of
-        self._range: _Range | None = None
-        self._next: Batch | None = None
         self._mending: asyncio.Task[None] | None = None
         self._watched: set[str] | None = None  # None: not looked yet
         self._looked = self._rechecked = self._noticed = self._mended_at = float("-inf")
@@ -100,7 +87,6 @@ class Copier:
             return
         self.copies = known(answer.more["copies"]) | self._noting
         self.out = {table for table, copy in self.copies.items() if copy.state == "out"}
-        self._range = self._next = None
         self._begun = set()
 
     def ring(self) -> None:
@@ -109,42 +95,11 @@ class Copier:
 
     # -- reading ---------------------------------------------------------------------------------------------
 
-    async def read(self, cursor: Cursor) -> Batch:
-        """The next batch after `cursor`: changes, or rows of a table as of it."""
-        if self._next is not None:
-            batch, self._next = self._next, None
-            return batch
-        if self._range is not None:
-            batch = await self._source.read(cursor, beyond=False)
-        elif (begun := await self._begin()) is None:
-            return await self._source.read(cursor)
-        else:
-            copy, begins, question, place = begun
-            try:
-                batch, found, goal = await self._source.read_as_of(cursor, question)
-            except CopyRefused as exc:
-                if exc.busy:
-                    self._busy[exc.table] = time.monotonic() + _LOOK
-                else:
-                    self._put_out(exc.table, str(exc))
-                return await self._source.read(cursor)
-            self._range = _Range(copy, begins, question, found, goal, place)
-        if batch.more:
-            return batch
-        loaded, self._range = self._range, None
-        if batch.cursor.snapshot != loaded.goal:
-            return batch  # another window was begun meanwhile: what was read is older than its end
-        copied = self._copied(loaded, batch)
-        if not batch.changes:
-            return copied
-        self._next = copied
-        return batch
-
     def due_in(self) -> float | None:
         """Seconds until there are rows to be copied; None: there are none."""
         return None if self.stopping or not self._candidates() else max(0.0, self._due - time.monotonic())
 
-    async def _begin(self) -> tuple[Copy, bool, Question | None, str | None] | None:
+    async def begin(self) -> Look | None:
         """What to ask next of the source as of a snapshot."""
         now = time.monotonic()
         if now >= self._looked + _LOOK:
@@ -153,17 +108,26 @@ class Copier:
         candidates = self._candidates()
         chosen = choose([copy for copy, _ in candidates.values()], self.order)
         if self.stopping or chosen is None or now < self._due:
-            return (Copy(""), False, None, None) if self._noting else None
+            nothing = Progress(None)  # but what is to be noted of tables that have gone out
+            return Look(None, lambda _, end: _after(end, nothing)) if self._noting else None
         copy, begins = candidates[chosen.table]
-        limits = self._source.limits
         if copy.step == "rows":
+            limits = self._source.limits
             most = min(limits.changes, max(1, int(self._rate / 5))) if self._rate else limits.changes
             keys = None if copy.after is None else (copy.after,)
-            return copy, begins, Question(copy.table, "rows", keys, most, limits.bytes), None
+            question = Question(copy.table, "rows", keys, most, limits.bytes)
+            return Look(question, partial(self._rows, copy, begins, question), self._refused)
         if copy.table in self._begun:
             return None  # since when it has not been written, the target knows once it has the first of the rows
         answer = await self._target.unwritten(copy.table, copy.after)
-        return copy, False, Question(copy.table, "missing", tuple(answer.more["keys"])), answer.more.get("place")
+        question = Question(copy.table, "missing", tuple(answer.more["keys"]))
+        return Look(question, partial(self._extra, copy, answer.more.get("place")), self._refused)
+
+    def _refused(self, exc: CopyRefused) -> None:
+        if exc.busy:
+            self._busy[exc.table] = time.monotonic() + _LOOK
+        else:
+            self._put_out(exc.table, str(exc))
 
     def _candidates(self) -> dict[str, tuple[Copy, bool]]:
         """Tables of which something is to be copied, and whether that begins with it."""
@@ -182,32 +146,33 @@ class Copier:
                 found[table] = replace(copy, wish=number, prune=copy.prune or wish.prune), False
         return found
 
-    def _copied(self, loaded: _Range, end: Batch) -> Batch:
-        """What was read as a batch of its own, which stays at the cursor where the window has led."""
-        copy, question = loaded.copy, loaded.question
-        if question is None:
-            return replace(end, changes=(), torn=0, more=False, copied=Progress(None))
-        if question.what == "rows":
-            rows = [(key, text, size) for _, key, text, size in loaded.found if key is not None]
-            changes = tuple(row(copy.table, key, text, size, end.read_us) for key, text, size in rows)
-            shapes = {COLUMNS: tuple(loaded.found[0][0] or ())}
-            whole = (
-                len(rows) < question.rows and sum(size for _, text, size in rows if text is not None) < question.bytes
-            )
-            then = copy.further(Page(rows[-1][0] if rows else None, whole), len(rows), 0)
-            if self._rate:
-                self._due = max(self._due, time.monotonic()) + len(rows) / self._rate
-        else:
-            keys = [key for _, key, _, _ in loaded.found if key is not None]
-            changes = tuple(gone(copy.table, key, end.read_us) for key in keys) if copy.prune else ()
-            shapes = {}
-            then = copy.further(Page(loaded.place, loaded.place is None), len(keys), len(changes))
-        self.copies[copy.table] = then
-        if loaded.begins:
+    def _rows(self, copy: Copy, begins: bool, question: Question, found: Found, end: Batch) -> Batch:
+        rows = [(key, text, size) for _, key, text, size in found if key is not None]
+        changes = tuple(row(copy.table, key, text, size, end.read_us) for key, text, size in rows)
+        whole = len(rows) < question.rows and sum(size for _, text, size in rows if text is not None) < question.bytes
+        then = copy.further(Page(rows[-1][0] if rows else None, whole), len(rows), 0)
+        if self._rate:
+            self._due = max(self._due, time.monotonic()) + len(rows) / self._rate
+        if begins:
             self._begun.add(copy.table)
-        more = not self._rate and bool(self._candidates())
-        progress = Progress(then, loaded.begins, len(changes) if question.what == "rows" else 0)
-        return replace(end, changes=changes, shapes=shapes, torn=0, more=more, copied=progress)
+        self.copies[copy.table] = then
+        shapes = {COLUMNS: tuple(found[0][0] or ())}
+        return _after(end, Progress(then, begins, len(changes)), changes, shapes, more=self._goes_on())
+
+    def _extra(self, copy: Copy, place: str | None, found: Found, end: Batch) -> Batch:
+        keys = [key for _, key, _, _ in found if key is not None]
+        changes = tuple(gone(copy.table, key, end.read_us) for key in keys) if copy.prune else ()
+        then = copy.further(Page(place, place is None), len(keys), len(changes))
+        self.copies[copy.table] = then
+        return _after(end, Progress(then), changes, more=self._goes_on())
+
+    def _goes_on(self) -> bool:
+        return not self._rate and bool(self._candidates())
+
+    def away(self, table: str) -> bool:
+        """Is it out, or not yet copied as a whole? Then it says nothing to compare it."""
+        copy = self.copies.get(table)
+        return table in self._noting or (copy is not None and copy.state != "done")
 
     # -- sending ---------------------------------------------------------------------------------------------
 
@@ -215,6 +180,8 @@ class Copier:
         """What of it is sent."""
         notes = [note(copy, begins=False) for copy in self._noting.values()]
         self._noting = {}
+        if batch.checked is not None:
+            return Outgoing(batch.changes, (*notes, *batch.checked.notes), None)
         if batch.copied is None or batch.copied.copy is None:
             changes = tuple(c for c in batch.changes if c.table not in self.out) if self.out else batch.changes
             return Outgoing(changes, tuple(notes), None, len(batch.changes) - len(changes))
@@ -301,3 +268,11 @@ class Copier:
                 "extra": copy.extra, "pruned": copy.pruned, "reason": copy.reason,
             })  # fmt: skip
         return shown
+
+
+def _after(
+    end: Batch, progress: Progress, changes: tuple[Change, ...] = (), shapes: Mapping[int, tuple[str, ...]] | None = None,
+    *, more: bool = False,
+) -> Batch:  # fmt: skip
+    """What was read as a batch of its own, which stays at the cursor where the window has led."""
+    return replace(end, changes=changes, shapes=shapes or {}, torn=0, more=more, copied=progress)

@@ -6,7 +6,7 @@ Knows the target's record of a copy and the source's wishes. Knows nothing of co
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from daemon.plan import Change, Group
 
@@ -102,7 +102,19 @@ def begun_by(copy: Copy | None, wish: Wish) -> bool:
     return copy.wish != wish.number and (copy.state == "done" or (copy.state == "copying" and wish.restart))
 
 
-def choose(copies: Collection[Copy], order: Mapping[str, int]) -> Copy | None:
+class Stepping(Protocol):
+    """A table's way through `rows`, then `extra`."""
+
+    @property
+    def table(self) -> str: ...
+    @property
+    def step(self) -> str: ...
+
+
+_S = TypeVar("_S", bound=Stepping)
+
+
+def choose(copies: Collection[_S], order: Mapping[str, int]) -> _S | None:
     """Whose turn it is: rows parents first, so that references find theirs; then what is too much, children first."""
     last = len(order)
     rows = [(order.get(one.table, last), one.table, one) for one in copies if one.step == "rows"]

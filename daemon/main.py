@@ -39,6 +39,7 @@ from daemon.settings import Loaded, Settings
 from daemon.source import Limits, Source
 from daemon.target import Door, PostgresDoor, Target
 from daemon.tracing import Tracing
+from daemon.verifier import Verifier
 from daemon.wakeup import Bell
 from outbox import __version__
 
@@ -124,7 +125,17 @@ class Daemon:
         copier = Copier(
             source, target, rate=settings.copy_rows_per_second, recheck=timing.recheck, mend=_mender(settings)
         )
-        relay = Relay(source, target, bell, observed, timing, pruner=pruner, copier=copier, tracing=traced)
+        verifier = Verifier(
+            source,
+            target,
+            every=settings.verify_interval,
+            rate=settings.verify_rows_per_second,
+            verified=metrics.rows_verified,
+        )
+        metrics.verify_every(settings.verify_interval)
+        relay = Relay(
+            source, target, bell, observed, timing, pruner=pruner, copier=copier, verifier=verifier, tracing=traced
+        )
         keeper = Keeper(
             bell,
             relay,
@@ -138,6 +149,7 @@ class Daemon:
         observed.on_change = judge.look
         report = Report(settings.relay, relay, judge, bell, keeper, metrics, settings.request_timeout, time.time())
         metrics.show_copies(report.copies)
+        metrics.show_verifications(report.verifications)
         made = cls(
             settings, metrics, source, gauges, target, doorway, bell, pruner, relay, keeper, heart, judge, report
         )

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.gc_collector import GCCollector
-from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
@@ -29,9 +29,11 @@ OPS = ("upsert", "delete", "truncate")
 # The kinds of `errors`, and a source that cannot be reached.
 RETRIES = ("transient", "ambiguous", "throttle", "size", "data", "contract", "auth", "fencing", "source", "other")
 WAKEUPS = ("notify", "poll", "backlog", "retry")
-MODES = ("claim", "apply", "isolate", "cursor", "describe", "extra")
+MODES = ("claim", "apply", "isolate", "cursor", "describe", "extra", "keys")
 SKIPPED = ("superseded", "duplicate", "out")
 COPIES = ("wanted", "copying", "done", "out")
+VERIFICATIONS = ("never", "running", "done", "failed")
+DRIFTS = ("missing", "different", "extra")
 OUTCOMES = ("ok", "retryable", "refused")
 QUERIES = ("read", "status")
 BREAKERS = ("target", "source")
@@ -192,6 +194,14 @@ class Metrics:
         self._held = make(Gauge, "held_keys", "Keys whose changes wait as dead letters.")
         self._copied = make(Counter, "copy_rows_total", "Rows copied as of a snapshot.", {"table": ()})
         self._copies = make(Gauge, "copy_tables", "Tables by the state of their copy.", {"state": COPIES})
+        self._verified = make(Counter, "verification_rows_total", "Rows compared with the target's.", {"table": ()})
+        self._repaired = make(Counter, "repaired_rows_total", "Rows that differed and were repaired.", {"table": ()})
+        self._verify_every = make(
+            Gauge, "verification_interval_seconds", "Seconds between two passes through a table; 0 for only when asked."
+        )
+        self._verifications = make(
+            Gauge, "verification_tables", "Tables by the state of their verification.", {"state": VERIFICATIONS}
+        )
         self._retries = make(Counter, "retries_total", "Attempts that will be repeated.", {"reason": RETRIES})
         self._define_heartbeats()
 
@@ -290,6 +300,8 @@ class Metrics:
         for table in tables:
             self._letters.labels(self._label(table))
             self._copied.labels(self._label(table))
+            self._verified.labels(self._label(table))
+            self._repaired.labels(self._label(table))
             for op in OPS:
                 self._applied.labels(self._label(table), op)
 
@@ -342,6 +354,20 @@ class Metrics:
         """Where each table's copy stands, asked at scrape time."""
         for state in COPIES:
             self._copies.labels(state).set_function(partial(_count, report, state))
+
+    def verify_every(self, seconds: float) -> None:
+        self._verify_every.set(seconds)
+
+    def rows_verified(self, table: str, rows: int, repaired: int) -> None:
+        """Rows of a table were compared, or found equal after they were repaired."""
+        self._verified.labels(self._label(table)).inc(rows)
+        self._repaired.labels(self._label(table)).inc(repaired)
+
+    def show_verifications(self, report: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        """What the tables' verifications have found, asked at scrape time."""
+        for state in VERIFICATIONS:
+            self._verifications.labels(state).set_function(partial(_count, report, state))
+        self._registry.register(_Verified(report))
 
     def keys_held(self, keys: int) -> None:
         self._held.set(keys)
@@ -402,8 +428,35 @@ class Metrics:
         return generate_latest(_WithoutCreated(self._registry)), _CONTENT_TYPE
 
 
+class _Verified:
+    """By table: rows that differ, rows compared, and up to when both stores are known to be equal but for these. A table
+    has them once a pass has come to its end; while one that has found more is under way, what it has found."""
+
+    def __init__(self, report: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        self._report = report
+
+    def collect(self) -> Iterable[Metric]:
+        drift = GaugeMetricFamily(
+            "outboxd_drift_rows", "Rows that differ between the stores.", labels=["table", "kind"]
+        )
+        rows = GaugeMetricFamily("outboxd_verified_rows", "Rows of the source that were compared.", labels=["table"])
+        through = GaugeMetricFamily(
+            "outboxd_verified_through_timestamp_seconds",
+            "Whatever had committed by then is equal in both stores, but for the rows that differ.",
+            labels=["table"],
+        )
+        for one in self._report():
+            if one["drift"] is not None:
+                for kind in DRIFTS:
+                    drift.add_metric([one["table"], kind], one["drift"][kind])
+                rows.add_metric([one["table"]], one["rows"])
+            if one["through"] is not None:
+                through.add_metric([one["table"]], one["through"])
+        return [drift, rows, through]
+
+
 def _count(report: Callable[[], Iterable[Mapping[str, Any]]], state: str) -> float:
-    return float(sum(copy["state"] == state for copy in report()))
+    return float(sum(one["state"] == state for one in report()))
 
 
 def _one_hot(gauge: Gauge, options: Collection[str], value: str, *labels: str) -> None:

@@ -24,10 +24,12 @@ from daemon.letters import Letters
 from daemon.plan import Plan
 from daemon.progress import Observer, Status, Timing
 from daemon.prune import Pruner
+from daemon.ranges import Ranges
 from daemon.sizing import Sizing
 from daemon.source import Batch, Source
 from daemon.target import Answer, Target, require_schema
 from daemon.tracing import Tracing
+from daemon.verifier import Verifier
 from daemon.wakeup import Bell, Pace
 from outbox import Cursor
 
@@ -50,6 +52,7 @@ class Relay:
         *,
         pruner: Pruner | None = None,
         copier: Copier | None = None,
+        verifier: Verifier | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         self._source = source
@@ -59,6 +62,9 @@ class Relay:
         self._timing = timing or Timing()
         self._pruner = pruner
         self.copier = copier or Copier(source, target, recheck=self._timing.recheck)
+        self.verifier = verifier or Verifier(source, target)
+        self.verifier.absent = self.copier.away
+        self._ranges = Ranges(source, (self.copier.begin, self.verifier.begin))
         self._pace = Pace()
         self._leads = asyncio.Event()
         self._unled: tuple[str, str] | None = None  # why nobody can lead here, and what kind of problem that is
@@ -151,8 +157,8 @@ class Relay:
         self._source.limits = replace(self._source.limits, changes=self._sizing.changes, bytes=self._sizing.bytes)
         cursor = self._cursor if self._cursor and self._claimed else await self._resume()
         started = time.monotonic()
-        batch = apart(await self.copier.read(cursor))
-        self._dry = not (batch.changes or batch.beats) and batch.copied is None
+        batch = apart(await self._ranges.read(cursor))
+        self._dry = not batch.tells
         if self._dry:
             # Nothing happened up to here: start the next window later. The target need not know.
             self._cursor = batch.cursor
@@ -173,7 +179,9 @@ class Relay:
         else:
             answer = await self._claim()
         self._delivery.learn_held(answer)
+        self._ranges.forget()
         self.copier.learn(answer)
+        self.verifier.learn(answer)
         self.status.pulse.taken = known(answer)
         self._delivery.out = self.copier.out
         cursor = self._go_on_from(answer, Cursor.beginning(identity.system))
@@ -205,7 +213,7 @@ class Relay:
 
     def _learn(self, answer: Answer) -> None:
         self._delivery.learn_tables(answer.more)
-        self.copier.order = self._delivery.order
+        self.copier.order = self.verifier.order = self._delivery.order
         self._observer.tables_known(self._delivery.order)
 
     def _go_on_from(self, answer: Answer, beginning: Cursor) -> Cursor:
@@ -241,8 +249,8 @@ class Relay:
             await self._read_ahead()
         parcel = Parcel(
             outgoing.changes, batch.shapes, batch.cursor, self.status.epoch, batch_no + 1, after,
-            notes=(*outgoing.notes, *notes(batch, self._target.relay, self.status.pulse)), copied=batch.copied is not None, fresh=outgoing.fresh,
-            left_out=outgoing.left_out,
+            notes=(*outgoing.notes, *notes(batch, self._target.relay, self.status.pulse)), fresh=outgoing.fresh,
+            copied=batch.copied is not None or batch.checked is not None, left_out=outgoing.left_out,
         )  # fmt: skip
         load = await self._delivery.prepare(parcel)
         self._flights.launch(batch, load, self._delivery.send(load))
@@ -251,16 +259,10 @@ class Relay:
         """Take the answer to the oldest batch on its way."""
         batch, seconds = flight.batch, time.monotonic() - flight.started
         self.beat = time.monotonic()
-        size = sum(change.size for change in batch.changes)
         try:
             planned, answer = flight.outcome.result()
         except TargetError as exc:
-            if alone(batch):
-                pass  # says nothing of how large a batch may be
-            elif exc.kind is Kind.SIZE:
-                self._sizing.refused(len(batch.changes), size, time.monotonic())
-            elif exc.kind is Kind.AMBIGUOUS and self._failures:  # twice at the same place: is it too large?
-                self._sizing.suspected(len(batch.changes), size)
+            self._too_large(batch, exc)
             raise
         self._stand(answer, Cursor.beginning(batch.cursor.system))
         self.status.cursor = self._stated
@@ -268,9 +270,13 @@ class Relay:
             log.warning("batch_mismatched", batch_no=answer.standing.batch_no)
             await self._forget()  # an answer that came out of turn may be older than another
             return
+        if batch.checked is not None:
+            self._failures = 0
+            self.verifier.arrived(batch.checked, answer, seconds, self._delivery.held)
+            return
         if not alone(batch):  # a heartbeat does not keep anybody awake
             self._pace.found(time.monotonic())
-            self._sizing.applied(len(batch.changes), size, seconds, time.monotonic())
+            self._sizing.applied(len(batch.changes), _size(batch), seconds, time.monotonic())
         if batch.copied is not None:
             await self._copied(batch.copied, seconds)
             return
@@ -288,6 +294,17 @@ class Relay:
             torn=batch.torn, lag_s=round(self.status.behind_seconds, 4), duration_s=round(seconds, 4), **flight.trace,
         )  # fmt: skip
         await self.note(every=_REMEMBER_EVERY)
+
+    def _too_large(self, batch: Batch, exc: TargetError) -> None:
+        """A batch did not arrive: was it because of its size?"""
+        if batch.checked is not None and not batch.checked.mends:
+            self.verifier.refused(batch.checked, exc)
+        elif alone(batch):
+            pass  # says nothing of how large a batch may be
+        elif exc.kind is Kind.SIZE:
+            self._sizing.refused(len(batch.changes), _size(batch), time.monotonic())
+        elif exc.kind is Kind.AMBIGUOUS and self._failures:  # twice at the same place: is it too large?
+            self._sizing.suspected(len(batch.changes), _size(batch))
 
     async def _copied(self, progress: Progress, seconds: float) -> None:
         """Rows of a table have arrived."""
@@ -444,7 +461,7 @@ class Relay:
 
     def stop(self) -> None:
         """Finish what is there, then return from `run`. A copy goes on another time."""
-        self.copier.stopping = True
+        self.copier.stopping = self.verifier.stopping = True
         self._term += 1
         self._stopping = True
         self._bell.ring()
@@ -452,7 +469,9 @@ class Relay:
     async def _rest(self) -> None:
         """Nothing to do: poll a little while, then sleep until a writer rings."""
         pause = self._pace.pause(time.monotonic())
-        if (due := self.copier.due_in()) is not None:  # at a measured pace
+        dues = [due for due in (self.copier.due_in(), self.verifier.due_in()) if due is not None]
+        if dues:  # at a measured pace
+            due = min(dues)
             await self._wait(min(due, self._pace.longest))
             return
         if pause is None and self._may_sleep() and await self._bell.try_arm():
@@ -470,6 +489,7 @@ class Relay:
                     if rung:
                         self._letters_seen = float("-inf")  # whoever wants one sent again rings, too
                         self.copier.ring()
+                        self.verifier.ring()
             except BaseException:
                 await self._forget()
                 raise
@@ -542,3 +562,7 @@ class Relay:
         if (state, problem) != (status.state, status.problem):
             status.state, status.problem, status.problem_kind, status.since = state, problem, kind, time.time()
             self._observer.state_changed(state)
+
+
+def _size(batch: Batch) -> int:
+    return sum(change.size for change in batch.changes)

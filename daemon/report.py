@@ -37,7 +37,7 @@ class Observed:
         self.on_change: Callable[[], None] = lambda: None
 
     def batch_read(self, batch: Batch, seconds: float) -> None:
-        self._metrics.batch_read(0 if batch.copied else len(batch.changes), seconds)
+        self._metrics.batch_read(0 if batch.copied or batch.checked else len(batch.changes), seconds)
 
     def batch_applied(self, batch: Batch, plan: Plan, answer: Answer, seconds: float) -> None:
         until = batch.read_us / 1e6 + seconds
@@ -165,6 +165,10 @@ class Report:
         """The tables' copies, as whoever leads knows them."""
         return self.relay.copier.report() if self.keeper.leads else []
 
+    def verifications(self) -> list[dict[str, Any]]:
+        """What is known of the tables' equality, as whoever leads knows it."""
+        return self.relay.verifier.report() if self.keeper.leads else []
+
     def status(self) -> dict[str, Any]:
         """What `/api/status` shows."""
         status, breaker, copies = self.relay.status, self.judge.breaker, self.copies()
@@ -197,6 +201,9 @@ class Report:
             "applied_changes": status.applied,
             "held_keys": status.held_keys,
             "copies": copies,
+            "verifications": [
+                {**one, "through": iso(one["through"]), "began": iso(one["began"])} for one in self.verifications()
+            ],
             "last_applied": iso(status.last_applied),
             "heartbeat": heartbeat(status.pulse.written, status.pulse.arrived, status.pulse.seconds),
             "cursor": {"snapshot": status.cursor.snapshot, "floor_id": status.cursor.floor_id}

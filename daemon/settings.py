@@ -118,6 +118,8 @@ class Settings(BaseSettings):
     retention: float = Field(default=86_400.0, ge=1)
     heartbeat_interval: float = Field(default=10.0, ge=0, le=3600)  # 0: none
     copy_rows_per_second: float = Field(default=0.0, ge=0, le=1e7)  # 0: as many as there are
+    verify_interval: float = Field(default=86_400.0, ge=0)  # 0: only when somebody asks
+    verify_rows_per_second: float = Field(default=2000.0, ge=0, le=1e7)  # of a pass nobody asked for; 0: no limit
     wake: Literal["auto", "notify", "poll"] = "auto"
     poll_interval: float = Field(default=1.0, gt=0, le=30)  # the seat belt while asleep
     # Above the 12 s that the target's function gives itself, below the 60 s of the gateway in front. A target that

@@ -21,6 +21,7 @@ from daemon.identity import Held, Identity, Named, require_fit, require_held, re
 from daemon.plan import Change
 from daemon.session import Session, failure, query
 from daemon.snapshot import Run, Snapshot, between
+from daemon.verification import Checked
 from daemon.window import Cut, Window
 from outbox import Cursor, Mark
 from outbox.migrations import migrations
@@ -80,9 +81,15 @@ class Batch:
     more: bool
     read_us: int
     copied: Progress | None = None  # no changes then, but rows as of `cursor`, in the clothes of changes
+    checked: Checked | None = None  # no changes, or such rows, but what the target is to compare
     headers: tuple[str, ...] = ()  # of the changes, each once: only when the source is asked for them
     headers_left_out: int = 0  # because there are too many
     beats: tuple[Change, ...] = ()  # heartbeats, once they are set apart: see daemon.heartbeat
+
+    @property
+    def tells(self) -> bool:
+        """Is there something for the target in it?"""
+        return bool(self.changes or self.beats) or self.copied is not None or self.checked is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,7 +451,10 @@ class Source:
         self._proven = cursor
         headers, left_out = await self._headers(conn, changes) if self.traced else ((), 0)
         read_us = self._read_us + int((time.monotonic() - self._opened) * 1e6)
-        return Batch(changes, cursor, self._shapes, int(cut.torn), not cut.ended, read_us, None, headers, left_out)
+        more = not cut.ended
+        return Batch(
+            changes, cursor, self._shapes, int(cut.torn), more, read_us, headers=headers, headers_left_out=left_out
+        )
 
     async def _headers(self, conn: Link, changes: Sequence[Change]) -> tuple[tuple[str, ...], int]:
         """The first of the changes' headers, and how many there are beyond them."""

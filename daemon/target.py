@@ -35,7 +35,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`what`: claimed, cursor, described, extra, isolated, rebased, applied, duplicate or mismatch."""
+    """`what`: claimed, cursor, described, extra, keys, isolated, rebased, applied, duplicate or mismatch."""
 
     what: str
     standing: Standing
@@ -117,6 +117,10 @@ class Target:
         """Keys of rows that have not been written since the table's copy began, from a place in the table on."""
         return await self._ask({"mode": "extra", "relay": self._relay, "table": table, "place": place})
 
+    async def keys(self, table: str, after: str | None, most: int) -> Answer:
+        """The next keys of the table's rows there, in the order of its key."""
+        return await self._ask({"mode": "keys", "relay": self._relay, "table": table, "after": after, "most": most})
+
     async def apply(self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None) -> Answer:
         """Lead the target to `cursor` by this plan: applied, duplicate or mismatch. Raises Fenced or TargetError.
 
@@ -166,7 +170,14 @@ class Target:
 
 _SAME = ("epoch", "batch_no", "digest")
 # What a request may be answered with besides `fenced` and `refused`.
-_QUESTIONS = {"claim": "claimed", "cursor": "cursor", "describe": "described", "rebase": "rebased", "extra": "extra"}
+_QUESTIONS = {
+    "claim": "claimed",
+    "cursor": "cursor",
+    "describe": "described",
+    "rebase": "rebased",
+    "extra": "extra",
+    "keys": "keys",
+}
 _MOVES = {"apply": ("applied", "duplicate", "mismatch"), "isolate": ("isolated", "duplicate", "mismatch")}
 # The lists that come with it.
 _LISTS = {
@@ -174,6 +185,7 @@ _LISTS = {
     "described": ("tables", "references"),
     "isolated": ("refused",),
     "extra": ("keys",),
+    "keys": ("keys",),
 }
 
 

@@ -156,6 +156,25 @@ begin
 end
 $$;
 
+-- The statement that reads the rows of keys ($1, an array of them as outbox.change has it), as range_sql does; -1 bytes:
+-- there is no such row.
+create or replace function outbox.these_sql(w outbox.watched, k record, p record) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  size record := outbox.size_sql(k.tbl, outbox.row_columns(k.tbl, w.include, w.exclude));
+begin
+  return format(
+    'select u.key, r.made, case when t.ctid is null then -1 else coalesce(octet_length(r.made), %1$s) end'
+    ' from unnest($1) with ordinality u(key, n) cross join lateral json_to_record(u.key::json) as k(%2$s)'
+    ' left join lateral (select t.*, t.tableoid, t.ctid from %3$s t where %4$s and %5$s limit 1) t on true'
+    ' cross join lateral (select case when t.ctid is null then null when %6$s then %7$s else outbox.large_row(t.tableoid, t.ctid, %7$L, %8$L) end as made offset 0) r'
+    ' order by u.n',
+    size.stored, k.record, k.tbl, k.same, p.condition_sql, size.small, p.row_sql, size.bytes);
+end
+$$;
+
 -- Was the table, or a partition, written anew since this snapshot was taken (TRUNCATE, ALTER TABLE)? An older snapshot
 -- then sees it empty. To be asked once it has been read: until this transaction ends that cannot happen any more.
 create or replace function outbox.rewritten(tbl regclass) returns boolean
@@ -170,6 +189,8 @@ $$;
 
 -- What the function below does, with the rights of whoever owns it. `what`:
 --   rows     the next rows behind keys[1], at most `most` and about `max_bytes`; a row above `row_bytes` without its JSON
+--   digests  the same, with the MD5 of each row's JSON in its place
+--   these    the rows of these keys, as far as `max_bytes` reach; size -1: there is none
 --   missing  of these keys those that no row has
 --   touch    record the rows of these keys as changed, as they are: in their locks, so that per key the order of ids
 --            stays the order of commits (docs/decisions/0016)
@@ -189,10 +210,13 @@ begin
   k := outbox.keyed(w);
   p := outbox.projection(watched_id);
   case what
-    when 'rows' then
+    when 'rows', 'digests' then
       columns := p.columns;
       for key, "row", size in execute outbox.range_sql(w, k, p, keys is null) using keys[1], most loop
-        if size > row_bytes then
+        if what = 'digests' then
+          total := total + size;
+          "row" := md5("row");
+        elsif size > row_bytes then
           "row" := null;
         else
           total := total + size;
@@ -205,6 +229,18 @@ begin
         key := null; "row" := null; size := 0;
         return next;
       end if;
+    when 'these' then
+      columns := p.columns;
+      for key, "row", size in execute outbox.these_sql(w, k, p) using keys loop
+        if size > row_bytes then
+          "row" := null;
+        else
+          total := total + greatest(size, 0);
+        end if;
+        return next;
+        columns := null;
+        exit when total >= max_bytes;
+      end loop;
     when 'missing' then
       return query execute format(
         'select null::text[], x.key, null::text, 0::bigint from unnest($1) with ordinality x(key, n)'

@@ -2,7 +2,8 @@
 --
 -- A batch is a header and groups. A group is {"table", "op", "columns"} and a JSON array of its rows (an
 -- upsert), of keys (a delete), of keys to keep (a truncate), of keys held from here on (a hold) or no longer
--- (a release), how far the copy of its table has come (a copy), or a heartbeat. Identifiers come from the catalogue and the map, never from the document; values reach SQL as one
+-- (a release), how far the copy of its table has come (a copy) or its verification, what is to be compared (a digest, compare or
+-- present), or a heartbeat. Identifiers come from the catalogue and the map, never from the document; values reach SQL as one
 -- json parameter.
 
 -- The door's answer: where the target stands, and what more there is to say.
@@ -106,7 +107,7 @@ as $$
   select coalesce(json_agg(json_build_array(h.table_name, h.key)), '[]') from outboxd.held h where h.relay = relay_name
 $$;
 
--- Record which keys are held and which no longer, how far copies have come, and a heartbeat, as the batch says.
+-- Record which keys are held and which no longer, how far copies and verifications have come, and a heartbeat, as the batch says.
 -- False: there was a heartbeat, and it could not be kept. Null: there was none.
 create or replace function outboxd.note_held(relay_name text, parts text[]) returns boolean
 language plpgsql volatile
@@ -127,6 +128,8 @@ begin
        where h.relay = relay_name and h.table_name = g ->> 'table' and md5(h.key) = md5(k::text);
     elsif g ->> 'op' = 'copy' then
       perform outboxd.note_copy(relay_name, g ->> 'table', parts[i + 1]::json);
+    elsif g ->> 'op' = 'verification' then
+      perform outboxd.note_verification(relay_name, g ->> 'table', parts[i + 1]::json);
     elsif g ->> 'op' = 'heartbeat' then
       kept := outboxd.note_heartbeat(relay_name, parts[i + 1]::json);
     end if;
@@ -198,6 +201,7 @@ declare
   writers text[];
   marks   boolean := false;
   beat    boolean;
+  seen    json;
   attempt int := 0;
   stale   boolean;
   names   text[];
@@ -230,7 +234,7 @@ begin
       end if;
       for i in 2 .. cardinality(parts) by 2 loop
         g := parts[i]::json;
-        if g ->> 'op' in ('hold', 'release', 'copy', 'heartbeat') then
+        if g ->> 'op' in ('hold', 'release', 'copy', 'verification', 'digest', 'compare', 'present', 'heartbeat') then
           marks := true;
           continue;
         end if;
@@ -346,11 +350,12 @@ begin
   end if;
   if marks then
     beat := outboxd.note_held(c.relay, parts);
+    seen := outboxd.compared(parts);
   end if;
   update outboxd.cursor
      set batch_no = (header ->> 'batch_no')::bigint, digest = header ->> 'digest', cursor = (header -> 'cursor')::text, updated_at = now()
    where relay = c.relay
   returning * into c;
-  return outboxd.answer('applied', c, json_build_object('gear', gear, 'written', written, 'heartbeat', beat));
+  return outboxd.answer('applied', c, json_build_object('gear', gear, 'written', written, 'heartbeat', beat, 'compared', seen));
 end
 $$;

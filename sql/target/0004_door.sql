@@ -56,7 +56,7 @@ begin
   insert into outboxd.cursor as k (relay, epoch) values (relay_name, coalesce(above, 0) + 1)
   on conflict (relay) do update set epoch = greatest(k.epoch, above) + 1, updated_at = now()
   returning * into c;
-  return outboxd.answer('claimed', c, (outboxd.describe()::jsonb || jsonb_build_object('held', outboxd.held_keys(relay_name), 'copies', outboxd.copies(relay_name), 'heartbeat', outboxd.last_heartbeat(relay_name)))::json);
+  return outboxd.answer('claimed', c, (outboxd.describe()::jsonb || jsonb_build_object('held', outboxd.held_keys(relay_name), 'copies', outboxd.copies(relay_name), 'verifications', outboxd.verifications(relay_name), 'heartbeat', outboxd.last_heartbeat(relay_name)))::json);
 end
 $$;
 
@@ -69,7 +69,7 @@ declare
   c outboxd.cursor;
 begin
   select * into c from outboxd.cursor where relay = relay_name for update;
-  return outboxd.answer('cursor', c, json_build_object('held', outboxd.held_keys(relay_name), 'copies', outboxd.copies(relay_name), 'heartbeat', outboxd.last_heartbeat(relay_name)));
+  return outboxd.answer('cursor', c, json_build_object('held', outboxd.held_keys(relay_name), 'copies', outboxd.copies(relay_name), 'verifications', outboxd.verifications(relay_name), 'heartbeat', outboxd.last_heartbeat(relay_name)));
 end
 $$;
 
@@ -106,7 +106,8 @@ begin
     when 'rebase' then outboxd.rebase(header)
     when 'cursor' then outboxd.ask(header ->> 'relay')
     when 'describe' then outboxd.answer('described', null, outboxd.describe())
-    when 'extra' then outboxd.answer('extra', null, outboxd.extra(header ->> 'relay', header ->> 'table', header ->> 'place')) end;
+    when 'extra' then outboxd.answer('extra', null, outboxd.extra(header ->> 'relay', header ->> 'table', header ->> 'place'))
+    when 'keys' then outboxd.answer('keys', null, outboxd.keys_after(header ->> 'table', (header ->> 'after')::json, (header ->> 'most')::int)) end;
 end
 $$;
 

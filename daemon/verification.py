@@ -1,0 +1,175 @@
+"""Passes through tables that compare the two stores: how far each has come, and what it has found. As values.
+
+Knows the target's record of a pass, the source's wishes, and what a comparison answers. Knows nothing of connections. Pure.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from daemon.plan import Group
+
+KINDS = ("missing", "different", "extra")
+_NEXT = {"rows": "extra", "extra": "done"}
+_SAMPLES = 20  # rows that differ of which the keys are kept
+
+Op = Literal["digest", "compare", "present"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What somebody wants of a watched table. `number` 0: nobody has asked."""
+
+    table: str
+    number: int
+    repair: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A row that is not the same in both stores. `kind`: see KINDS; `columns` are those that differ, where known."""
+
+    key: str
+    kind: str
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The target's record of the pass through a table.
+
+    `step`: `rows` of the source are looked for on the target, then rows that the target has beyond them (`extra`);
+    `after` is how far that step has come. The counts are of rows that differ and were not repaired. `began_at` is the
+    source's clock, as Unix time: what had committed by then is equal, but for what was found. `last` is the last pass
+    that came to its end: `began_at`, and its counts.
+    """
+
+    table: str
+    state: str = "done"
+    wish: int = 0
+    asked: bool = False
+    repair: bool = False
+    step: str = "rows"
+    after: str | None = None
+    rows: int = 0
+    missing: int = 0
+    different: int = 0
+    extra: int = 0
+    held: int = 0
+    repaired: int = 0
+    samples: tuple[Mapping[str, Any], ...] = ()
+    reason: str | None = None
+    began_at: float = 0.0
+    last: Mapping[str, Any] | None = None
+
+    @property
+    def drift(self) -> int:
+        """Rows that differ, as far as this pass has come."""
+        return self.missing + self.different + self.extra
+
+    def begun(self, wanted: Wanted | None) -> "Verification":
+        """From the beginning: because somebody asked, or (None) because it is time."""
+        return Verification(
+            self.table, "running", wanted.number if wanted else self.wish, asked=wanted is not None,
+            repair=wanted is not None and wanted.repair, last=self.last,
+        )  # fmt: skip
+
+    def found(self, drifts: Sequence[Drift], *, held: int = 0, repaired: int = 0) -> "Verification":
+        """With what a comparison has shown."""
+        kinds = {kind: getattr(self, kind) + sum(one.kind == kind for one in drifts) for kind in KINDS}
+        samples = (*self.samples, *(asdict(one) for one in drifts))[:_SAMPLES]
+        return replace(self, **kinds, held=self.held + held, repaired=self.repaired + repaired, samples=samples)
+
+    def further(self, after: str | None, rows: int = 0, *, ends: bool) -> "Verification":
+        """After a range of rows, or of the target's keys."""
+        on = replace(self, rows=self.rows + rows, after=None if ends else after)
+        return replace(on, step=_NEXT[self.step]) if ends else on
+
+    def done(self) -> "Verification":
+        """At its end: this is the last pass now."""
+        counts = {name: getattr(self, name) for name in ("rows", *KINDS, "held", "repaired")}
+        last = {"began_at": self.began_at, **counts, "samples": self.samples}
+        return replace(self, state="done", step="extra", after=None, last=last)
+
+    def failed(self, reason: str) -> "Verification":
+        """It cannot go on; the last pass stays what it was."""
+        return replace(self, state="failed", after=None, step="rows", reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a batch asks the target to compare (`group`), or repairs, or only has it note. `before` and `then`: the record,
+    as it is and once this is known to be equal. `keys`: how many were looked at; `unread`: rows too large to be read."""
+
+    before: Verification
+    then: Verification
+    group: Group | None = None
+    keys: int = 0
+    unread: tuple[str, ...] = ()
+    mends: bool = False
+
+    @property
+    def notes(self) -> tuple[Group, ...]:
+        """What goes with the batch: how far the pass had come before it."""
+        return (note(self.before),) if self.group is None else (self.group, note(self.before))
+
+
+def known(given: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Verification, float]]:
+    """The records in an answer of the target, by table, and how long ago each was written (seconds)."""
+    found = {}
+    for one in given:
+        record = {name: value for name, value in one.items() if name != "ago"}
+        found[one["table"]] = Verification(**{**record, "samples": tuple(one.get("samples", ()))}), float(one["ago"])
+    return found
+
+
+def begun_by(record: Verification | None, wanted: Wanted, *, due: bool) -> bool:
+    """Does a pass begin? Because of a wish that no pass has had in hand, or because it is time."""
+    if wanted.number > (record.wish if record else 0):
+        return True
+    return due and (record is None or record.state != "running")
+
+
+def note(record: Verification) -> Group:
+    """The group of a batch that has the target record this."""
+    told = {name: value for name, value in asdict(record).items() if name != "table"}
+    return Group(
+        record.table, "verification", 0, (), (json.dumps(told, ensure_ascii=False, separators=(",", ":")),), ()
+    )
+
+
+def question(table: str, op: Op, columns: Sequence[str], rows: Sequence[tuple[str, str]]) -> Group:
+    """The group that has the target compare: rows by their keys, with their text or its digest."""
+    if op == "digest":
+        texts = tuple(f'{key.rstrip()[:-1]},"outboxd digest":"{digest}"}}' for key, digest in rows)
+    else:
+        texts = tuple(key if op == "present" else text for key, text in rows)
+    return Group(table, op, 0, tuple(columns), texts, tuple(key for key, _ in rows))
+
+
+def answered(group: Group, compared: Mapping[str, Any], held: Collection[tuple[str, str]]) -> tuple[list[Drift], int]:
+    """What differs by the target's answer, and how many of these keys are held: these wait as dead letters."""
+    drifts = [Drift(group.keys[at], kind, tuple(columns or ())) for at, kind, columns in compared["found"]]
+    apart = [one for one in drifts if (group.table, one.key) not in held]
+    return apart, len(drifts) - len(apart)
+
+
+def shown(table: str, record: Verification | None) -> dict[str, Any]:
+    """A table's verification, for a person and for metrics. `drift` and `rows` are of the last pass that came to its
+    end, or of the one under way when that has found more already; `through`: whatever had committed by then (Unix
+    time) is equal in both stores, but for these rows."""
+    record = record or Verification(table, "never")
+    last, running = record.last, record.state == "running"
+    ahead = last is None or record.drift > sum(last[kind] for kind in KINDS)
+    counts = {name: getattr(record, name) for name in ("rows", *KINDS, "held", "repaired")}
+    seen = counts if running and ahead and record.drift else last
+    return {
+        "table": table, "state": record.state, "reason": record.reason,
+        "drift": {kind: seen[kind] for kind in KINDS} if seen else None,
+        "rows": seen["rows"] if seen else None, "held": seen["held"] if seen else None,
+        "repaired": seen["repaired"] if seen else None,
+        "through": last["began_at"] if last else None,
+        "began": record.began_at or None if running else None, "so_far": counts if running else None,
+        "samples": list(record.samples if running and seen is counts else (last or {}).get("samples", ())),
+    }  # fmt: skip

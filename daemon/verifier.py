@@ -1,0 +1,360 @@
+"""Which table is compared next, and how its rows come to be compared: the passes of `outboxd verify`, and those by the clock.
+
+Promise: no false alarm. Rows are read as of the very snapshot at which the target stands when it compares them
+(daemon.ranges), so neither what is in flight nor what is late can look like a difference; held keys are counted apart.
+What a digest says differs is looked at once more, as rows; what is repaired is looked at once more, too.
+
+Knows the source's wishes, the target's records and its answers. Knows nothing of flights, nor of SQL. Whatever is wrong
+with a comparison, changes go on: the pass has failed, and another begins later.
+"""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import structlog
+
+from daemon.copies import COLUMNS, choose, gone, row
+from daemon.errors import CopyRefused, Kind, TargetError
+from daemon.ranges import Look
+from daemon.source import Batch, Found, Question, Source
+from daemon.target import Answer, Target
+from daemon.verification import Checked, Drift, Op, Verification, Wanted, answered, begun_by, known, question, shown
+
+log = structlog.get_logger()
+
+_LOOK = 1.0  # seconds between two looks at the source's wishes
+_FIRST, _LEAST = 1000, 50  # rows of a comparison
+_QUICK, _SLOW = 0.05, 0.15  # seconds that one takes: changes wait behind it
+_AGAIN = 900.0  # seconds after which a pass that failed begins anew, at most
+_EPOCH = 946_684_800  # the source counts its microseconds from 2000 on
+
+
+@dataclass(slots=True)
+class _Suspects:
+    """Rows that seem to differ, and are looked at again, some at a time (`todo`). `stage`: they are compared as rows
+    (`confirm`), written again (`mend`), and compared once more (`again`). `drifts`: what this stage has found;
+    `mended`: the keys of the stage before."""
+
+    before: Verification
+    then: Verification
+    op: Op
+    todo: list[str]
+    stage: str = "confirm"
+    looked: int = 0
+    held: int = 0
+    drifts: list[Drift] = field(default_factory=list)
+    mended: list[str] = field(default_factory=list)
+
+
+class Verifier:
+    """Compares for the relay. `every`: seconds between passes through a table, 0: only when somebody asks; `rate`: rows a
+    second of such a pass at most, 0: as many as there are. `verified` is told of (table, rows compared, rows repaired)."""
+
+    def __init__(
+        self, source: Source, target: Target, *, every: float = 0.0, rate: float = 0.0,
+        verified: Callable[[str, int, int], None] = lambda *_: None, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._source = source
+        self._target = target
+        self.every = every
+        self.rate = rate
+        self._verified = verified
+        self._clock = clock
+        self.order: Mapping[str, int] = {}
+        self.absent: Callable[[str], bool] = lambda _: False  # is this table out, or being copied?
+        self.records: dict[str, Verification] = {}
+        self.wanted: dict[str, Wanted] | None = None  # None: not looked yet
+        self.stopping = False
+        self._due: dict[str, float] = {}  # when a pass by the clock begins
+        self._suspects: _Suspects | None = None
+        self._under_way = False  # a comparison has been read or sent, and its answer is not known
+        self._most: dict[str, int] = {}
+        self._by_rows: set[str] = set()  # digests of these tables say nothing: the target writes the same otherwise
+        self._busy: dict[str, float] = {}
+        self._unsaved: set[str] = set()  # passes that have ended, which the target has not been told
+        self._looked = self._paced = float("-inf")
+
+    def learn(self, answer: Answer) -> None:
+        """Begin anew from what the target says."""
+        if "verifications" not in answer.more:
+            return
+        now, before = self._clock(), self._due
+        self.records, self._due = {}, {}
+        for table, (record, ago) in known(answer.more["verifications"]).items():
+            self.records[table] = record
+            self._due[table] = before.get(table, now + self._pause(record) - ago)
+        self._suspects, self._under_way = None, False
+        self._unsaved.clear()
+
+    def ring(self) -> None:
+        """Somebody may have asked for something: look at once."""
+        self._looked = float("-inf")
+
+    def due_in(self) -> float | None:
+        """Seconds until there is something to compare; None: there is nothing."""
+        if self.stopping or not (self._suspects or self._unsaved or self._candidates()):
+            return None
+        return max(0.0, self._paced - self._clock())
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    async def begin(self) -> Look | None:
+        """What to ask of the source next."""
+        now = self._clock()
+        if now >= self._looked + _LOOK:
+            self._looked = now
+            self.wanted = {one[0]: Wanted(*one) for one in await self._source.ask("verify_wanted")}
+        if self.stopping or self._under_way or now < self._paced:
+            return None
+        if self._suspects is not None and self.absent(self._suspects.then.table):
+            self._suspects = None
+        look: Look | None
+        if self._unsaved:
+            look = self._tell(self.records[min(self._unsaved)])
+        elif self._suspects is not None:
+            look = self._look_again(self._suspects)
+        else:
+            record = choose(list(self._candidates().values()), self.order)
+            if record is None:
+                return None
+            look = self._look_at(record) if record.step == "rows" else await self._look_beyond(record)
+        self._under_way = look is not None
+        return look
+
+    def _candidates(self) -> dict[str, Verification]:
+        """Passes that go on, or begin."""
+        found, now = {}, self._clock()
+        for table, wanted in (self.wanted or {}).items():
+            if self.absent(table) or self._busy.get(table, now) > now:
+                continue
+            record = self.records.get(table)
+            due = self.every > 0 and now >= self._due.get(table, now)
+            if begun_by(record, wanted, due=due):
+                asked = wanted if wanted.number > (record.wish if record else 0) else None
+                found[table] = (record or Verification(table)).begun(asked)
+            elif record is not None and record.state == "running":
+                found[table] = record
+        return found
+
+    def _look_at(self, record: Verification) -> Look:
+        """The next rows of the source."""
+        what: Op = "compare" if record.table in self._by_rows else "digest"
+        most = self._range(record)
+        keys = None if record.after is None else (record.after,)
+        asked = Question(
+            record.table, "rows" if what == "compare" else "digests", keys, most, self._source.limits.bytes
+        )
+
+        def made(found: Found, end: Batch) -> Batch:
+            before = record if record.began_at else replace(record, began_at=end.read_us / 1e6 + _EPOCH)
+            rows = [(key, text, size) for _, key, text, size in found if key is not None]
+            whole = len(rows) < most and sum(size for _, _, size in rows) < asked.bytes
+            then = before.further(rows[-1][0] if rows else None, len(rows), ends=whole)
+            return _compared(end, before, then, what, found[0][0] or (), rows)
+
+        return self._asks(record, asked, made)
+
+    async def _look_beyond(self, record: Verification) -> Look | None:
+        """Of the next keys of the target those that the source does not have."""
+        more = (await self._target.keys(record.table, record.after, self._range(record))).more
+        if "failed" in more:
+            self._failed(record, f"the target cannot list its keys ({more['failed']})")
+            return None
+        keys = tuple(more["keys"])
+        then = record.further(keys[-1] if keys else None, ends=bool(more["ends"]))
+
+        def made(found: Found, end: Batch) -> Batch:
+            absent = [(key, "", 0) for _, key, _, _ in found if key is not None]
+            return _compared(end, record, then, "present", (), absent, keys=len(keys))
+
+        return self._asks(record, Question(record.table, "missing", keys), made)
+
+    def _look_again(self, suspects: _Suspects) -> Look:
+        """At rows that seem to differ: as they are now."""
+        before, then, todo = suspects.before, suspects.then, tuple(suspects.todo[: self._range(suspects.then)])
+
+        def made(found: Found, end: Batch) -> Batch:
+            columns = tuple(found[0][0] or ())
+            rows = [(key, text, size) for _, key, text, size in found if key is not None]
+            if suspects.stage == "mend":
+                checked = Checked(before, then, None, len(rows), mends=True)
+                now = end.read_us
+                changes = tuple(
+                    gone(then.table, key, now) if size < 0 else row(then.table, key, text, size, now)
+                    for key, text, size in rows
+                )
+                return replace(end, changes=changes, shapes={COLUMNS: columns}, torn=0, more=False, checked=checked)
+            if suspects.op == "present":
+                absent = [(key, "", 0) for key, _, size in rows if size < 0]
+                return _compared(end, before, then, "present", (), absent, keys=len(rows))
+            there = [one for one in rows if one[2] >= 0]  # the others have been deleted since, on both sides
+            return _compared(end, before, then, "compare", columns, there, keys=len(rows))
+
+        return self._asks(then, Question(then.table, "these", todo, len(todo), self._source.limits.bytes), made)
+
+    def _tell(self, record: Verification) -> Look:
+        """That a pass has ended."""
+        return Look(
+            None,
+            lambda _, end: replace(end, changes=(), torn=0, more=False, checked=Checked(record, record)),
+            dropped=self._dropped,
+        )
+
+    def _asks(self, record: Verification, asked: Question, made: Callable[[Found, Batch], Batch]) -> Look:
+        def refused(exc: CopyRefused) -> None:
+            self._under_way = False
+            if exc.busy:
+                self._busy[record.table] = self._clock() + _LOOK
+            else:
+                self._failed(record, str(exc))
+
+        return Look(asked, made, refused, self._dropped)
+
+    def _dropped(self) -> None:
+        self._under_way = False
+
+    def _range(self, record: Verification) -> int:
+        most = min(self._most.get(record.table, _FIRST), self._source.limits.changes)
+        return most if record.asked or not self.rate else max(1, min(most, int(self.rate / 5)))
+
+    # -- what the target says ----------------------------------------------------------------------------------------
+
+    def arrived(self, checked: Checked, answer: Answer, seconds: float, waiting: Collection[tuple[str, str]]) -> None:
+        """The target has answered. `waiting`: the keys that are held."""
+        self._under_way = False
+        record, compared = checked.then, answer.more.get("compared")
+        if self.rate and not record.asked:
+            self._paced = max(self._paced, self._clock()) + checked.keys / self.rate
+        unread = [Drift(key, "different") for key in checked.unread if (record.table, key) not in waiting]
+        if checked.before == checked.then:
+            self._unsaved.discard(record.table)
+        elif checked.mends:
+            self._looked_again(checked.keys, [], 0)
+        elif checked.group is None:
+            self._decided(checked, unread, len(checked.unread) - len(unread))
+        elif compared is None:
+            return  # it had been applied before, and what was said is lost: once more
+        elif "failed" in compared:
+            self._stumbled(record, str(compared["failed"]))
+        else:
+            self._size(record.table, checked.keys, seconds)
+            drifts, held = answered(checked.group, compared, waiting)
+            self._decided(checked, drifts + unread, held + len(checked.unread) - len(unread))
+
+    def refused(self, checked: Checked, exc: TargetError) -> None:
+        """The request itself did not come through: was it too large?"""
+        if exc.kind in (Kind.SIZE, Kind.AMBIGUOUS):
+            self._halve(checked.then.table)
+
+    def _decided(self, checked: Checked, drifts: list[Drift], held: int) -> None:
+        """What one comparison has shown: go on, or look again."""
+        if self._suspects is not None:
+            self._looked_again(checked.keys, drifts, held)
+            return
+        then, group = checked.then.found([], held=held), checked.group
+        digests = group is not None and group.op == "digest"  # of which one that differs may be of the same row
+        if not drifts or not (digests or then.repair):
+            self._advance(then.found(drifts))
+            return
+        op: Op = "present" if group is not None and group.op == "present" else "compare"
+        keys = [one.key for one in drifts]
+        self._suspects = _Suspects(checked.before, then, op, keys, "confirm" if digests else "mend", mended=keys)
+
+    def _looked_again(self, keys: int, drifts: list[Drift], held: int) -> None:
+        """At some of the suspects; when that was the last of them, on to the next stage."""
+        suspects = self._suspects
+        assert suspects is not None
+        suspects.todo = suspects.todo[keys:]
+        suspects.looked += keys
+        suspects.held += held
+        suspects.drifts += drifts
+        if suspects.todo:
+            return
+        found, then = suspects.drifts, suspects.then
+        if suspects.stage == "mend":
+            self._suspects = replace(suspects, stage="again", todo=suspects.mended, looked=0, drifts=[])
+        elif suspects.stage == "again":
+            repaired = len(suspects.mended) - len(found) - suspects.held
+            self._advance(then.found(found, held=suspects.held, repaired=repaired))
+        else:
+            if suspects.looked >= _LEAST and len(found) < suspects.looked / 2:
+                self._by_rows.add(then.table)
+            if found and then.repair:
+                confirmed, keys_ = then.found([], held=suspects.held), [one.key for one in found]
+                self._suspects = _Suspects(suspects.before, confirmed, suspects.op, keys_, "mend", mended=keys_)
+            else:
+                self._advance(then.found(found, held=suspects.held))
+
+    def report(self) -> list[dict[str, Any]]:
+        """One line a watched table: see daemon.verification.shown."""
+        return [shown(table, self.records.get(table)) for table in sorted(self.wanted or ())]
+
+    def _advance(self, record: Verification) -> None:
+        self._suspects = None
+        before = self.records.get(record.table)
+        new = before is None or before.began_at != record.began_at
+        rows, repaired = (0, 0) if new or before is None else (before.rows, before.repaired)
+        self._verified(record.table, record.rows - rows, record.repaired - repaired)
+        self.records[record.table] = record = record.done() if record.step == "done" else record
+        if record.state == "done":
+            self._ended(record)
+
+    def _stumbled(self, record: Verification, state: str) -> None:
+        if state == "55P03":
+            self._busy[record.table] = self._clock() + _LOOK
+        elif state in {"57014", "53200", "54000"} and self._most.get(record.table, _FIRST) > _LEAST:
+            self._halve(record.table)
+        else:
+            self._failed(record, f"the target cannot compare its rows ({state})")
+
+    def _failed(self, record: Verification, reason: str) -> None:
+        self._suspects = None
+        self._under_way = False
+        self.records[record.table] = failed = record.failed(reason)
+        log.warning("verification_failed", table=record.table, reason=reason)
+        self._ended(failed)
+
+    def _ended(self, record: Verification) -> None:
+        self._unsaved.add(record.table)
+        self._due[record.table] = self._clock() + self._pause(record)
+        if record.state == "done":
+            told = {
+                "rows": record.rows,
+                "missing": record.missing,
+                "different": record.different,
+                "extra": record.extra,
+            }
+            log.log(
+                30 if record.drift else 20,
+                "table_verified",
+                table=record.table,
+                **told,
+                held=record.held,
+                repaired=record.repaired,
+            )
+
+    def _pause(self, record: Verification) -> float:
+        return min(self.every, _AGAIN) if record.state == "failed" else self.every
+
+    def _size(self, table: str, rows: int, seconds: float) -> None:
+        most = self._most.get(table, _FIRST)
+        if seconds > _SLOW:
+            self._halve(table)
+        elif seconds < _QUICK and rows >= most:
+            self._most[table] = most * 2
+
+    def _halve(self, table: str) -> None:
+        self._most[table] = max(_LEAST, self._most.get(table, _FIRST) // 2)
+
+
+def _compared(  # noqa: PLR0917
+    end: Batch, before: Verification, then: Verification, op: Op, columns: Sequence[str],
+    rows: Sequence[tuple[str, str | None, int]], *, keys: int | None = None,
+) -> Batch:  # fmt: skip
+    """A comparison as a batch of its own, which stays at the cursor where the window has led."""
+    group = question(then.table, op, columns, [(key, text) for key, text, _ in rows if text is not None])
+    unread = tuple(key for key, text, _ in rows if text is None)
+    checked = Checked(before, then, group if group.rows else None, len(rows) if keys is None else keys, unread)
+    return replace(end, changes=(), shapes={}, torn=0, more=False, checked=checked)

@@ -1,0 +1,194 @@
+-- Verifying tables: comparing rows of the source with those that are here, and how far it has come.
+--
+-- A comparison comes as a batch that writes nothing, at the cursor where the target stands: the cursor row is locked and
+-- nothing of the relay's is under way, so what is read here is the very state that the rows were read as of. Whatever is
+-- the matter with a comparison, it never stands in the way of the batches behind it.
+
+create table if not exists outboxd.verification (
+  relay      text not null,
+  table_name text not null,
+  state      text not null check (state in ('running', 'done', 'failed')),
+  wish       bigint not null default 0,
+  asked      boolean not null default false,
+  repair     boolean not null default false,
+  step       text not null default 'rows' check (step in ('rows', 'extra')),
+  after      text,
+  rows       bigint not null default 0,
+  missing    bigint not null default 0,
+  different  bigint not null default 0,
+  extra      bigint not null default 0,
+  held       bigint not null default 0,
+  repaired   bigint not null default 0,
+  samples    json not null default '[]',
+  reason     text,
+  began_at   timestamptz not null,
+  last       json,
+  updated_at timestamptz not null default now(),
+  primary key (relay, table_name)
+);
+
+comment on table outboxd.verification is 'The pass through each table that is under way, or the last one, and how the last whole one ended';
+comment on column outboxd.verification.after is 'how far it has come: the last key of the source (rows), or of the target (extra)';
+comment on column outboxd.verification.repaired is 'rows that differed, were written again, and were found equal then';
+comment on column outboxd.verification.samples is 'some of the rows that differ: kind, key, and the names of columns';
+comment on column outboxd.verification.began_at is 'by the source''s clock';
+comment on column outboxd.verification.last is 'of the last pass that came to its end: when it began and ended, and its counts';
+
+revoke all on outboxd.verification from public;
+
+create or replace function outboxd.verifications(relay_name text) returns json
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(json_agg(json_build_object(
+           'table', v.table_name, 'state', v.state, 'wish', v.wish, 'asked', v.asked, 'repair', v.repair, 'step', v.step, 'after', v.after, 'rows', v.rows,
+           'missing', v.missing, 'different', v.different, 'extra', v.extra, 'held', v.held, 'repaired', v.repaired,
+           'samples', v.samples, 'reason', v.reason, 'began_at', extract(epoch from v.began_at), 'last', v.last, 'ago', extract(epoch from clock_timestamp() - v.updated_at)) order by v.table_name), '[]')
+    from outboxd.verification v where v.relay = relay_name
+$$;
+
+-- Record how far the verification of a table has come, as a group of the batch says.
+create or replace function outboxd.note_verification(relay_name text, name text, entries json) returns void
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  insert into outboxd.verification as v (relay, table_name, state, wish, asked, repair, step, after, rows, missing, different, extra, held, repaired, samples, reason, began_at, last)
+  select relay_name, name, x.state, x.wish, x.asked, x.repair, x.step, x.after, x.rows, x.missing, x.different, x.extra, x.held, x.repaired, x.samples, x.reason,
+         to_timestamp(x.began_at), x.last
+    from json_to_recordset(entries) as x(state text, wish bigint, asked boolean, repair boolean, step text, after text, rows bigint, missing bigint, different bigint,
+                                         extra bigint, held bigint, repaired bigint, samples json, reason text, began_at double precision, last json)
+  on conflict on constraint verification_pkey do update
+     set state = excluded.state, wish = excluded.wish, asked = excluded.asked, repair = excluded.repair, step = excluded.step, after = excluded.after, rows = excluded.rows,
+         missing = excluded.missing, different = excluded.different, extra = excluded.extra, held = excluded.held, repaired = excluded.repaired,
+         samples = excluded.samples, reason = excluded.reason, began_at = excluded.began_at, last = excluded.last, updated_at = clock_timestamp()
+$$;
+
+-- A mirror's row as the source would write it into a change, as SQL over alias t: equal text means equal rows. The
+-- source's types may write the same value otherwise (see outboxd.compare_sql).
+create or replace function outboxd.row_sql(m outboxd.mirror, names text[]) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format('(select row_to_json(r.*)::text from (select %s) r)', string_agg(
+           case when outboxd.travels_as_text(a.atttypid) then format('case when t.%1$I is distinct from null then concat(t.%1$I) end as %1$I', n.name)
+                else format('t.%I', n.name) end, ', ' order by n.at))
+    from unnest(names) with ordinality n(name, at)
+    join pg_attribute a on a.attrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table)) and a.attname = n.name and a.attnum > 0
+$$;
+
+-- The rows of a group ($1) that are not as here, as (number in the group, kind, names of columns). By what the group is:
+--   digest   keys, and the digest of each row's text: what differs may still be equal, written otherwise
+--   compare  rows: read with the types of the columns here, as writing them would; columns generated here are left out
+--   present  keys that the source does not have: those that are here
+create or replace function outboxd.compare_sql(m outboxd.mirror, op text, names text[]) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  title text := format('%I.%I', m.target_schema, m.target_table);
+  keyed text := outboxd.same_key_sql(m);
+  given text;
+  heads text;
+  other text;
+begin
+  if op = 'compare' then
+    select string_agg(c.definition, ', '), string_agg(quote_ident(c.name), ', '),
+           format('array_remove(array[%s]::text[], null)', string_agg(format('case when t.%I::text is distinct from (%s)::text then %L end', c.name, c.value, c.name), ', ')
+                                                    filter (where not c.generated))
+      into given, heads, other from outboxd.columns_of(m, names) c;
+  else
+    select string_agg(c.definition, ', '), string_agg(quote_ident(c.name), ', '), 'null::text[]' into given, heads, other from outboxd.columns_of(m, m.key_columns) c;
+    if op = 'digest' then
+      given := given || ', "outboxd digest" text';
+      heads := heads || ', "outboxd digest"';
+    end if;
+  end if;
+  return format(
+    'select x."outboxd at", case when t."outboxd here" is null then ''missing'' else %L end, case when t."outboxd here" then %s end'
+    ' from rows from (json_to_recordset($1) as (%s)) with ordinality x(%s, "outboxd at")'
+    ' left join lateral (select true as "outboxd here", t.* from %s t where %s offset 0) t on true'
+    ' where %s',
+    case op when 'present' then 'extra' else 'different' end, other, given, heads, title, keyed,
+    case op when 'present' then 't."outboxd here"'
+            when 'digest' then format('t."outboxd here" is null or x."outboxd digest" is distinct from md5(%s)', outboxd.row_sql(m, names))
+            else format('t."outboxd here" is null or cardinality(%s) > 0', other) end);
+end
+$$;
+
+-- Compare one group: {"rows": how many, "found": [[number, kind, columns], …]}, or {"failed": SQLSTATE}.
+create or replace function outboxd.compare(g json, entries json) returns json
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  m     outboxd.mirror;
+  found json;
+begin
+  perform set_config('lock_timeout', '200ms', true);  -- what is locked can wait, changes cannot
+  m := outboxd.mirror_of(g ->> 'table');
+  perform outboxd.require_key(m, g, entries);
+  execute format('select coalesce(json_agg(json_build_array(d.n - 1, d.kind, d.columns)), ''[]'') from (%s) d(n, kind, columns)',
+                 outboxd.compare_sql(m, g ->> 'op', array(select json_array_elements_text(g -> 'columns'))))
+     into strict found using entries;
+  return json_build_object('rows', json_array_length(entries), 'found', found);
+exception when query_canceled or others then
+  return json_build_object('failed', sqlstate);
+end
+$$;
+
+-- What a batch asks to be compared; null: nothing.
+create or replace function outboxd.compared(parts text[]) returns json
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  g json;
+begin
+  for i in 2 .. cardinality(parts) by 2 loop
+    g := parts[i]::json;
+    if g ->> 'op' in ('digest', 'compare', 'present') then
+      return outboxd.compare(g, parts[i + 1]::json);
+    end if;
+  end loop;
+  return null;
+end
+$$;
+
+-- The next keys of a mirror behind one (null: from the first), in the order of the index that holds them.
+create or replace function outboxd.keys_after(name text, after json, most int) returns json
+language plpgsql stable
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
+as $$
+declare
+  m       outboxd.mirror := outboxd.mirror_of(name);
+  tbl     regclass := to_regclass(format('%I.%I', m.target_schema, m.target_table));
+  ordered text;
+  behind  text;
+  keys    text[];
+begin
+  select string_agg(format('t.%I', a.attname) || c.spelled, ', ' order by k.n), string_agg(v.value, ', ' order by k.n)
+    into ordered, behind
+    from (select i.* from pg_index i
+           where i.indrelid = tbl and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null and i.indexprs is null
+             and (select array_agg(b.attname::text order by b.attname::text collate "C") from pg_attribute b
+                   where b.attrelid = tbl and b.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
+               = (select array_agg(q order by q collate "C") from unnest(m.key_columns) q)
+           order by i.indisprimary desc, i.indexrelid limit 1) i
+   cross join lateral unnest((i.indkey::int2[])[0:i.indnkeyatts - 1], (i.indcollation::oid[])[0:i.indnkeyatts - 1]) with ordinality k(attnum, coll, n)
+    join pg_attribute a on a.attrelid = tbl and a.attnum = k.attnum
+    join outboxd.columns_of(m, m.key_columns) v on v.name = a.attname
+   cross join lateral (select case when k.coll <> 0 and k.coll <> a.attcollation
+                                   then (select format(' collate %I.%I', l.collnamespace::regnamespace, l.collname) from pg_collation l where l.oid = k.coll)
+                                   else '' end as spelled) c;
+  execute format(
+    'select array_agg(d.key) from %scross join lateral (select (select row_to_json(k.*)::text from (select %s) k) as key from %s t%s order by %s limit $2) d',
+    case when after is null then '(select) x ' else format('json_to_record($1) as x(%s) ', (select string_agg(c.definition, ', ') from outboxd.columns_of(m, m.key_columns) c)) end,
+    (select string_agg(format('t.%I', k), ', ') from unnest(m.key_columns) k), tbl,
+    case when after is null then '' else format(' where (%s) > (%s)', ordered, behind) end, ordered) into keys using after, most;
+  return json_build_object('keys', coalesce(keys, '{}'), 'ends', coalesce(cardinality(keys), 0) < most);
+exception when query_canceled or others then
+  return json_build_object('keys', array[]::text[], 'ends', true, 'failed', sqlstate);
+end
+$$;
+
+revoke all on all functions in schema outboxd from public;
