@@ -175,7 +175,7 @@ def _with_password(dsn: str) -> str:
 
 def test_the_log_is_json_with_one_line_a_batch(direct: Pair, start: Start) -> None:
     """Every line is JSON with timestamp, level and event; every batch has one line that says what it did."""
-    outboxd = streaming(start({**direct.settings, "batch_changes": "100"}))
+    outboxd = streaming(start({**direct.settings, "batch_changes": "100", "verify_interval": "0"}))
     outboxd.send(signal.SIGSTOP)
     for _ in range(3):
         direct.write(STORIES, 100)

@@ -90,7 +90,11 @@ def test_labels_are_few_and_small(metrics):
         ("changes_skipped_total", "reason", ("superseded", "duplicate", "out")),
         ("copy_tables", "state", ("wanted", "copying", "done", "out")),
         ("retries_total", "reason", module.RETRIES),
-        ("target_request_duration_seconds_count", "mode", ("claim", "apply", "isolate", "cursor", "describe", "extra")),
+        (
+            "target_request_duration_seconds_count",
+            "mode",
+            ("claim", "apply", "isolate", "cursor", "describe", "extra", "keys"),
+        ),
         ("target_request_duration_seconds_count", "outcome", ("ok", "retryable", "refused")),
         ("source_query_duration_seconds_count", "query", ("read", "status")),
         ("breaker_transitions_total", "to", ("closed", "open", "half_open")),
