@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from daemon.batch import Batch, Found, Question
 from daemon.copies import (
     COLUMNS,
     Copy,
@@ -32,7 +33,7 @@ from daemon.copies import (
 from daemon.errors import CaptureLost, CopyRefused, DaemonError, Kind, TargetError, advice
 from daemon.plan import Change, Group
 from daemon.ranges import Look
-from daemon.source import Batch, Found, Question, Source
+from daemon.source import Source
 from daemon.target import Answer, Target
 
 log = structlog.get_logger()

@@ -15,9 +15,9 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.batch import Batch
 from daemon.delivery import Load
 from daemon.plan import Plan
-from daemon.source import Batch
 from daemon.target import Answer
 from daemon.tracing import Tracing
 

@@ -15,11 +15,12 @@ from typing import Protocol
 
 import structlog
 
+from daemon.batch import Batch
 from daemon.breaker import BreakerOpen
 from daemon.errors import SourceUnavailable, SourceUnfit
 from daemon.plan import Change, Group
 from daemon.progress import Pulse, Status
-from daemon.source import Batch, Source
+from daemon.source import Source
 from daemon.target import Answer
 from outbox import Cursor
 

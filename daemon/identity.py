@@ -82,6 +82,23 @@ def require_schema(identity: Identity, needs: int) -> None:
         )
 
 
+def reached(cursor: Cursor) -> Snapshot:
+    """What the cursor has seen end. Raises SourceUnfit."""
+    try:
+        return Snapshot.parse(cursor.snapshot)
+    except ValueError:
+        raise SourceUnfit("the target's cursor cannot be read: its snapshot is none") from None
+
+
+def require_kept(pruned: int, cursor: Cursor) -> None:
+    """Every change that a reader at `cursor` wants has an id above its floor. Raises SourceForeign."""
+    if cursor.floor_id < pruned:
+        raise SourceForeign(
+            "the outbox no longer holds the changes after the target's cursor (they were kept for `retention`): "
+            "`outboxd rebase` (a dry run first) leads on"
+        )
+
+
 def require_passed(reached: Snapshot, now: Snapshot) -> None:
     """The source's transaction ids must be beyond all that the cursor has seen end. Raises SourceForeign."""
     if now.xmax < reached.xmax:

@@ -20,6 +20,7 @@ import structlog
 
 from daemon import schema_apply, systemd, tracing
 from daemon.admin import Admin, Views
+from daemon.batch import Limits
 from daemon.breaker import Breaker, BreakerOpen, State, Transition
 from daemon.copier import Copier
 from daemon.doorway import Doorway
@@ -36,7 +37,7 @@ from daemon.reload import Reloader, sentence, thresholds
 from daemon.report import Judge, Observed, Report
 from daemon.rest import RestDoor
 from daemon.settings import Loaded, Settings
-from daemon.source import Limits, Source
+from daemon.source import Source
 from daemon.target import Door, PostgresDoor, Target
 from daemon.tracing import Tracing
 from daemon.verifier import Verifier

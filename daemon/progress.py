@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from daemon.batch import Batch
 from daemon.plan import Plan
-from daemon.source import Batch
 from daemon.target import Answer
 from outbox import Cursor
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import structlog
 
+from daemon.batch import Pruned
 from daemon.breaker import BreakerOpen
 from daemon.errors import DaemonError
-from daemon.source import Pruned, Source
+from daemon.source import Source
 
 log = structlog.get_logger()
 

@@ -8,8 +8,9 @@ is asked, nor what for.
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from daemon.batch import Batch, Found, Question
 from daemon.errors import CopyRefused
-from daemon.source import Batch, Found, Question, Source
+from daemon.source import Source
 from outbox import Cursor
 
 

@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from daemon.batch import Limits
 from daemon.breaker import Breaker, Thresholds
 from daemon.errors import SourceUnfit
 from daemon.failpoint import reach
 from daemon.identity import Identity
 from daemon.main import NAME, open_door
 from daemon.settings import Settings
-from daemon.source import Limits, Source
+from daemon.source import Source
 from daemon.target import Standing, Target
 from outbox import Cursor
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import structlog
 
+from daemon.batch import Batch
 from daemon.breaker import BreakerOpen, State
 from daemon.copier import Copier
 from daemon.copies import Progress
@@ -26,7 +27,7 @@ from daemon.progress import Observer, Status, Timing
 from daemon.prune import Pruner
 from daemon.ranges import Ranges
 from daemon.sizing import Sizing
-from daemon.source import Batch, Source
+from daemon.source import Source
 from daemon.target import Answer, Target, require_schema
 from daemon.tracing import Tracing
 from daemon.verifier import Verifier

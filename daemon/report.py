@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from daemon.batch import Batch
 from daemon.breaker import Breaker
 from daemon.doorway import Doorway
 from daemon.lead import Keeper
@@ -19,7 +20,6 @@ from daemon.metrics import Metrics
 from daemon.mode import Facts, Mode, Worth, judge
 from daemon.plan import Plan
 from daemon.relay import Relay
-from daemon.source import Batch
 from daemon.target import Answer
 from daemon.wakeup import Bell
 from outbox import __version__

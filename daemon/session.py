@@ -1,11 +1,13 @@
 """The connection to the source: opened when it is needed, behind a breaker, and dropped after any failure.
 
-Knows what server answers, the texts of sql/queries, and what its errors mean. Knows nothing of windows.
+Knows what server answers, the texts of sql/queries and how numbers are written in them, and what its errors mean.
+Knows nothing of windows.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import psycopg
 from psycopg.types.numeric import Int8BinaryLoader, IntLoader
@@ -14,6 +16,7 @@ from daemon.breaker import Breaker
 from daemon.connection import Link, cause, connect
 from daemon.errors import SourceUnavailable, SourceUnfit
 from daemon.identity import Identity
+from daemon.snapshot import Run
 from outbox.migrations import FILES
 
 # Read once, so that an upgrade on disk does not mix with the version that runs.
@@ -23,6 +26,21 @@ _QUERIES = {path.stem: path.read_bytes() for path in (FILES / "queries").glob("*
 def query(name: str) -> bytes:
     """Text of sql/queries/<name>.sql."""
     return _QUERIES[name]
+
+
+def array(numbers: Iterable[int]) -> str:
+    """As Postgres reads it."""
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
+def bounds(runs: Sequence[Run]) -> dict[str, str]:
+    """As two arrays: the first and the last of each."""
+    return {"first": array(first for first, _ in runs), "last": array(last for _, last in runs)}
+
+
+def first(row: Sequence[Any] | None) -> int:
+    """The number that a query answers with, 0 when it answers with none."""
+    return int(row[0]) if row else 0
 
 
 class Session:

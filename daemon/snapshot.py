@@ -6,7 +6,7 @@ parts. Pure; standard library only.
 A snapshot names the transactions that had committed at an instant: those below `xmax` that are not `running`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 Run = tuple[int, int]  # first and last of consecutive transaction ids
@@ -75,3 +75,14 @@ def between(reached: Snapshot, goal: Snapshot, without: Collection[int] = (), be
     if first < end:
         runs.append((first, end - 1))
     return runs
+
+
+def stretches(numbers: Iterable[int]) -> list[Run]:
+    """Ascending numbers as runs."""
+    found: list[Run] = []
+    for one in numbers:
+        if found and found[-1][1] == one - 1:
+            found[-1] = (found[-1][0], one)
+        else:
+            found.append((one, one))
+    return found

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from daemon.batch import Batch
 from daemon.delivery import Load
 from daemon.errors import DaemonError, TargetError
 from daemon.plan import Plan
-from daemon.source import Batch
 from daemon.target import Answer
 from outbox import __version__
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import structlog
 
+from daemon.batch import Batch, Found, Question
 from daemon.copies import COLUMNS, choose, gone, row
 from daemon.errors import CopyRefused, Kind, TargetError
 from daemon.ranges import Look
-from daemon.source import Batch, Found, Question, Source
+from daemon.source import Source
 from daemon.target import Answer, Target
 from daemon.verification import Checked, Drift, Op, Verification, Wanted, answered, begun_by, known, question, shown
 

@@ -121,9 +121,8 @@ class Window:
         xids = {change.xid for change in page}
         if not page or self._torn or self._begun or not self._last.keys().isdisjoint(xids):
             return None
-        size = sum(change.size for change in page if change.row is not None)
-        last = page[-1].size if page[-1].row is not None else 0
-        if len(page) > self.max_changes or size - last >= self.max_bytes:
+        size = fetched(page)
+        if len(page) > self.max_changes or size - fetched(page[-1:]) >= self.max_bytes:
             return None
         self.after, after = page[-1].id if self._is_full(len(page), size) else upto, self.after
         self._advance(xids, 0)
@@ -160,7 +159,7 @@ class Window:
     def _note(self, change: Change) -> _Begun:
         begun = self._begun.setdefault(change.xid, _Begun(change.id))
         begun.rows += 1
-        begun.size += change.size if change.row is not None else 0  # one too large is not fetched
+        begun.size += fetched((change,))
         return begun
 
     def _is_full(self, rows: int, size: int) -> bool:
@@ -174,6 +173,11 @@ class Window:
             self._torn[torn] = self.after
             del self._begun[torn]
         self.reached = cut(self.reached, self.goal, taken, self._last)
+
+
+def fetched(changes: Iterable[Change]) -> int:
+    """Bytes of these changes' rows; one that is too large is not fetched."""
+    return sum(change.size for change in changes if change.row is not None)
 
 
 def sent_too(mark: Mark, sent: Sequence[Change]) -> Mark:

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from daemon.batch import Batch
 from daemon.breaker import Breaker, Thresholds
 from daemon.check import Item, check
 from daemon.errors import TargetError
 from daemon.plan import Plan
 from daemon.progress import Status, Timing
 from daemon.relay import Relay
-from daemon.source import Batch, Source
+from daemon.source import Source
 from daemon.target import Answer, PostgresDoor, Target
 from daemon.wakeup import Bell
 from tests.databases import Database

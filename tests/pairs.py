@@ -7,12 +7,13 @@ from typing import Any
 
 import psycopg
 
+from daemon.batch import Batch, Limits
 from daemon.breaker import Breaker, Thresholds
 from daemon.plan import Change
 from daemon.progress import Observer, Timing
 from daemon.prune import Pruner
 from daemon.relay import Relay
-from daemon.source import Batch, Limits, Source
+from daemon.source import Source
 from daemon.target import Door, PostgresDoor, Target
 from daemon.wakeup import Bell
 from outbox import Cursor

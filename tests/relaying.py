@@ -12,13 +12,14 @@ import psycopg
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
+from daemon.batch import Batch, Limits
 from daemon.breaker import Breaker, Thresholds
 from daemon.errors import Kind, TargetError
 from daemon.lead import Keeper
 from daemon.plan import SEPARATOR, Plan
 from daemon.progress import Timing
 from daemon.relay import Relay
-from daemon.source import Batch, Limits, Source
+from daemon.source import Source
 from daemon.target import Answer, PostgresDoor, Target
 from daemon.tracing import Tracing
 from daemon.wakeup import Bell, Pace

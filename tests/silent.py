@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
+from daemon.batch import Batch
 from daemon.plan import Plan
-from daemon.source import Batch
 from daemon.target import Answer
 
 

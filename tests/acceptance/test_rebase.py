@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from daemon.batch import Limits
 from daemon.errors import SourceForeign
-from daemon.source import Limits
 from tests.acceptance.cli import Cli, Said
 from tests.acceptance.conftest import QUICK, Start, ended, streaming, wait_until
 from tests.databases import Database

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 import psycopg
 import pytest
 
+from daemon.batch import Limits
 from daemon.plan import Change
-from daemon.source import Limits
 from outbox import Cursor
 from tests.databases import Database
 from tests.pairs import Pair, batches, changes, reading, run

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from daemon.source import Limits
+from daemon.batch import Limits
 from daemon.target import PostgresDoor
 from tests.integration.test_dead_letters import AT_ONCE, asked, held
 from tests.model.wire import seen as seen_by

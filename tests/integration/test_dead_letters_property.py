@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from daemon.batch import Limits
 from daemon.progress import Timing
-from daemon.source import Limits
 from tests.pairs import Pair, Parts
 
 AT_ONCE = Timing(poll=0.05, recheck=0.02, retry_first=0.01, retry_cap=0.05, letters=0.0)

@@ -8,11 +8,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from daemon.batch import Batch, Limits
 from daemon.breaker import Breaker, Thresholds
 from daemon.errors import TargetError
 from daemon.heartbeat import TABLE, Heart
 from daemon.progress import Pulse
-from daemon.source import Batch, Limits, Source
+from daemon.source import Source
 from daemon.target import PostgresDoor, Target
 from outbox import Cursor
 from outbox.migrations import migrations

@@ -9,8 +9,8 @@ import pytest
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
+from daemon.batch import Limits
 from daemon.errors import SourceForeign
-from daemon.source import Limits
 from tests.databases import Database
 from tests.lineage import Lineage, lineage
 from tests.pairs import run

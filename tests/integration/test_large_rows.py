@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from daemon.source import Batch
+from daemon.batch import Batch
 from outbox import Cursor
 from tests.captured import Connection, rows, value, watch
 from tests.databases import Database

@@ -2,7 +2,7 @@
 
 import json
 
-from daemon.source import Limits
+from daemon.batch import Limits
 from tests.canaries import assert_clean, planted
 from tests.captured import watch
 from tests.integration.test_mapping_travels import ACCOUNT, MAPPING, VIEW, everything

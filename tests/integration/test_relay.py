@@ -8,11 +8,11 @@ from typing import NamedTuple
 import psycopg
 import pytest
 
+from daemon.batch import Batch, Limits
 from daemon.breaker import Breaker, BreakerOpen, State, Thresholds
 from daemon.errors import Fenced, Kind, SourceUnavailable, TargetError
 from daemon.plan import Plan
 from daemon.progress import Timing
-from daemon.source import Batch, Limits
 from daemon.target import Answer
 from tests.databases import Database
 from tests.relaying import Connection, Recorder, assembled, install, running, same, until, within

@@ -10,10 +10,11 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.batch import Limits, Pruned
 from daemon.errors import SourceForeign, SourceUnfit
+from daemon.pages import Pages
 from daemon.prune import Pruner
-from daemon.source import Pruned, Source
-from daemon.window import Window
+from daemon.source import Source
 from outbox import Cursor
 from tests.captured import Connection, rows, value, waits_for, watch
 from tests.databases import Database
@@ -199,14 +200,14 @@ async def test_what_is_removed_while_a_window_is_read_is_noticed(
     """By one that led before, with a cursor that the target, restored from a backup, has taken back."""
     write(item, 1, 2)
     prune(item)
-    page = Source._page
+    page = Pages._page
 
-    async def after_a_prune(self: Source, conn: Any, window: Window) -> Any:
+    async def after_a_prune(self: Pages, conn: Any, limits: Limits) -> Any:
         write(item, 3)
         assert prune(item)[:2] == (0, 2)
-        return await page(self, conn, window)
+        return await page(self, conn, limits)
 
-    monkeypatch.setattr(Source, "_page", after_a_prune)
+    monkeypatch.setattr(Pages, "_page", after_a_prune)
     async with reading(source) as reader:
         with pytest.raises(SourceUnfit, match=_LOST):
             await reader.read(Cursor.beginning())

@@ -11,8 +11,8 @@ from statistics import median
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.batch import Batch, Pruned
 from daemon.prune import Pruner
-from daemon.source import Batch, Pruned
 from tests.pairs import Pair, Parts
 from tests.silent import Silent
 from tests.waiting import wait_until, wait_until_async

@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
+from daemon.batch import Limits, Question
 from daemon.demo.cluster import Cluster
 from daemon.errors import SourceUnfit
 from daemon.session import query
-from daemon.source import Limits, Question, Source
+from daemon.source import Source
 from daemon.wakeup import Bell
 from outbox import Change, Cursor, emit
 from outbox.migrations import step

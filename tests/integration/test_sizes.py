@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from daemon.batch import Limits
 from daemon.errors import Kind, Refusal, TargetError
 from daemon.plan import SEPARATOR
-from daemon.source import Limits
 from daemon.target import PostgresDoor
 from tests.pairs import QUICK, Pair
 from tests.silent import Silent

@@ -17,9 +17,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
+from daemon.batch import Limits
 from daemon.errors import TargetError
 from daemon.session import query
-from daemon.source import Limits, Source
+from daemon.source import Source
 from daemon.tracing import Tracing
 from outbox import Change, aemit, emit
 from tests.captured import Connection

@@ -6,7 +6,7 @@ import threading
 import psycopg
 import pytest
 
-from daemon.source import Limits
+from daemon.batch import Limits
 from tests.databases import Database
 from tests.pairs import Pair
 

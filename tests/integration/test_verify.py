@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from daemon.source import Limits
+from daemon.batch import Limits
 from daemon.verification import Verification
 from tests.integration.test_copy import KEYS, Writers, anything, filled
 from tests.pairs import Pair, Parts

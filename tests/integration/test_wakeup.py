@@ -14,10 +14,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from daemon.batch import Batch
 from daemon.demo.cluster import Cluster
 from daemon.progress import Timing
 from daemon.relay import Relay
-from daemon.source import Batch
 from daemon.wakeup import Bell
 from tests.databases import SETTINGS, Database, clone, source_template
 from tests.pooling import pooled

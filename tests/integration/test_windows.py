@@ -9,8 +9,9 @@ import psycopg
 import pytest
 
 from daemon.connection import Link
-from daemon.session import query
-from daemon.source import Source, _runs
+from daemon.pages import Pages
+from daemon.session import bounds, query
+from daemon.source import Source
 from outbox import Cursor
 from tests.captured import Connection, waits_for
 from tests.databases import Database
@@ -172,20 +173,20 @@ async def test_a_window_is_a_value(pair, writer):
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """The queries for changes, with their parameters, as they are asked."""
     queries: Asked = []
-    read = Source._changes
+    read = Pages._changes
 
     async def spy(self, conn, name, parameters):
         queries.append((name, parameters))
         return await read(self, conn, name, parameters)
 
-    beyond = Source._beyond
+    beyond = Pages._beyond
 
-    async def spy_beyond(self, conn, window, page, upto):
-        bounds = {"upto": upto, "ceiling": window.ceiling, **_runs(window.unknown(page))}
-        queries.append(("window_beyond", bounds))
-        return await beyond(self, conn, window, page, upto)
+    async def spy_beyond(self, conn, page, upto):
+        parameters = {"upto": upto, "ceiling": self.window.ceiling, **bounds(self.window.unknown(page))}
+        queries.append(("window_beyond", parameters))
+        return await beyond(self, conn, page, upto)
 
-    monkeypatch.setattr(Source, "_beyond", spy_beyond)
+    monkeypatch.setattr(Pages, "_beyond", spy_beyond)
     looks = Link.several
 
     async def spy_on_looks(self, statements, values=None):
@@ -193,7 +194,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
             queries.append(("window_look", values))
         return await looks(self, statements, values)
 
-    monkeypatch.setattr(Source, "_changes", spy)
+    monkeypatch.setattr(Pages, "_changes", spy)
     monkeypatch.setattr(Link, "several", spy_on_looks)
     return queries
 
@@ -231,7 +232,7 @@ async def test_reading_beside_a_long_transaction_stays_cheap(pair, writer, asked
 @pytest.mark.parametrize("new", [1, 5, 6, 40])
 async def test_what_came_since_the_last_look_is_all_found(pair, monkeypatch, new):
     """Few are found by one look; more than that, and more than a batch, in stretches behind it."""
-    monkeypatch.setattr("daemon.source._DEEP", 5)
+    monkeypatch.setattr("daemon.opening._DEEP", 5)
     async with reading(pair.source, changes=7) as source:
         pair.write("insert into t values (0, 'before')")
         _, cursor = await whose(source, Cursor.beginning())

@@ -11,12 +11,15 @@ from typing import Any, cast
 from unittest.mock import patch
 
 from daemon import delivery, hold, session, snapshot, target, window
+from daemon.batch import Batch, Limits
 from daemon.delivery import Delivery, Load, Parcel
 from daemon.flight import Flight
 from daemon.letters import Letters
+from daemon.opening import Floors, Opening
+from daemon.pages import Pages, Part
 from daemon.plan import Change, Plan
 from daemon.relay import Relay
-from daemon.source import Batch, Source
+from daemon.source import Source
 from daemon.target import Target
 from daemon.window import Cut, Window
 from outbox import Cursor
@@ -97,9 +100,10 @@ def ids_after_the_last() -> Iterator[None]:
 
     async def read(self: Source, cursor: Cursor) -> Batch:
         async with self.connected() as conn:
-            opened = await self._open(conn, cursor)
+            pages = await self._opening.open(conn, cursor, self.limits)
+            opened = pages.window
             everything = {"from_snapshot": "3:3:", "to_snapshot": str(opened.goal), "after": cursor.floor_id}
-            page = await self._changes(
+            page = await pages._changes(
                 conn, "window_by_id", {**everything, "upto": opened.ceiling, "limit": 10**6, "bytes": 10**6}
             )
             await self._learn_shapes(conn, {c.shape for c in page if c.shape is not None} - self._shapes.keys())
@@ -142,17 +146,17 @@ def no_wait_for_the_disk() -> Iterator[None]:
     """Commits with synchronous_commit = off are sent as soon as they are visible."""
     with (
         patch.dict(session._QUERIES, {"flush": session._QUERIES["shapes"]}),
-        patch.object(Source, "_batch", _unflushed),
+        patch.object(Pages, "next", _unflushed),
     ):
         yield
 
 
-async def _unflushed(self: Source, conn: Any, window_: Window, cut: Cut) -> Batch:
-    self._flushed = True
-    return await _REAL_BATCH(self, conn, window_, cut)
+async def _unflushed(self: Pages, conn: Any, limits: Limits) -> Part:
+    self.flushed = True
+    return await _REAL_NEXT(self, conn, limits)
 
 
-_REAL_BATCH = Source._batch
+_REAL_NEXT = Pages.next
 
 
 @contextmanager
@@ -170,9 +174,9 @@ def cursor_beyond_the_disk() -> Iterator[None]:
 @contextmanager
 def memory_outlives_a_crash() -> Iterator[None]:
     """After the connection was lost the relay goes on from where an empty window led, and does not ask the target."""
-    real = Source._forget
+    real = Opening.forget
 
-    def forget(self: Source) -> None:
+    def forget(self: Opening) -> None:
         self._ended = None
         real(self)
 
@@ -185,21 +189,21 @@ def memory_outlives_a_crash() -> Iterator[None]:
             await self._land(flight)
         return batch is not None
 
-    with patch.object(Source, "_forget", forget), patch.object(Relay, "step", step):
+    with patch.object(Opening, "forget", forget), patch.object(Relay, "step", step):
         yield
 
 
 @contextmanager
 def floor_without_an_xid() -> Iterator[None]:
     """The floor is the sequence as it is, whoever is still running."""
-    with patch.object(Source, "_floor", lambda self, _: max((id_ for _, id_ in self._floors), default=0)):
+    with patch.object(Floors, "below", lambda self, _: max((id_ for _, id_ in self._floors), default=0)):
         yield
 
 
 @contextmanager
 def floor_at_the_ceiling() -> Iterator[None]:
     """The cursor's floor is the last id drawn, whoever is still running: nothing is lost before it is pruned."""
-    with patch.object(Source, "_floor", lambda self, _: self._newest):
+    with patch.object(Floors, "below", lambda self, _: self.newest):
         yield
 
 
@@ -221,7 +225,7 @@ def beyond_not_asked() -> Iterator[None]:
     async def nothing(*_: Any) -> dict[int, int]:
         return {}
 
-    with patch.object(Source, "_beyond", nothing):
+    with patch.object(Pages, "_beyond", nothing):
         yield
 
 

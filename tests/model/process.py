@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 
+from daemon.batch import Batch, Limits
 from daemon.breaker import Breaker
 from daemon.errors import Fenced, SourceUnavailable
 from daemon.plan import Plan
 from daemon.progress import Timing
 from daemon.relay import Relay
-from daemon.source import Batch, Limits, Source
+from daemon.source import Source
 from daemon.target import Answer, Target
 from daemon.wakeup import Bell
 from tests.model.clockwork import Loop
@@ -125,9 +126,9 @@ class Told(Silent):
         self._source = source
 
     def batch_read(self, batch: Batch, seconds: float) -> None:
-        if batch.torn and (window := self._source._window):
+        if batch.torn and (pages := self._source._pages):
             for xid, _ in batch.cursor.torn:
-                self._world.oracle.read_torn(xid, window.max_changes, window.max_bytes)
+                self._world.oracle.read_torn(xid, pages.window.max_changes, pages.window.max_bytes)
 
     def batch_applied(self, batch: Batch, plan: Plan, answer: Answer, seconds: float) -> None:
         self._world.oracle.check_told(batch.changes)

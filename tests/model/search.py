@@ -61,7 +61,8 @@ def simulated() -> Iterator[_Time]:
             "daemon.flight",
             "daemon.copier",
             "daemon.delivery",
-            "daemon.source",
+            "daemon.opening",
+            "daemon.pages",
             "daemon.target",
         ):
             stack.enter_context(patch(f"{module}.time", clock))
@@ -70,9 +71,9 @@ def simulated() -> Iterator[_Time]:
         stack.enter_context(patch("daemon.relay.random", _Even(), create=True))  # its jitter: always the same
         stack.enter_context(patch("daemon.session.connect", process.connect))
         # Small numbers, so that short schedules come by them.
-        stack.enter_context(patch("daemon.source._FLOOR_EVERY", 3))
-        stack.enter_context(patch("daemon.source._FLOORS", 4))
-        stack.enter_context(patch("daemon.source._LONGEST_SPAN", 4))
+        stack.enter_context(patch("daemon.opening._FLOOR_EVERY", 3))
+        stack.enter_context(patch("daemon.opening._FLOORS", 4))
+        stack.enter_context(patch("daemon.pages._LONGEST_SPAN", 4))
         yield clock
 
 

@@ -5,7 +5,7 @@ A schedule has a few kinds of trouble and not a little of each: so it comes furt
 
 from dataclasses import dataclass
 
-from daemon.source import Limits
+from daemon.batch import Limits
 from tests.model.choices import Choices
 
 _NETWORK = ("lose", "stray", "refuse", "garble", "twice")

@@ -54,7 +54,7 @@ class Call:
 
 
 class Results:
-    """What psycopg's cursor offers, as far as daemon.source asks."""
+    """What psycopg's cursor offers, as far as the daemon asks."""
 
     __slots__ = ("_at", "_results", "all", "description", "rowcount")
 

@@ -1,9 +1,9 @@
 """What the daemon says of itself follows from what the relay did."""
 
+from daemon.batch import Batch
 from daemon.metrics import Metrics
 from daemon.plan import Change, plan
 from daemon.report import Observed, heartbeat
-from daemon.source import Batch
 from daemon.target import Answer, Standing
 from outbox import Cursor
 

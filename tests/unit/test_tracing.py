@@ -13,9 +13,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from structlog.testing import capture_logs
 
 from daemon import tracing
+from daemon.batch import Batch
 from daemon.delivery import Load, Parcel
 from daemon.plan import Change, Plan, plan
-from daemon.source import Batch
 from daemon.target import Answer, Standing
 from daemon.tracing import Tracing, begin, links_of
 from outbox import Cursor

@@ -57,7 +57,7 @@ class Outbox:
 
 @dataclass
 class Reader:
-    """What daemon/source.py does with a window, on the model."""
+    """What daemon/pages.py does with a window, on the model."""
 
     outbox: Outbox
     max_changes: int
