@@ -18,11 +18,11 @@ import psycopg
 import pytest
 
 from daemon import check as doctor
+from daemon.collectors import Lag
 from daemon.demo.child import Outboxd
 from daemon.demo.cluster import Cluster
 from daemon.demo.faults import Fault
 from daemon.demo.supabase import EmbeddedSupabase
-from daemon.metrics import Lag
 from daemon.progress import Timing
 from outbox.migrations import migrate
 from tests.acceptance.cli import Cli

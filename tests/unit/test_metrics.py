@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from daemon import metrics as module
+from daemon import series as module
 from daemon.metrics import Metrics
 from outbox import __version__
 

@@ -6,8 +6,8 @@ import pytest
 
 from daemon.breaker import State
 from daemon.errors import Kind
-from daemon.metrics import TARGET_MODES
 from daemon.mode import Facts, Mode, Worth, judge
+from daemon.series import TARGET_MODES
 
 MISSING = "supabase_key is missing"
 

@@ -11,7 +11,8 @@ from starlette.routing import Route
 
 from daemon.admin import Views, application
 from daemon.cli import main
-from daemon.metrics import STATES, Metrics
+from daemon.metrics import Metrics
+from daemon.series import STATES
 from daemon.settings import ALIASES, SECRETS, BreakerSettings, Settings
 from daemon.tables import SchemaSettings, TableSettings
 
