@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon.breaker import BreakerOpen
+from daemon.configuration import Loaded
 from daemon.copies import Copy, known
 from daemon.errors import Kind, TargetError
 from daemon.main import Daemon
 from daemon.metrics import Metrics
-from daemon.settings import Loaded, Settings
+from daemon.settings import Settings
 
 _LOOK = 0.25  # seconds between looks at how far it is
 _PASSES = (Kind.TRANSIENT, Kind.AMBIGUOUS, Kind.THROTTLE)

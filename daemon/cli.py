@@ -16,8 +16,9 @@ import click
 import psycopg
 
 from daemon import cli_backfill, cli_dead_letters, cli_rebase, cli_schema, cli_uninstall, install, selection
+from daemon.configuration import ConfigError, Loaded, Need, load, load_admin, load_without_target
 from daemon.errors import DaemonError, SourceUnavailable
-from daemon.settings import ConfigError, Loaded, Need, Settings, load, load_admin, load_without_target, redacted
+from daemon.settings import Settings, redacted
 from daemon.tables import said_of
 from daemon.talk import fail, fields, say, table
 from outbox import OutboxError, __version__

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daemon import install, logs
-from daemon.settings import load
+from daemon.configuration import load
 from daemon.talk import say
 
 if TYPE_CHECKING:

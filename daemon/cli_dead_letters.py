@@ -12,7 +12,7 @@ from typing import Any, Literal
 import click
 
 from daemon import dead_letters
-from daemon.settings import load
+from daemon.configuration import load
 from daemon.talk import say, table
 
 FOUND, AWAY = 3, 75

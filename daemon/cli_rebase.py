@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemon.settings import load
+from daemon.configuration import load
 from daemon.talk import fields, say, table
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemon.settings import Settings, load
+from daemon.configuration import load
+from daemon.settings import Settings
 from daemon.talk import fail, say, table
 from outbox import __version__
 

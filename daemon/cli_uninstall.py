@@ -8,7 +8,7 @@ import sys
 import click
 
 from daemon import uninstall as work
-from daemon.settings import load
+from daemon.configuration import load
 from daemon.talk import fail, say
 from outbox.migrations import Side
 

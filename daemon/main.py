@@ -22,6 +22,7 @@ from daemon import schema_apply, systemd, tracing
 from daemon.admin import Admin, Views
 from daemon.batch import Limits
 from daemon.breaker import Breaker, BreakerOpen, State, Transition
+from daemon.configuration import Loaded
 from daemon.copier import Copier
 from daemon.doorway import Doorway
 from daemon.errors import DaemonError, Fenced, Kind, SourceUnavailable, TargetError, advice
@@ -36,7 +37,7 @@ from daemon.relay import Relay
 from daemon.reload import Reloader, sentence, thresholds
 from daemon.report import Judge, Observed, Report
 from daemon.rest import RestDoor
-from daemon.settings import Loaded, Settings
+from daemon.settings import Settings
 from daemon.source import Source
 from daemon.target import Door, PostgresDoor, Target
 from daemon.tracing import Tracing

@@ -14,11 +14,12 @@ import structlog
 
 from daemon import logs, systemd
 from daemon.breaker import Thresholds
+from daemon.configuration import ConfigError, Loaded, Problem
 from daemon.doorway import Doorway
 from daemon.heartbeat import Heart
 from daemon.prune import Pruner
 from daemon.relay import Relay
-from daemon.settings import ConfigError, Loaded, Problem, Settings
+from daemon.settings import Settings
 from daemon.source import Source
 from daemon.target import Door, Target
 

@@ -12,6 +12,7 @@ import httpx
 
 from daemon import check
 from daemon.breaker import Breaker, BreakerOpen, Thresholds
+from daemon.configuration import Loaded
 from daemon.doorway import Doorway
 from daemon.errors import DaemonError, Kind, TargetError, advice
 from daemon.leaders import Company
@@ -19,7 +20,7 @@ from daemon.main import NAME, open_door
 from daemon.mode import Facts, Mode, Worth, judge
 from daemon.reload import sentence
 from daemon.report import heartbeat, verdict
-from daemon.settings import Loaded, Settings
+from daemon.settings import Settings
 from daemon.source import Source
 from daemon.target import Target
 from outbox import Cursor

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from daemon import main, settings
+from daemon import configuration, main, settings
 from daemon.cli import main as cli
 from outbox import __version__
 from tests.deploy.dockerfile import DOCKERFILE, ROOT, instructions, last_stage
@@ -208,14 +208,14 @@ def test_prometheus_finds_outboxd_and_grafana_finds_prometheus() -> None:
 def test_every_setting_in_compose_is_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings load, from the files that the stack makes for itself, and the command exists."""
     make_secrets(tmp_path)
-    monkeypatch.setattr(settings, "SECRETS_FOLDER", tmp_path)
+    monkeypatch.setattr(configuration, "SECRETS_FOLDER", tmp_path)
     monkeypatch.chdir(tmp_path)
     for variable, value in OURS[name].get("environment", {}).items():
         monkeypatch.setenv(variable, value.replace("/run/secrets", str(tmp_path)))
     for file in tmp_path.iterdir():  # a …_FILE is none that everybody may read
         file.chmod(0o440)
-    needs: list[settings.Need] = ["source", "target"] if name == "outboxd" else ["source"]
-    loaded = settings.load(needs=needs)
+    needs: list[configuration.Need] = ["source", "target"] if name == "outboxd" else ["source"]
+    loaded = configuration.load(needs=needs)
     assert loaded.source_dsn is not None
     assert (loaded.target_dsn is None) == (name == "outboxd")
     understood(OURS[name].get("command", []))
@@ -308,7 +308,7 @@ def test_the_pods_are_restricted() -> None:
 def test_secrets_are_files_where_outboxd_looks() -> None:
     mounts = {one["name"]: one["mountPath"] for one in container()["volumeMounts"]}
     volumes = {one["name"]: one for one in pod()["volumes"]}
-    assert mounts["secrets"] == str(settings.SECRETS_FOLDER)
+    assert mounts["secrets"] == str(configuration.SECRETS_FOLDER)
     assert volumes["secrets"]["secret"]["defaultMode"] == 0o440
     assert pod()["securityContext"]["fsGroup"] == pod()["securityContext"]["runAsGroup"]
     assert "env" not in container()
@@ -318,7 +318,7 @@ def test_secrets_are_files_where_outboxd_looks() -> None:
 def test_every_setting_in_the_configuration_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = DEPLOY / "kubernetes" / "outboxd.toml"
     monkeypatch.chdir(tmp_path)
-    loaded = settings.load(file, needs=())
+    loaded = configuration.load(file, needs=())
     assert loaded.admin_host == "0.0.0.0"  # noqa: S104
     assert loaded.admin_port == PORT
     assert set(tomllib.loads(file.read_text("utf-8"))).isdisjoint(settings.SECRETS)

@@ -19,9 +19,10 @@ import pytest
 
 from daemon import main, systemd
 from daemon.cli import AWAY, CONFIG
+from daemon.configuration import load
 from daemon.demo.child import Outboxd
 from daemon.failpoint import VARIABLE
-from daemon.settings import SECRETS, load
+from daemon.settings import SECRETS
 from tests.acceptance.conftest import STORIES, Pair, Start, ended, wait_until
 from tests.acceptance.counting import count_writes, effects
 from tests.databases import Database

@@ -3,10 +3,11 @@
 import pytest
 
 from daemon.breaker import Breaker, BreakerOpen, Thresholds
+from daemon.configuration import Problem
 from daemon.doorway import Doorway
 from daemon.errors import Kind, Refusal, TargetError, refuses_the_key
 from daemon.reload import differ, sentence, thresholds
-from daemon.settings import BreakerSettings, Problem, Settings
+from daemon.settings import BreakerSettings, Settings
 
 OLD = Settings(source_dsn="postgresql://db/shop", supabase_key="sb_secret_old", batch_changes=100)  # type: ignore[arg-type]
 

@@ -7,10 +7,11 @@ import os
 import pytest
 from pydantic import ValidationError
 
-from daemon import settings as module
+from daemon import configuration as module
 from daemon.breaker import Thresholds
+from daemon.configuration import ConfigError, Problem, load, load_without_target
 from daemon.credentials import looks_pooled
-from daemon.settings import ConfigError, Problem, Settings, load, load_without_target, redacted
+from daemon.settings import ALIASES, Settings, redacted
 
 SECRET = "sb_secret_N7UND0UgjKTVK-Uodkm0Hg_xSvEMPvz"
 DSN = "postgresql://app:hunter2@db.example/shop"
@@ -25,7 +26,7 @@ def jwt(**claims: object) -> str:
 @pytest.fixture(autouse=True)
 def _nothing_set(tmp_path, monkeypatch):
     """An empty environment, an empty working directory and no container secrets."""
-    known = {"credentials_directory", *(alias.lower() for alias in module.ALIASES)}
+    known = {"credentials_directory", *(alias.lower() for alias in ALIASES)}
     for variable in list(os.environ):
         if variable.lower() in known or variable.lower().startswith("outboxd_"):
             monkeypatch.delenv(variable)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from daemon.settings import ConfigError, Settings, load, redacted
+from daemon.configuration import ConfigError, load
+from daemon.settings import Settings, redacted
 from daemon.tables import TableSettings, parts, said_of
 
 
