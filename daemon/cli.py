@@ -157,16 +157,24 @@ def watch(
     watching = []
     for before, now in install.watch(settings.source_conninfo, tables, selected):
         watching.append(now)
-        say(f"watching {now.table}")
-        if now.mapped:
-            say(f"  {now.mapped}")
-        if before and before.differs(now):
-            say(
-                "  this differs from before: rows that are on the target already stay as they are until they are copied again"
-                + (" (`outboxd backfill`)" if no_copy else ", which the daemon does now")
-                + ("; those that no longer pass the filter until `outboxd backfill --prune`" if now.where else "")
-            )
-    # With a direct connection the target learns of the tables at once; without, say what to run there.
+        _say_watched(before, now, copied=not no_copy)
+    _map(settings, watching)
+
+
+def _say_watched(before: install.Watched | None, now: install.Watched, *, copied: bool) -> None:
+    say(f"watching {now.table}")
+    if now.mapped:
+        say(f"  {now.mapped}")
+    if before and before.differs(now):
+        say(
+            "  this differs from before: rows that are on the target already stay as they are until they are copied again"
+            + (", which the daemon does now" if copied else " (`outboxd backfill`)")
+            + ("; those that no longer pass the filter until `outboxd backfill --prune`" if now.where else "")
+        )
+
+
+def _map(settings: Settings, watching: Sequence[install.Watched]) -> None:
+    """With a direct connection the target learns of the tables at once; without, say what to run there."""
     if settings.target_dsn is None:
         say("on the target, in the SQL editor:")
         for one in watching:
