@@ -216,7 +216,7 @@ async def test_the_source_restarts_and_everything_arrives(source: Database, targ
 
 @contextmanager
 def daemon(source_dsn: str, target: Database, run_folder, **settings: str) -> Iterator[Outboxd]:
-    folder = run_folder / f"links-{next(_numbers)}"
+    folder = run_folder / f"links-daemon-{next(_numbers)}"
     folder.mkdir()
     way = {"transport": "postgres", "target_dsn": target.dsn, "heartbeat_interval": "0"}
     one = Outboxd(folder, {"source_dsn": source_dsn, **way, **settings})
