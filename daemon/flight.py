@@ -83,12 +83,14 @@ class Flights:
         self.usual += (seconds - self.usual) / 4 if self.usual else seconds
         return oldest
 
-    async def give_up(self, ahead: asyncio.Task[Any] | None = None, patience: float = _MOMENT) -> None:
+    async def give_up(self, ahead: asyncio.Future[Any] | None = None, patience: float = _MOMENT) -> None:
         """Let go of all that is on its way, and of what is read ahead: whether it arrives, the target's cursor will tell.
 
         What fails together fails quickly: a moment is left for that, because to cancel costs a connection.
         """
-        outcomes: set[asyncio.Task[Any]] = {flight.outcome for flight in self._flights} | ({ahead} if ahead else set())
+        outcomes: set[asyncio.Future[Any]] = {flight.outcome for flight in self._flights} | (
+            {ahead} if ahead else set()
+        )
         self._flights.clear()
         if outcomes:
             _, late = await asyncio.wait(outcomes, timeout=patience)

@@ -46,9 +46,9 @@ class Floors:
         self.newest = 0  # the highest id drawn, as of the last look
         self._floors: list[tuple[int, int]] = []
 
-    async def note(self, conn: Link, every: int = _FLOOR_EVERY) -> None:
+    async def note(self, conn: Link, every: int | None = None) -> None:
         """Note one, unless the last was noted fewer ids ago than `every`."""
-        if self._floors and self.newest - self._floors[-1][1] < every:
+        if self._floors and self.newest - self._floors[-1][1] < (_FLOOR_EVERY if every is None else every):
             return
         results = await conn.execute(query("floor"))
         results.nextset()

@@ -83,9 +83,7 @@ class Relay:
         self._sizing = Sizing(source.limits.changes, source.limits.bytes)
         self._letters_seen = float("-inf")
         self._failures = 0
-        self._ahead: asyncio.Task[Batch | None] | None = (
-            None  # the next batch, being read while others are on their way
-        )
+        self._ahead: asyncio.Future[Batch | None] | None = None  # the next batch, read while others are on their way
         self._ahead_term = 0
         self._rewinding: str | None = None
         self._noted, self._remembered = 0, 0.0  # the batch number the source was told, and when
@@ -147,6 +145,10 @@ class Relay:
             lambda done: done.cancelled() or done.exception()
         )  # looked at, or asyncio complains
         await asyncio.sleep(0)  # so that the source is asked before anything else is done
+
+    def _put_back(self, batch: Batch) -> None:
+        self._ahead, self._ahead_term = asyncio.get_running_loop().create_future(), self._term
+        self._ahead.set_result(batch)
 
     async def _taken(self) -> Batch | None:
         """The batch that is being read ahead, or the next one."""
@@ -236,10 +238,15 @@ class Relay:
         """Send a batch behind those that are on their way. What follows is read from where it leads, meanwhile if the
         train goes `on`: until the target has answered that is a guess, which costs a turn when it is wrong, and no more.
         """
-        outgoing = self.copier.outgoing(batch)
-        if not self._delivery.order.keys() >= {change.table for change in outgoing.changes}:
+        if not self._delivery.order.keys() >= {change.table for change in batch.changes} - self.copier.out:
             self._learn(await self._target.describe())  # mapped since the claim, or not at all
         before = self._flights.last
+        if before is not None and before.load.settles:
+            # Promise I4: refused while this one was read. What it holds is known only once it has arrived; parted before,
+            # a later change of a key that is held would flow past it.
+            self._put_back(batch)
+            return
+        outgoing = self.copier.outgoing(batch)
         batch_no, after = self.status.batch_no, self._digest
         if before is not None:
             batch_no, after = before.load.parcel.batch_no, before.load.digest
