@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 import click
 import psycopg
 
-from daemon import cli_backfill, cli_dead_letters, cli_rebase, cli_schema, cli_uninstall, install, selection
+from daemon import cli_backfill, cli_dead_letters, cli_rebase, cli_schema, cli_uninstall, cli_verify, install, selection
 from daemon.configuration import ConfigError, Loaded, Need, load, load_admin, load_without_target
-from daemon.errors import DaemonError, SourceUnavailable
+from daemon.errors import DaemonError, Kind, SourceUnavailable, TargetError
 from daemon.settings import Settings, redacted
 from daemon.tables import said_of
 from daemon.talk import fail, fields, say, table
@@ -38,7 +38,7 @@ class _Group(click.Group):
         except OutboxError as exc:
             fail(str(exc), FAILED)
         except DaemonError as exc:
-            fail(str(exc), AWAY if isinstance(exc, SourceUnavailable) else FAILED)
+            fail(str(exc), AWAY if _away(exc) else FAILED)
         except psycopg.OperationalError as exc:
             fail(
                 f"the database cannot be reached ({exc.sqlstate or type(exc).__name__}): is the address right, and the server up?",
@@ -46,6 +46,10 @@ class _Group(click.Group):
             )
         except psycopg.Error as exc:
             fail(exc.diag.message_primary or type(exc).__name__, FAILED)
+
+
+def _away(exc: DaemonError) -> bool:
+    return isinstance(exc, SourceUnavailable) or (isinstance(exc, TargetError) and exc.kind is Kind.TRANSIENT)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -266,7 +270,10 @@ def status(ctx: click.Context, *, as_json: bool, probe: bool) -> None:
         click.echo(json.dumps(seen, indent=2))
     else:
         nobody = {"leader": "nobody: no daemon holds the lead"} if seen.get("leader", "") is None else {}
-        fields({name: value for name, value in {**seen, **nobody}.items() if value not in (None, [])})
+        told = {name: value for name, value in {**seen, **nobody}.items() if value not in (None, [])}
+        passes = told.pop("verifications", [])
+        fields(told)
+        _show_passes(passes)
     sys.exit(AWAY if seen["away"] else FOUND if _needs_you(seen) else 0)
 
 
@@ -284,7 +291,26 @@ def _probe(settings: Settings) -> NoReturn:
 
 def _needs_you(seen: Mapping[str, Any]) -> bool:
     out = any(copy["state"] == "out" for copy in seen.get("copies", ()))
-    return out or seen.get("state") == "paused" or seen["mode"] == "disabled"
+    unequal = any(
+        one["state"] == "failed" or sum((one["drift"] or {}).values()) for one in seen.get("verifications", ())
+    )
+    return out or unequal or seen.get("state") == "paused" or seen["mode"] == "disabled"
+
+
+def _show_passes(passes: Sequence[Mapping[str, Any]]) -> None:
+    """What is known of the tables' equality, one line each."""
+    if not passes:
+        return
+    click.echo()
+    rows = []
+    for one in passes:
+        drift = sum((one["drift"] or {}).values())
+        now = one["so_far"]
+        state = {"done": "", "running": f"{now['rows'] if now else 0} rows so far"}.get(one["state"], one["state"])
+        counts = ["-" if one[name] is None else str(one[name]) for name in ("rows", "held")]
+        rows.append((one["table"], one["through"] or "never", counts[0], "-" if one["drift"] is None else str(drift),
+                     counts[1], f"{state}: {one['reason']}" if one["reason"] else state))  # fmt: skip
+    table(("TABLE", "VERIFIED THROUGH", "ROWS", "DRIFT", "HELD", "NOW"), rows)
 
 
 @main.command()
@@ -314,6 +340,7 @@ main.add_command(cli_dead_letters.group)
 main.add_command(cli_rebase.rebase)
 main.add_command(cli_schema.group)
 main.add_command(cli_backfill.backfill)
+main.add_command(cli_verify.verify)
 main.add_command(cli_uninstall.uninstall)
 
 

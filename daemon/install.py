@@ -118,6 +118,22 @@ def ask_copies(dsn: str, tables: Sequence[str], *, prune: bool, restart: bool) -
         return wishes
 
 
+def ask_verifications(dsn: str, tables: Sequence[str], *, repair: bool) -> dict[str, int]:
+    """Ask for passes through watched tables (none named: through all that are captured); returns the number of each wish
+    by the table's name."""
+    with connect(dsn) as conn, conn.transaction():
+        require(conn, "source")
+        wishes = {}
+        for table in tables or [name for name, one in _watched(conn).items() if one.capture]:
+            row = conn.execute(
+                "select (outbox.known(%(t)s)).table_name, outbox.ask_verification(%(t)s, %(repair)s)",
+                {"t": _quoted(conn, table), "repair": repair},
+            ).fetchone()
+            assert row is not None
+            wishes[str(row[0])] = int(row[1])
+        return wishes
+
+
 def unwatch(dsn: str, tables: Sequence[str]) -> Iterator[str]:
     """Stop watching; yields each name."""
     with connect(dsn) as conn:

@@ -4,6 +4,7 @@ Knows the relay, the breakers and the bell by their looks. Changes nothing.
 """
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from outbox import __version__
 
 log = structlog.get_logger()
 
+_NAMED = 3  # tables with something to say of their verification, in one sentence
 _STUCK = 15.0  # seconds beyond the request's deadline without a sign of the relay's loop
 
 
@@ -172,6 +174,7 @@ class Report:
     def status(self) -> dict[str, Any]:
         """What `/api/status` shows."""
         status, breaker, copies = self.relay.status, self.judge.breaker, self.copies()
+        verifications = self.verifications()
         self.judge.look()
         worth = self.judge.worth
         lag, backlog = self.metrics.lag.seconds(), self.metrics.lag.backlog()
@@ -185,6 +188,7 @@ class Report:
                 status.held_keys,
                 disabled=worth.because if worth.mode is Mode.DISABLED else None,
                 copies=copies,
+                verifications=verifications,
             ),
             "relay": self.name,
             "state": status.state,
@@ -201,9 +205,7 @@ class Report:
             "applied_changes": status.applied,
             "held_keys": status.held_keys,
             "copies": copies,
-            "verifications": [
-                {**one, "through": iso(one["through"]), "began": iso(one["began"])} for one in self.verifications()
-            ],
+            "verifications": dated(verifications),
             "last_applied": iso(status.last_applied),
             "heartbeat": heartbeat(status.pulse.written, status.pulse.arrived, status.pulse.seconds),
             "cursor": {"snapshot": status.cursor.snapshot, "floor_id": status.cursor.floor_id}
@@ -225,7 +227,7 @@ class Report:
 
 def verdict(
     state: str, problem: str | None, lag: float, backlog: int, held: int = 0, *, disabled: str | None = None,
-    copies: Sequence[Mapping[str, Any]] = (),
+    copies: Sequence[Mapping[str, Any]] = (), verifications: Sequence[Mapping[str, Any]] = (),
 ) -> str:  # fmt: skip
     """One sentence a person can act on."""
     letters = f"; {held} row{'s' * (held > 1)} held as dead letters: `outboxd dead-letters list`" if held else ""
@@ -234,6 +236,7 @@ def verdict(
             letters += f"; {copy['table']} is out, the others flow: {copy['reason']}"
         elif copy["state"] == "copying":
             letters += f"; copying {copy['table']}: {copy['rows']} rows"
+    letters += "".join(f"; {said}" for said in unequal(verifications))
     waiting = f"{backlog} changes wait safely in Postgres" if backlog else "nothing waits"
     if disabled:
         return f"disabled: {disabled}; captures go on, {waiting}{letters}"
@@ -244,6 +247,26 @@ def verdict(
     if backlog:
         return f"catching up: {backlog} changes, {lag:.1f} s behind{letters}"
     return f"in sync{letters or ': nothing needs you'}"
+
+
+def unequal(verifications: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What verification has found that a person should know, worst first."""
+    said = []
+    for one in verifications:
+        drift = sum((one["drift"] or {}).values())
+        if drift:
+            rows = f"{drift} row{'s' * (drift > 1)} of {one['table']} differ{'s' * (drift == 1)}"
+            said.append((-drift, f"{rows}: `outboxd verify {shlex.quote(one['table'])} --repair`"))
+        if one["state"] == "failed":
+            said.append((0, f"{one['table']} could not be compared: {one['reason']}"))
+    said.sort()
+    left = len(said) - _NAMED
+    return [text for _, text in said[:_NAMED]] + ([f"{left} more: `outboxd verify`"] if left > 0 else [])
+
+
+def dated(verifications: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """With times as a person reads them."""
+    return [{**one, "through": iso(one["through"]), "began": iso(one["began"])} for one in verifications]
 
 
 def heartbeat(written: float | None, arrived: float | None, seconds: float | None) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ Knows what to ask and how to join the answers. Changes nothing.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -19,10 +19,11 @@ from daemon.leaders import Company
 from daemon.main import NAME, open_door
 from daemon.mode import Facts, Mode, Worth, judge
 from daemon.reload import sentence
-from daemon.report import heartbeat, verdict
+from daemon.report import dated, heartbeat, verdict
 from daemon.settings import Settings
 from daemon.source import Source
 from daemon.target import Target
+from daemon.verification import Verification, known, shown
 from outbox import Cursor
 
 
@@ -49,7 +50,13 @@ async def look(loaded: Loaded) -> dict[str, Any]:
         seen["copies"] = [copy for copy in seen.get("copies", ()) if copy["table"] in watched]
         seen |= {"backlog_changes": backlog, "lag_seconds": round(age, 3)}
         seen |= await _company(source, pooled=loaded.settings.looks_pooled or _pooled(seen))
-        seen["verdict"] = verdict(state, problem, age, backlog, held, disabled=disabled, copies=seen.get("copies", ()))
+        passes = (
+            [shown(table, told.passes.get(table)) for table in sorted(watched)] if told.worth.mode is Mode.FULL else []
+        )
+        seen["verifications"] = dated(passes)
+        seen["verdict"] = verdict(
+            state, problem, age, backlog, held, disabled=disabled, copies=seen["copies"], verifications=passes
+        )
     except DaemonError as exc:
         away.append("source")
         seen["source"] = str(exc)
@@ -83,6 +90,7 @@ class _Told:
     cursor: Cursor | None
     more: dict[str, Any]
     heartbeat: dict[str, Any] | None = None
+    passes: Mapping[str, Verification] = field(default_factory=dict)
 
 
 async def _of_target(loaded: Loaded) -> _Told:
@@ -101,7 +109,8 @@ async def _of_target(loaded: Loaded) -> _Told:
     held = len(answer.more.get("held", ()))
     copies = [copy for copy in answer.more.get("copies", ()) if copy["state"] != "done"]
     more = {"epoch": standing.epoch, "batch_no": standing.batch_no, "held_keys": held, "copies": copies}
-    return _Told(Worth(Mode.FULL), standing.cursor, more, _heartbeat(answer.more.get("heartbeat") or {}))
+    passes = {table: record for table, (record, _) in known(answer.more.get("verifications", ())).items()}
+    return _Told(Worth(Mode.FULL), standing.cursor, more, _heartbeat(answer.more.get("heartbeat") or {}), passes)
 
 
 def _heartbeat(kept: Mapping[str, float]) -> dict[str, Any] | None:

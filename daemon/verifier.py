@@ -97,7 +97,11 @@ class Verifier:
         """Seconds until there is something to compare; None: there is nothing."""
         if self.stopping or not (self._suspects or self._unsaved or self._candidates()):
             return None
-        return max(0.0, self._paced - self._clock())
+        return max(0.0, self._paced - self._clock()) if self._waits() else 0.0
+
+    def _waits(self) -> bool:
+        """Does the pace hold back what is next? Not what somebody has asked for, which goes before what is not."""
+        return self._suspects is not None or not any(one.asked for one in self._candidates().values())
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -107,7 +111,7 @@ class Verifier:
         if now >= self._looked + _LOOK:
             self._looked = now
             self.wanted = {one[0]: Wanted(*one) for one in await self._source.ask("verify_wanted")}
-        if self.stopping or self._under_way or now < self._paced:
+        if self.stopping or self._under_way or (now < self._paced and self._waits()):
             return None
         if self._suspects is not None and self.absent(self._suspects.then.table):
             self._suspects = None
@@ -117,7 +121,8 @@ class Verifier:
         elif self._suspects is not None:
             look = self._look_again(self._suspects)
         else:
-            record = choose(list(self._candidates().values()), self.order)
+            candidates = list(self._candidates().values())
+            record = choose([one for one in candidates if one.asked] or candidates, self.order)
             if record is None:
                 return None
             look = self._look_at(record) if record.step == "rows" else await self._look_beyond(record)

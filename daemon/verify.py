@@ -1,0 +1,132 @@
+"""`outboxd verify`: what has come of the passes through tables that were asked for, and what to do about it.
+
+Knows the target's records of passes and copies. Knows nothing of printing. Pure.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from daemon.copies import Copy
+from daemon.copies import known as copies_known
+from daemon.errors import Kind, Refusal, TargetError
+from daemon.verification import KINDS, Verification
+from daemon.verification import known as passes_known
+
+State = Literal["equal", "differs", "failed", "out", "copying"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of one table. `through`: what had committed by then (Unix time) is equal but for what is counted here; None: it has
+    never been compared as a whole. `samples`: some of the rows that differ, by key; no values."""
+
+    table: str
+    state: State
+    rows: int = 0
+    missing: int = 0
+    different: int = 0
+    extra: int = 0
+    held: int = 0
+    repaired: int = 0
+    repair: bool = False
+    through: float | None = None
+    reason: str | None = None
+    samples: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def drift(self) -> int:
+        """Rows that differ."""
+        return self.missing + self.different + self.extra
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far it is: what has ended, and the passes under way."""
+
+    outcomes: Mapping[str, Outcome]
+    running: Sequence[Verification]
+
+    @property
+    def rows(self) -> int:
+        """Rows that have been compared."""
+        return sum(one.rows for one in self.outcomes.values()) + sum(one.rows for one in self.running)
+
+    @property
+    def beyond(self) -> bool:
+        """Are all rows of the source compared, and those looked for that the target has beyond them?"""
+        return bool(self.running) and all(one.step == "extra" for one in self.running)
+
+
+def progress(answer: Mapping[str, Any], wishes: Mapping[str, int]) -> Progress:
+    """What the target says of the passes that were asked for. Nothing while it says nothing."""
+    if answer and "verifications" not in answer:
+        said = "schema outboxd on the target cannot compare tables: run `outboxd setup target` with this version"
+        raise TargetError(Kind.CONTRACT, said, Refusal("OB008", message=said))
+    passes = {table: one for table, (one, _) in passes_known(answer.get("verifications", ())).items()}
+    copies = copies_known(answer.get("copies", ()))
+    outcomes, running = {}, []
+    for table, wish in wishes.items():
+        record, copy = passes.get(table), copies.get(table)
+        mine = record is not None and record.wish >= wish
+        if record is not None and mine and record.state != "running":
+            outcomes[table] = _ended(record)
+        elif copy is not None and copy.state in {"out", "copying"}:
+            outcomes[table] = _kept_from(copy, record)
+        elif record is not None and mine:
+            running.append(record)
+    return Progress(outcomes, running)
+
+
+def _ended(record: Verification) -> Outcome:
+    state: State = "failed" if record.state == "failed" else "differs" if record.drift else "equal"
+    counts = {name: getattr(record, name) for name in ("rows", *KINDS, "held", "repaired", "repair")}
+    return Outcome(
+        record.table, state, **counts, through=_through(record), reason=record.reason, samples=record.samples
+    )  # fmt: skip
+
+
+def _kept_from(copy: Copy, record: Verification | None) -> Outcome:
+    """What is out, or not yet copied as a whole, is not compared: most of it would differ."""
+    state: State = "out" if copy.state == "out" else "copying"
+    return Outcome(copy.table, state, through=_through(record), reason=copy.reason)
+
+
+def _through(record: Verification | None) -> float | None:
+    return float(record.last["began_at"]) if record is not None and record.last else None
+
+
+def advice(one: Outcome) -> str | None:
+    """One sentence of what to do; None: nothing."""
+    name = shlex.quote(one.table)
+    if one.state == "out":
+        return f"{one.table} is out: {one.reason}; once that is mended it is copied, and then compared, by itself"
+    if one.state == "copying":
+        return (
+            f"{one.table} is being copied: once that is done it is compared by itself (`outboxd status`), or ask again"
+        )
+    if one.state == "failed":
+        return f"{one.table} could not be compared: {one.reason}"
+    said = []
+    if one.state == "differs" and one.repair:
+        said.append(f"{_differ(one)} after being written again: `outboxd check` names triggers there that change rows")
+    elif one.state == "differs":
+        said.append(
+            f"{_differ(one)}: `outboxd verify {name} --repair` writes {'it' if one.drift == 1 else 'them'} again"
+        )
+    if one.held:
+        said.append(
+            f"{one.held} row{'s' * (one.held > 1)} of {one.table} wait{'s' * (one.held == 1)} as dead letters: "
+            "`outboxd dead-letters list`"
+        )
+    return "; ".join(said) or None
+
+
+def _differ(one: Outcome) -> str:
+    return f"{one.drift} row{'s' * (one.drift > 1)} of {one.table} differ{'s' * (one.drift == 1)}"
+
+
+def told(one: Outcome, through: str | None) -> dict[str, Any]:
+    """For a program. `through` as it is written."""
+    return {**asdict(one), "drift": one.drift, "through": through, "samples": list(one.samples)}
