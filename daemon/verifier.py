@@ -97,11 +97,7 @@ class Verifier:
         """Seconds until there is something to compare; None: there is nothing."""
         if self.stopping or not (self._suspects or self._unsaved or self._candidates()):
             return None
-        return max(0.0, self._paced - self._clock()) if self._waits() else 0.0
-
-    def _waits(self) -> bool:
-        """Does the pace hold back what is next? Not what somebody has asked for, which goes before what is not."""
-        return self._suspects is not None or not any(one.asked for one in self._candidates().values())
+        return max(0.0, self._paced - self._clock())
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -111,7 +107,7 @@ class Verifier:
         if now >= self._looked + _LOOK:
             self._looked = now
             self.wanted = {one[0]: Wanted(*one) for one in await self._source.ask("verify_wanted")}
-        if self.stopping or self._under_way or (now < self._paced and self._waits()):
+        if self.stopping or self._under_way or now < self._paced:
             return None
         if self._suspects is not None and self.absent(self._suspects.then.table):
             self._suspects = None

@@ -1,4 +1,4 @@
-"""What somebody asks for goes before passes by the clock, and is not held back by their pace."""
+"""What somebody asks for goes before passes by the clock, and is not slowed down as they are."""
 
 import asyncio
 
@@ -15,18 +15,19 @@ async def until(parts: Parts, table: str, state: str) -> None:
 
 
 async def test_a_table_that_is_asked_for_does_not_wait_for_a_pass_by_the_clock(pair: Pair) -> None:
-    """At one row a second the first table would take more than a minute."""
+    """The first table has one row in a fifth of a second."""
     pair.create("; ".join(f"create table {table} (id int primary key)" for table in TABLES), *TABLES)
     pair.write(*(f"insert into {table} select generate_series(1, 70)" for table in TABLES))
     async with pair.relay() as parts:
         await parts.relay.drain()
         verifier = parts.relay.verifier
-        verifier.every, verifier.rate = 3600.0, 1.0
+        verifier.every, verifier.rate = 3600.0, 5.0
         await until(parts, "public.early", "running")
+        before = verifier.records["public.early"].rows
         with pair.source.connect() as source:
             source.execute("select outbox.ask_verification('public.late')")
         verifier.ring()
         await until(parts, "public.late", "done")
         assert (verifier.records["public.late"].rows, verifier.records["public.late"].asked) == (70, True)
-        assert verifier.records["public.early"].state == "running", "it goes on later"
+        assert verifier.records["public.early"].rows <= before + 2, "it goes on later"
         assert verifier.due_in() is not None
