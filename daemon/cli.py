@@ -306,7 +306,9 @@ def _show_passes(passes: Sequence[Mapping[str, Any]]) -> None:
     for one in passes:
         drift = sum((one["drift"] or {}).values())
         now = one["so_far"]
-        state = {"done": "", "never": "", "running": f"{now['rows'] if now else 0} rows so far"}.get(one["state"], one["state"])
+        state = {"done": "", "never": "", "running": f"{now['rows'] if now else 0} rows so far"}.get(
+            one["state"], one["state"]
+        )
         counts = ["-" if one[name] is None else str(one[name]) for name in ("rows", "held")]
         rows.append((one["table"], one["through"] or "never", counts[0], "-" if one["drift"] is None else str(drift),
                      counts[1], f"{state}: {one['reason']}" if one["reason"] else state))  # fmt: skip

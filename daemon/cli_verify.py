@@ -61,8 +61,14 @@ def _show(found: Sequence[Outcome]) -> None:
             click.echo(f"\n{one.table}: {one.drift} differ, {len(one.samples)} shown")
             for row in one.samples:
                 click.echo(f"  {row['kind']:<9}  {row['key']}  {', '.join(row['columns'])}".rstrip())
-    sentences = [said for one in found if (said := advice(one))]
-    say("\n" + ("\n".join(sentences) or "every row is equal"))
+    say("\n" + "\n".join([said for one in found if (said := advice(one))] or [_all_well(found)]))
+
+
+def _all_well(found: Sequence[Outcome]) -> str:
+    since = min(found, key=lambda one: one.through or 0.0)
+    repaired = sum(one.repaired for one in found)
+    again = f", {repaired} of them after being written again" if repaired else ""
+    return f"every row is equal{again}, of all that had committed by {_when(since)}"
 
 
 def _cells(one: Outcome) -> tuple[str, ...]:

@@ -87,6 +87,13 @@ class Stage:
             raise RuntimeError(f"outboxd did not start: {self.outboxd.last_words()}")
         return self.outboxd
 
+    def start_verify(self) -> Outboxd:
+        """`outboxd verify`, beside the daemon; it ends by itself."""
+        command = Outboxd(self.folder, {"source_dsn": self.source_dsn, **self._way_to_target()}, name="verify")
+        self._stack.callback(command.stop)
+        command.start(("verify",))
+        return command
+
     def take_supabase_away(self) -> None:
         if self.supabase:
             self.supabase.stop_postgrest()

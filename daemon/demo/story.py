@@ -64,7 +64,7 @@ class Story:
         self._writer.stop()
         say("\nThe application stops; what it wrote last still travels.")
         self._watch(0, lambda sight: sight.waiting == 0)
-        equal = self._compare()
+        equal = self._compare() and self._verify()
         self._sum_up()
         if keep:
             self._stay()
@@ -166,6 +166,17 @@ class Story:
         with connect(self._stage.source_dsn) as source, connect(self._stage.target_dsn) as target:
             tables = [compare(source, target, table) for table in TABLES]
         return narrator.comparison(tables)
+
+    def _verify(self) -> bool:
+        title("\nAnd by outboxd's own word, which you can have while rows are being written, too: `outboxd verify`")
+        command, deadline = self._stage.start_verify(), time.monotonic() + _PATIENCE
+        while command.returncode is None:
+            self._curtain.wait(0.1)
+            if time.monotonic() > deadline:
+                raise Failed(f"outboxd verify does not end: {command.last_words()}")
+        for line in filter(str.strip, command.log.read_text("utf-8").splitlines()):
+            say(f"  {line}")
+        return command.returncode == 0
 
     def _sum_up(self) -> None:
         title("\nIn short:")

@@ -90,6 +90,8 @@ def test_the_whole_story_and_what_keep_leaves_running(stage: Path) -> None:
         assert sum(int(source) == int(target) > 0 for _, source, target in EQUAL.findall(told)) == 4
         assert re.search(r"waiting +[1-9]\d* +lag +\d+\.\d\d s +breaker open", told)
         assert "Every row is equal." in told
+        verified = re.findall(r'^  public\."\w+" +(\d+) +yes +0 ', told[told.index("`outboxd verify`") :], re.MULTILINE)
+        assert verified == [source for _, source, _ in sorted(EQUAL.findall(told))]
         assert re.search(r"^  breaker +closed → open → half_open → closed", told, re.MULTILINE)
         assert "\x1b" not in told  # plain lines: this is no terminal
         stories = re.search(r"curl -s '(\S+)' -H 'apikey: (\S+)'", told)
