@@ -12,7 +12,7 @@ from typing import Any
 
 from daemon.breaker import BreakerOpen
 from daemon.configuration import Loaded
-from daemon.errors import DaemonError, Kind, TargetError
+from daemon.errors import DaemonError, Kind, SourceUnavailable, TargetError
 from daemon.main import Daemon
 from daemon.metrics import Metrics
 from daemon.settings import Settings
@@ -42,12 +42,15 @@ async def follow(
     try:
         await daemon.bell.connect()
         alone = await daemon.bell.try_lead()
+        if not alone:
+            await daemon.bell.close()  # this is no standby
         async with _turning(daemon) if alone else _watching() as turning:
             estimates = {row[0]: int(row[4]) for row in await daemon.gauges.ask("copy_wanted")}
             well = time.monotonic()
             while True:
                 answer, trouble = await _asked(daemon)
-                seen = Seen(answer, estimates, alone, _of_relay(daemon) or trouble)
+                trouble = (_of_relay(daemon) if alone else await _unled(daemon)) or trouble
+                seen = Seen(answer, estimates, alone, trouble)
                 yield seen
                 if ended(seen):
                     return
@@ -89,11 +92,20 @@ async def _watching() -> AsyncIterator["asyncio.Task[None] | None"]:
 def _of_relay(daemon: Daemon) -> str | None:
     """What keeps the relay of this process from going on. Raises when only a person can mend it."""
     status = daemon.relay.status
-    if not daemon.keeper.leads or status.problem is None or status.problem_kind == "target_restored":
+    if status.problem is None or status.problem_kind == "target_restored":
         return None
     if status.state == "paused":
         raise DaemonError(status.problem)
     return status.problem
+
+
+async def _unled(daemon: Daemon) -> str | None:
+    """Does nobody lead any more?"""
+    try:
+        leads = any(row[2] for row in await daemon.gauges.ask("leaders"))
+    except (BreakerOpen, SourceUnavailable) as exc:
+        return str(exc)
+    return None if leads else "the daemon is gone: what was asked for is done when one leads again, or ask once more"
 
 
 async def _asked(daemon: Daemon) -> tuple[Mapping[str, Any], str | None]:

@@ -144,6 +144,22 @@ def test_a_command_that_is_interrupted_leaves_the_daemon_at_it(stories: Pair, st
 
 
 @pytest.mark.parametrize("stories", ["direct"], indirect=True)
+def test_a_command_whose_daemon_goes_says_so_and_sees_the_next_one_do_it(stories: Pair, start: Start) -> None:
+    outboxd = streaming(start(stories.settings))
+    with stories.target.connect(autocommit=False) as blocking:
+        blocking.execute("""lock table "Story" in access exclusive mode""")
+        command = start(stories.settings, "verify", "public.Story")
+        wait_until(lambda: passed(stories)[0] == "running")
+        wait_until(lambda: "the daemon that runs compares" in command.last_words())
+        assert Cli(stories.settings)("status", "--json").json()["standbys"] == [], "a command that watches is none"
+        outboxd.kill()
+        wait_until(lambda: "waiting: the daemon is gone" in command.last_words())
+        streaming(start(stories.settings))
+    assert ended(command) == 0
+    assert "every row is equal" in command.last_words()
+
+
+@pytest.mark.parametrize("stories", ["direct"], indirect=True)
 def test_a_table_that_is_out_or_being_copied_is_not_compared_and_says_so(stories: Pair, start: Start) -> None:
     outboxd, cli = streaming(start({**stories.settings, "copy_rows_per_second": "10"})), Cli(stories.settings)
     stories.ask(stories.source, f"""select outbox.ask_copy('{STORY}')""")
