@@ -46,7 +46,7 @@ async def watched(settings: "Settings", work: Work, *, patience: float = float("
                 length=max(1, work.most(seen)), file=sys.stderr, item_show_func=_text, show_eta=True
             )
             bar.__enter__()
-        if seen.trouble and seen.trouble != trouble:
+        if seen.trouble and not trouble:
             _aside(f"waiting: {seen.trouble}")
         trouble = seen.trouble
         now, rows = time.monotonic(), work.rows(seen)
