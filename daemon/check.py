@@ -308,7 +308,9 @@ def _mirror(name: str, mirror: Row, sent: Mapping[str, str] | None, role: str) -
     required = [c["name"] for c in mirror["columns"] if c["required"] and sent is not None and c["name"] not in sent]
     grants = mirror["missing_grants"]
     loose = [kind for kind in mirror["key_types"] or [] if kind in _LOOSE_KEYS]
+    schema = mirror.get("missing_usage")
     findings: list[tuple[bool, Level, str, str]] = [
+        (bool(schema), "FAIL", f"{role} may not use schema {schema}", f"grant usage on schema {schema} to {role};"),
         (bool(grants), "FAIL", f"{role} may not {', '.join(grants)}", f"grant {', '.join(grants).lower()} on {target} to {role};"),
         (not mirror["key_is_unique"], "FAIL", f"({', '.join(mirror['key'])}) is no unique, not deferrable key of {target}",
          f"alter table {target} add primary key ({', '.join(map(quote, mirror['key']))});"),

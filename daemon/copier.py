@@ -211,10 +211,13 @@ class Copier:
         """Is one table to blame for what failed? Then it is out, and the others may go on."""
         if isinstance(exc, CaptureLost):
             return self._put_out(exc.table, str(exc))
-        if isinstance(exc, TargetError) and exc.kind is Kind.CONTRACT and exc.refusal.sqlstate not in _ALL:
-            table = exc.refusal.table
-            step = f"`outboxd schema plan {shlex.quote(table or '')}` names the step"
-            return table is not None and self._put_out(table, f"{advice(exc.kind, exc.refusal)}; {step}")
+        if not isinstance(exc, TargetError) or (table := exc.refusal.table) is None:
+            return False
+        reason = advice(exc.kind, exc.refusal)
+        if exc.kind is Kind.AUTH:  # a missing right; one that the door itself lacks names no table
+            return self._put_out(table, reason)
+        if exc.kind is Kind.CONTRACT and exc.refusal.sqlstate not in _ALL:
+            return self._put_out(table, f"{reason}; `outboxd schema plan {shlex.quote(table)}` names the step")
         return False
 
     def _put_out(self, table: str, reason: str) -> bool:

@@ -146,4 +146,6 @@ def misfit(name: str, described: Mapping[str, Any], columns: Collection[str]) ->
         return f"the target table {mirror['target']} has no column {', '.join(missing)}"
     if not mirror["key_is_unique"]:
         return f"({', '.join(mirror['key'])}) is no unique key of {mirror['target']}"
+    if mirror.get("missing_usage") or mirror["missing_grants"] or mirror["hides_rows"]:
+        return f"a right is missing on the target table {mirror['target']}"
     return None

@@ -34,6 +34,14 @@ begin
 end
 $$;
 
+-- The table of a mirror, or null. From the catalogue: to_regclass raises where the door may not use the table's schema.
+create or replace function outboxd.place_of(m outboxd.mirror) returns oid
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = m.target_schema and c.relname = m.target_table
+$$;
+
 -- The mirror of a table, or an error whose text names the statement that would allow it.
 create or replace function outboxd.mirror_of(name text) returns outboxd.mirror
 language plpgsql stable

@@ -37,6 +37,21 @@ begin
 end
 $$;
 
+-- What the role that owns the door lacks to use what is outboxd's own: the statement that gives it, or null.
+create or replace function outboxd.missing_own_right() returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format('grant %s to %I', lacks, current_user)
+    from (select format('all on table %s', k.oid::regclass) from pg_class k
+           where k.relnamespace = 'outboxd'::regnamespace and k.relkind in ('r', 'p')
+             and exists (select from unnest(array['select', 'insert', 'update', 'delete']) p where not has_table_privilege(k.oid, p))
+          union all
+          select format('execute on function %s', f.oid::regprocedure) from pg_proc f
+           where f.pronamespace = 'outboxd'::regnamespace and not has_function_privilege(f.oid, 'execute')) own(lacks)
+   limit 1
+$$;
+
 -- What the role that owns the door lacks to write a mirror: the statement that gives it, or null.
 create or replace function outboxd.missing_right(name text) returns text
 language sql stable
@@ -45,9 +60,14 @@ as $$
   select case
       when not has_schema_privilege(k.relnamespace, 'usage') then format('grant usage on schema %s to %I', k.relnamespace::regnamespace, current_user)
       when p.missing is not null then format('grant %s on %s to %I', p.missing, k.oid::regclass, current_user)
-      when k.relrowsecurity then format('row level security of %s applies to %I: alter role %I bypassrls', k.oid::regclass, current_user, current_user) end
+      when k.relrowsecurity and not r.rolsuper and not r.rolbypassrls and (k.relforcerowsecurity or not pg_has_role(k.relowner, 'usage'))
+        then format('row level security of %s applies to %I: alter role %I bypassrls', k.oid::regclass, current_user, current_user)
+      else format('%I may not do something that writing %s takes: see to what its triggers%s, defaults and types need', current_user, k.oid::regclass,
+             (select ' (' || string_agg(distinct t.tgfoid::regprocedure::text, ', ') || ')' from pg_trigger t
+               where t.tgrelid = k.oid and not t.tgisinternal and t.tgenabled in ('O', 'A'))) end
     from outboxd.mirror m
-    join pg_class k on k.oid = to_regclass(format('%I.%I', m.target_schema, m.target_table))
+    join pg_class k on k.oid = outboxd.place_of(m)
+    join pg_roles r on r.rolname = current_user
    cross join lateral (select string_agg(p, ', ') as missing from unnest(array['select', 'insert', 'update', 'delete']) p
                         where not has_table_privilege(k.oid, p)) p
    where m.table_name = name
@@ -62,7 +82,7 @@ as $$
   select 'a trigger names something without its schema, which the door does not look into: '
          || string_agg(distinct format('alter function %s set search_path = %I, pg_temp', t.tgfoid::regprocedure, m.target_schema), '; ')
     from outboxd.mirror m
-    join pg_trigger t on t.tgrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table)) and not t.tgisinternal and t.tgenabled in ('O', 'A')
+    join pg_trigger t on t.tgrelid = outboxd.place_of(m) and not t.tgisinternal and t.tgenabled in ('O', 'A')
     join pg_proc p on p.oid = t.tgfoid
     join pg_language l on l.oid = p.prolang and l.lanname <> 'c'
    where m.table_name = name and not exists (select from unnest(p.proconfig) s where s like 'search_path=%')
@@ -80,15 +100,18 @@ as $$
 $$;
 
 -- Why a batch was refused. Postgres' own texts, and names that a trigger may have made up, can carry values of
--- the row (promise I10): only our own sentences travel, and names that the catalogue knows.
+-- the row (promise I10): only our own sentences travel, and names that the catalogue knows. A missing right is the
+-- matter of one table, unless the door lacks one that is its own (OB009).
 create or replace function outboxd.refused(
-  c outboxd.cursor, gear int, at text, state text, message text, schema_name text, table_name text, column_name text, constraint_name text) returns json
+  c outboxd.cursor, gear int, at text, state text, message text, context text, schema_name text, table_name text, column_name text, constraint_name text) returns json
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
   select outboxd.answer('refused', c, json_build_object(
-      'sqlstate', state, 'gear', gear, 'table', n.name,
-      'message', case when state like 'OB%' then message when state = '42501' then outboxd.missing_right(n.name)
+      'sqlstate', case when own is null then state else 'OB009' end, 'gear', gear, 'table', case when own is null then n.name end,
+      'message', case when own is not null then 'function outboxd lacks a right of its own on the target: ' || own
+                      when state like 'OB%' then case when outboxd.is_ours(context) then message end
+                      when state = '42501' then outboxd.missing_right(n.name)
                       when state in ('42P01', '42703', '42704', '42883') then outboxd.blind_triggers(n.name) end,
       'constraint', (select k.relname from pg_class k where k.relname = refused.constraint_name and k.relkind in ('i', 'I')
                       union select k.conname from pg_constraint k where k.conname = refused.constraint_name limit 1),
@@ -96,7 +119,8 @@ as $$
                   where k.relnamespace::regnamespace::text = quote_ident(refused.schema_name) and k.relname = refused.table_name
                     and a.attname = refused.column_name)))
     from (select coalesce((select m.table_name from outboxd.mirror m
-                            where m.target_schema = refused.schema_name and m.target_table = refused.table_name limit 1), at) as name) n
+                            where m.target_schema = refused.schema_name and m.target_table = refused.table_name limit 1), at) as name) n,
+         (select case when state = '42501' then outboxd.missing_own_right() end as own) o
 $$;
 
 -- The keys a relay holds: [table, key], the key as its text.
@@ -346,7 +370,7 @@ begin
   end loop;
 
   if state is not null then
-    return outboxd.refused(c, gear, at, state, case when outboxd.is_ours(context) then message end, wrong_schema, wrong_table, wrong_column, wrong_constraint);
+    return outboxd.refused(c, gear, at, state, message, context, wrong_schema, wrong_table, wrong_column, wrong_constraint);
   end if;
   if marks then
     beat := outboxd.note_held(c.relay, parts);

@@ -7,7 +7,7 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
   with mirrors as (
-    select m.*, to_regclass(format('%I.%I', m.target_schema, m.target_table)) as oid from outboxd.mirror m
+    select m.*, outboxd.place_of(m) as oid from outboxd.mirror m
   )
   select json_build_object(
     'version', current_setting('server_version_num')::int,
@@ -31,6 +31,7 @@ as $$
                       from pg_attribute a where a.attrelid = m.oid and a.attnum > 0 and not a.attisdropped),
         'missing_grants', (select coalesce(json_agg(p), '[]') from unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p
                             where m.oid is not null and not has_table_privilege(m.oid, p)),
+        'missing_usage', (select k.relnamespace::regnamespace from pg_class k where k.oid = m.oid and not has_schema_privilege(k.relnamespace, 'usage')),
         'hides_rows', (select c.relrowsecurity and not r.rolsuper and not r.rolbypassrls
                               and (c.relforcerowsecurity or not pg_has_role(c.relowner, 'usage'))
                          from pg_class c, pg_roles r where c.oid = m.oid and r.rolname = current_user),
@@ -106,7 +107,7 @@ begin
     when 'rebase' then outboxd.rebase(header)
     when 'cursor' then outboxd.ask(header ->> 'relay')
     when 'describe' then outboxd.answer('described', null, outboxd.describe())
-    when 'extra' then outboxd.answer('extra', null, outboxd.extra(header ->> 'relay', header ->> 'table', header ->> 'place'))
+    when 'extra' then outboxd.look_for_extra(header ->> 'relay', header ->> 'table', header ->> 'place')
     when 'keys' then outboxd.answer('keys', null, outboxd.keys_after(header ->> 'table', (header ->> 'after')::json, (header ->> 'most')::int)) end;
 end
 $$;

@@ -124,7 +124,7 @@ begin
         at := parts[of_part[l]]::json ->> 'table';
         reason := array[at, state, schema_is, table_is, column_is, constraint_is];
         if reason is distinct from known then  -- mostly the one before was refused for the same
-          said := outboxd.refused(null, 1, at, state, null, schema_is, table_is, column_is, constraint_is) -> 'more';
+          said := outboxd.refused(null, 1, at, state, null, null, schema_is, table_is, column_is, constraint_is) -> 'more';
           known := reason;
         end if;
         whys[n] := said;
@@ -151,8 +151,8 @@ begin
   end if;
   select c.table_name as child, p.table_name as parent, f.conkey, f.conrelid, f.confkey, f.confrelid into k
     from pg_constraint f
-    join outboxd.mirror c on to_regclass(format('%I.%I', c.target_schema, c.target_table)) = f.conrelid
-    join outboxd.mirror p on to_regclass(format('%I.%I', p.target_schema, p.target_table)) = f.confrelid
+    join outboxd.mirror c on outboxd.place_of(c) = f.conrelid
+    join outboxd.mirror p on outboxd.place_of(p) = f.confrelid
    where f.contype = 'f' and f.conname = why ->> 'constraint' and own in (c.table_name, p.table_name)
    order by (c.table_name = own) desc limit 1;
   if not found then

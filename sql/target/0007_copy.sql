@@ -102,4 +102,21 @@ begin
 end
 $$;
 
+-- The same as an answer; whatever is the matter with the table concerns that table.
+create or replace function outboxd.look_for_extra(relay_name text, name text, place text) returns json
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  state   text;
+  message text;
+  context text;
+begin
+  return outboxd.answer('extra', null, outboxd.extra(relay_name, name, place));
+exception when others then
+  get stacked diagnostics state = returned_sqlstate, message = message_text, context = pg_exception_context;
+  return outboxd.refused(null, 1, name, state, message, context, null, null, null, null);
+end
+$$;
+
 revoke all on all functions in schema outboxd from public;

@@ -296,6 +296,12 @@ FAULTS = [
         Kind.AUTH,
         "may not call function outboxd",
     ),
+    Fault(
+        "revoke execute on function outboxd.writer_of(outboxd.mirror, json, boolean) from current_user",
+        "grant execute on function outboxd.writer_of(outboxd.mirror, json, boolean) to current_user",
+        Kind.CONTRACT,
+        "function outboxd lacks a right of its own on the target: grant execute on function outboxd.writer_of(outboxd.mirror,json,boolean) to supabase_owner",
+    ),
 ]
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import psycopg
@@ -79,6 +79,18 @@ CONTRACT = {
         r"public\.story is not mapped on the target: select outboxd\.map\('public\.story'\)",
         "select outboxd.map('public.story')",
     ),
+    "right revoked": (
+        "revoke update, delete on story from current_user",
+        "^a right is missing on the target: grant update, delete on public.story to supabase_owner$",
+        "grant update, delete on story to current_user",
+    ),
+    "a trigger lacks a right": (
+        """create table audit (id int); revoke all on audit from current_user;
+        create function note() returns trigger language plpgsql as 'begin insert into public.audit values (new.id); return new; end';
+        create trigger note before insert on story for each row execute function note()""",
+        r"^a right is missing on the target: supabase_owner may not do something .* triggers \(public\.note\(\)\)",
+        "grant insert on audit to current_user",
+    ),
 }
 
 
@@ -111,6 +123,59 @@ async def test_a_table_that_does_not_fit_is_out_until_it_does_and_the_others_flo
         await until(lambda: state(parts) == "done" and same(stories), PATIENCE)
         stories.write("update story set stars = 8 where id = 1")
         await until(lambda: same(stories), PATIENCE)
+
+
+@pytest.fixture
+def unreading(pair: Pair) -> Iterator[None]:
+    """The role that owns the door reads what it was granted, not everything, as a project's own does."""
+    with psycopg.connect(pair.target.superuser_dsn, autocommit=True) as conn:
+        conn.execute("revoke pg_read_all_data from supabase_owner")
+        try:
+            yield
+        finally:
+            conn.execute("grant pg_read_all_data to supabase_owner")
+
+
+@pytest.mark.usefixtures("unreading")
+async def test_a_schema_that_may_not_be_used_puts_its_tables_out_and_no_others(pair: Pair) -> None:
+    """Also a relay that begins then can claim the target, and find rows that the source does not have."""
+    ddl = "create schema away; create table away.story (id int primary key, title text, stars int)"
+    pair.create(ddl, "away.story")
+    pair.create("create table tale (id int primary key)", "tale")
+    pair.write("insert into away.story values (1, 'before', 1)")
+    with psycopg.connect(pair.target.superuser_dsn, autocommit=True) as conn:
+        conn.execute("alter schema away owner to postgres; revoke all on schema away from public, supabase_owner")
+    pair.write("insert into tale values (1)")
+    async with running(pair) as parts:
+        await until(lambda: rows_of(pair, "tale") == [("(1)",)], PATIENCE)
+        await until(lambda: parts.relay.status.state == "streaming", PATIENCE)
+        ((reason, state),) = [(copy["reason"], copy["state"]) for copy in parts.relay.copier.report()]
+        assert (reason, state) == (
+            "a right is missing on the target: grant usage on schema away to supabase_owner",
+            "out",
+        )
+        with psycopg.connect(pair.target.superuser_dsn, autocommit=True) as conn:
+            conn.execute("grant usage on schema away to supabase_owner")
+        await until(lambda: rows_of(pair, "away.story") == [("(1,before,1)",)], PATIENCE)
+
+
+@pytest.mark.usefixtures("unreading")
+async def test_a_right_that_is_lost_while_rows_are_looked_for_that_are_too_many(stories: Pair) -> None:
+    """A copy's last step writes nothing: there, too, the table alone is out."""
+    stories.create("create table tale (id int primary key)", "tale")
+    async with stories.relay() as parts:
+        await parts.relay.drain()
+        with stories.source.connect() as conn:
+            conn.execute("select outbox.ask_copy('public.story')")
+        parts.relay.copier.ring()
+        assert await parts.relay.step()
+        assert parts.relay.copier.copies["public.story"].step == "extra"
+        run(stories, "revoke select on story from current_user")
+        stories.write("insert into tale values (1)")
+        await parts.relay.drain()
+        assert state(parts) == "out"
+        assert parts.relay.copier.report()[0]["reason"].endswith("grant select on public.story to supabase_owner")
+        assert rows_of(stories, "tale") == [("(1)",)]
 
 
 def state(parts: Parts) -> str:
