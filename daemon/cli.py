@@ -226,7 +226,11 @@ def _watched_cells(row: install.Watched) -> tuple[str, ...]:
 
 
 @main.command()
-@click.option("--until-idle", is_flag=True, help="Apply what there is, then exit.")
+@click.option(
+    "--until-idle",
+    is_flag=True,
+    help="Apply what there is and finish what was asked for (copies, verifications), then exit.",
+)
 @click.option("--strict", is_flag=True, help="Exit 78 when Supabase's settings are missing or wrong, do not wait.")
 @click.pass_context
 def run(ctx: click.Context, *, until_idle: bool, strict: bool) -> None:

@@ -100,6 +100,11 @@ class Copier:
         """Seconds until there are rows to be copied; None: there are none."""
         return None if self.stopping or not self._candidates() else max(0.0, self._due - time.monotonic())
 
+    @property
+    def asked(self) -> bool:
+        """Is there something to be copied? A table that is locked is waited for, one that is out is not."""
+        return not self.stopping and bool(self._candidates(locked=True))
+
     async def begin(self) -> Look | None:
         """What to ask next of the source as of a snapshot."""
         now = time.monotonic()
@@ -130,11 +135,11 @@ class Copier:
         else:
             self._put_out(exc.table, str(exc))
 
-    def _candidates(self) -> dict[str, tuple[Copy, bool]]:
-        """Tables of which something is to be copied, and whether that begins with it."""
+    def _candidates(self, *, locked: bool = False) -> dict[str, tuple[Copy, bool]]:
+        """Tables of which something is to be copied, and whether that begins with it. `locked`: also those."""
         found, now = {}, time.monotonic()
         for table, wish in self.wishes.items():
-            if self._busy.get(table, now) > now:
+            if not locked and self._busy.get(table, now) > now:
                 continue
             copy = self.copies.get(table)
             if copy is not None and copy.state == "out":

@@ -205,7 +205,7 @@ class Daemon:
         asyncio.get_running_loop().call_later(_LAST_TURN, abandon)
 
     async def until_idle(self) -> int:
-        """Lead, drain what there is, let go. Returns how many changes were applied."""
+        """Lead, finish what there is, let go. Returns how many changes were applied."""
         await self.bell.connect()
         if not await self.bell.try_lead():
             raise SourceUnavailable("another outboxd leads this relay: it does the work already")
@@ -213,7 +213,7 @@ class Daemon:
         self.relay.lead()
         pings = asyncio.create_task(self.keeper.run())
         try:
-            applied = await self.relay.drain()
+            applied = await self.relay.finish()
             await self.relay.note()  # nobody else will tell the source before long
             return applied
         finally:

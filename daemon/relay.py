@@ -421,6 +421,14 @@ class Relay:
             pass
         return self.status.applied - before
 
+    async def finish(self) -> int:
+        """Drain, and go on until what somebody asked for is done: copies, at their pace, and verifications."""
+        applied = await self.drain()
+        while self.copier.asked or self.verifier.asked:
+            await asyncio.sleep(min(self._due() or self._pace.longest, self._pace.longest))
+            applied += await self.drain()
+        return applied
+
     def _train(self) -> int:
         """Batches of one turn. While something is wrong, one request shows whether it still is."""
         return 1 if self._failures or self._target.breaker.state is not State.CLOSED else _TRAIN
@@ -477,9 +485,7 @@ class Relay:
     async def _rest(self) -> None:
         """Nothing to do: poll a little while, then sleep until a writer rings."""
         pause = self._pace.pause(time.monotonic())
-        dues = [due for due in (self.copier.due_in(), self.verifier.due_in()) if due is not None]
-        if dues:  # at a measured pace
-            due = min(dues)
+        if (due := self._due()) is not None:  # at a measured pace
             await self._wait(min(due, self._pace.longest))
             return
         if pause is None and self._may_sleep() and await self._bell.try_arm():
@@ -508,6 +514,11 @@ class Relay:
             rings = self._may_sleep() and self._bell.connected and not self._bell.pooled
             pause = self._pace.longest if rings else min(0.25, self._timing.poll)
         await self._wait(pause)
+
+    def _due(self) -> float | None:
+        """Seconds until there is something to be copied or compared; None: there is nothing."""
+        dues = [due for due in (self.copier.due_in(), self.verifier.due_in()) if due is not None]
+        return min(dues, default=None)
 
     def _may_sleep(self) -> bool:
         identity = self._source.identity

@@ -99,6 +99,20 @@ class Verifier:
             return None
         return max(0.0, self._paced - self._clock())
 
+    @property
+    def asked(self) -> bool:
+        """Is a pass that somebody asked for to be made, or its end to be told? One through a table that is locked is waited
+        for, one through a table that is out is not."""
+        if self.stopping:
+            return False
+        never = Verification("")
+        for table, wanted in (self.wanted or {}).items():
+            record = self.records.get(table, never)
+            here = record.asked and (record.state == "running" or table in self._unsaved)
+            if (here or wanted.number > record.wish) and not self.absent(table):
+                return True
+        return False
+
     # -- asking ----------------------------------------------------------------------------------------------------
 
     async def begin(self) -> Look | None:

@@ -91,6 +91,40 @@ def test_a_copy_keeps_its_pace_and_changes_do_not_wait_for_it(stories: Pair, sta
     stories.arrives()
 
 
+@pytest.mark.parametrize("stories", ["direct"], indirect=True)
+def test_until_idle_waits_for_a_copy_that_keeps_its_pace(stories: Pair, start: Start) -> None:
+    """What is not written any more is idle, what was asked for and not done is not."""
+    stories.ask(stories.source, """select outbox.ask_copy('public."Story"')""")
+    outboxd = start({**stories.settings, "copy_rows_per_second": "1500"}, "run", "--until-idle")
+    assert ended(outboxd, PATIENCE) == 0
+    assert copied(stories) == ("done", 2000)
+    assert stories.unequal() == []
+
+
+@pytest.mark.parametrize("stories", ["direct"], indirect=True)
+def test_until_idle_does_not_wait_for_a_table_that_is_out(stories: Pair, start: Start) -> None:
+    with stories.target.connect() as conn:
+        conn.execute('alter table "Story" rename to "Tale"')
+    stories.ask(
+        stories.source, """select outbox.ask_copy('public."Story"'), outbox.ask_verification('public."Story"')"""
+    )
+    assert ended(start({**stories.settings, "copy_rows_per_second": "1500"}, "run", "--until-idle"), PATIENCE) == 0
+    assert copied(stories)[0] == "out"
+
+
+@pytest.mark.parametrize("stories", ["direct"], indirect=True)
+def test_until_idle_waits_for_a_verification_that_is_asked_for_and_not_for_those_by_the_clock(
+    stories: Pair, start: Start
+) -> None:
+    """At a row a second the clock's own pass through 2000 stories would take half an hour."""
+    assert ended(start({**stories.settings, "verify_interval": "0"}, "run", "--until-idle")) == 0
+    stories.ask(stories.source, """select outbox.ask_verification('public."Scenario"')""")
+    assert ended(start({**stories.settings, "verify_rows_per_second": "1"}, "run", "--until-idle"), PATIENCE) == 0
+    found = stories.ask(stories.target, "select table_name, state, asked from outboxd.verification order by 1")
+    assert ('public."Scenario"', "done", True) in found
+    assert ('public."Story"', "running", False) in found
+
+
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize("stories", ["rest"], indirect=True)
 def test_killed_in_the_middle_a_copy_goes_on_from_the_targets_record(stories: Pair, start: Start, edge: str) -> None:

@@ -16,6 +16,7 @@ from daemon.target import PostgresDoor
 from tests.integration.test_dead_letters import AT_ONCE, asked, held
 from tests.model.wire import seen as seen_by
 from tests.pairs import Pair, Parts
+from tests.relaying import until, within
 
 KEYS = {
     "bigint": ("id bigint primary key", "id", "n"),
@@ -470,3 +471,22 @@ def test_watch_asks_for_a_copy_of_rows_that_are_there_and_of_none_when_told(pair
         assert conn.execute(wished).fetchall() == []
         conn.execute("select outbox.watch('full_') where set_config('outbox.copy', 'off', false) is not null")
         assert conn.execute(wished).fetchall() == []
+
+
+async def test_what_is_to_be_finished_waits_for_a_table_that_somebody_has_locked(pair: Pair) -> None:
+    """Idle is not done: neither the copy nor a verification that was asked for is given up."""
+    filled(pair)
+    with pair.source.connect() as asking:
+        asking.execute("select outbox.ask_verification('public.story')")
+    async with pair.relay() as parts:
+        with pair.source.connect(autocommit=False) as locking:
+            locking.execute("lock table story in access exclusive mode")
+            finishing = asyncio.create_task(parts.relay.finish())
+            await until(lambda: finishing.done() or "public.story" in parts.relay.copier._busy)
+            turns = parts.relay.turns
+            await until(lambda: finishing.done() or parts.relay.turns > turns + 3)
+            assert not finishing.done()
+        await within(30, finishing)
+        assert parts.relay.copier.copies["public.story"].state == "done"
+        assert parts.relay.verifier.records["public.story"].state == "done"
+    pair.assert_equal("story")
