@@ -152,6 +152,49 @@ def test_nothing_of_outboxd_is_left(stores: tuple[Database, Database], way: str)
     assert [outboxd("setup", side).code for side in SIDES] == [0, 0], "it can come back"
 
 
+@pytest.mark.parametrize(
+    ("side", "dropped"),
+    [
+        ("target", "drop schema outboxd cascade"),
+        ("target", "drop table outboxd.cursor, outboxd.mirror cascade"),
+        ("target", "drop table outboxd.migration"),
+        ("source", "drop table outbox.watched, outbox.held, outbox.change cascade"),
+        ("source", "drop table outbox.migration"),
+    ],
+    ids=["all but the exposed function", "tables", "the version", "the source's tables", "the source's version"],
+)
+def test_what_somebody_has_left_of_half_an_uninstall_goes_as_well(
+    stores: tuple[Database, Database], side: Side, dropped: str
+) -> None:
+    """A schema or a function that was forgotten is something of outboxd, and is named by no table any more."""
+    database = stores[SIDES.index(side)]
+    before = catalogue(database.dsn)
+    outboxd = settled(*stores)
+    with database.connect() as conn:
+        conn.execute(dropped.encode())
+    said = outboxd("uninstall", side)
+    assert (said.code, said.err.splitlines()[-1]) == (
+        2,
+        "error: nothing was done: say --yes to do this without being asked",
+    )
+    said = outboxd("uninstall", side, "--yes")
+    assert (said.code, said.err.splitlines()[-1]) == (0, f"{side}: outboxd is gone")
+    assert catalogue(database.dsn) == before
+    assert outboxd("uninstall", side).err == f"{side}: nothing of outboxd is there\n"
+
+
+def test_a_function_of_the_users_that_is_called_outboxd_is_no_remnant(stores: tuple[Database, Database]) -> None:
+    """What counts is what it calls."""
+    _, target = stores
+    with target.connect() as conn:
+        conn.execute("create function public.outboxd(text) returns text language sql as 'select $1'")
+    outboxd = Cli({"source_dsn": target.dsn, "transport": "postgres", "target_dsn": target.dsn})
+    for side in SIDES:
+        said = outboxd("uninstall", side, "--yes")
+        assert (said.code, said.err) == (0, f"{side}: nothing of outboxd is there\n")
+    assert [entry for entry in catalogue(target.dsn) if entry[1] == "outboxd(text)"], "it stays"
+
+
 def test_what_would_be_lost_is_named_and_nothing_goes_unasked(direct: Pair) -> None:
     """Waiting changes, dead letters, tables; without a terminal and --yes nothing happens."""
     outboxd = Cli(direct.settings)
