@@ -75,6 +75,8 @@ class Keeper:
                 self._failures = 0
                 return self._ping
             unable = None if self.leads else self._unable()
+            if not self.leads:
+                await self._bell.stand_aside(unable is not None)
             if unable:
                 await self._bell.ping()
             elif not self.leads and await self._bell.try_lead():

@@ -1,4 +1,4 @@
-"""Who leads, since when, and who waits: by the names that daemons give to their sessions on the source.
+"""Who leads, since when, who waits, and who cannot lead: by the names that daemons give to their sessions on the source.
 
 Knows how a daemon is called there, and how that is told. Asks nobody: rows of sql/queries/leaders.sql come in.
 """
@@ -28,19 +28,21 @@ class Company:
 
     leader: dict[str, Any] | None = None
     standbys: list[dict[str, Any]] = field(default_factory=list)
+    disabled: list[dict[str, Any]] = field(default_factory=list)  # they wait for Supabase's settings, and cannot lead
 
     def learn(self, rows: Iterable[tuple[Any, ...]]) -> None:
         """Take what leaders.sql answered; nothing, when the source cannot be asked."""
-        self.leader, self.standbys = None, []
-        for name, backend, leads, since in rows:
+        self.leader, self.standbys, self.disabled = None, [], []
+        for name, backend, leads, since, aside in rows:
             known = _SESSION.fullmatch(name)
             who = f"{known[2]}:{known[3]}" if known else name or "a session without a name"
             told = {"who": who, "version": known[1] if known else None, "backend": backend}
             if leads:
                 self.leader = {"who": who, "since": since, **told}
             else:
-                self.standbys.append(told)
+                (self.disabled if aside else self.standbys).append(told)
 
     def told(self, *, pooled: bool) -> dict[str, Any]:
         """For a status. No leader: nobody has the lock."""
-        return {"leader": self.leader or (POOLED if pooled else None), "standbys": [] if pooled else self.standbys}
+        waiting = {"standbys": [] if pooled else self.standbys, "disabled": [] if pooled else self.disabled}
+        return {"leader": self.leader or (POOLED if pooled else None), **waiting}

@@ -65,14 +65,14 @@ async def look(loaded: Loaded) -> dict[str, Any]:
     if away:
         seen["verdict"] = f"{' and '.join(away)} cannot be asked"
     order = ["verdict", "daemon", "mode", "mode_because", "mode_since", "state", "backlog_changes", "lag_seconds"]
-    order += ["leader", "standbys"]
+    order += ["leader", "standbys", "disabled"]
     return {name: seen[name] for name in [*order, *(n for n in seen if n not in order)] if name in seen} | {
         "away": away
     }
 
 
 async def _company(source: Source, *, pooled: bool) -> dict[str, Any]:
-    """Who leads, since when, and who waits."""
+    """Who leads, since when, who waits, and who cannot lead."""
     company = Company()
     company.learn(await source.ask("leaders"))
     return company.told(pooled=pooled)

@@ -22,6 +22,7 @@ from daemon.errors import STANDBY, SourceUnavailable, SourceUnfit
 
 _LOCK_CLASS = 1869968482
 _SINCE_CLASS = _LOCK_CLASS + 1  # a lock that nobody waits for: its number is the time, for sql/queries/leaders.sql
+_ASIDE_CLASS = _LOCK_CLASS + 2  # another: whoever has it cannot lead
 _BELL, _LEADER = 1, 2
 _SQL = {
     # A frozen process pings no more: the server then drops this connection and with it both locks.
@@ -31,6 +32,8 @@ _SQL = {
     # CASE, because `and` may do the second first. Unix time in 32 bits without a sign: good until 2106.
     "lead": "select case when pg_try_advisory_lock(%s, %s) then"
     " pg_try_advisory_lock_shared(%s, extract(epoch from clock_timestamp())::bigint::bit(32)::int) end",
+    "aside": "select pg_try_advisory_lock_shared(%s, 0)",
+    "back": "select pg_advisory_unlock_shared(%s, 0)",
     "arm": "select pg_try_advisory_lock(%s, %s)",
     "disarm": "select pg_advisory_unlock(%s, %s)",
     "ping": "select pg_backend_pid()",
@@ -75,6 +78,7 @@ class Bell:
         self._turn = asyncio.Lock()
         self._rung = asyncio.Event()
         self._watched_fd: int | None = None
+        self._aside = False
         self._backend = 0  # the server process at the other end
         self.on_lost: Callable[[], None] = lambda: None
         self.armed = False
@@ -150,6 +154,12 @@ class Bell:
         """Take the leader's lock if it is free. It is held as long as this connection lives."""
         return self.pooled or bool(await self._command("lead", (_LOCK_CLASS, _LEADER, _SINCE_CLASS)))
 
+    async def stand_aside(self, aside: bool) -> None:
+        """Let others see that this one cannot lead, or again can."""
+        if aside != self._aside and not self.pooled:
+            await self._command("aside" if aside else "back", (_ASIDE_CLASS,))
+            self._aside = aside
+
     async def try_arm(self) -> bool:
         """Take K: from here on writers ring. Read once more before waiting."""
         if self.pooled or not self.connected:
@@ -183,7 +193,7 @@ class Bell:
     async def close(self) -> None:
         """Drop the connection, and with it the locks."""
         self._unwatch()
-        conn, self._conn, self.armed = self._conn, None, False
+        conn, self._conn, self.armed, self._aside = self._conn, None, False, False
         if conn is not None:
             await conn.close()
 

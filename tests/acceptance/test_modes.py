@@ -144,9 +144,10 @@ def test_a_disabled_daemon_looks_again_by_itself(
     assert modes(outboxd) == [(None, "disabled"), ("disabled", "full")]
 
 
-def test_a_disabled_daemon_leaves_the_lead_to_one_that_can(rest: Pair, start: Start) -> None:
-    """Its host was given no key: it waits beside the other, keeps it from nothing, and says that it is not ready."""
-    disabled = start(without(rest, "supabase_key"))
+def test_a_disabled_daemon_leaves_the_lead_to_one_that_can(rest: Pair, start: Start, folder: Path) -> None:
+    """Its host was given no key: it waits beside the other, keeps it from nothing, and says that it is not ready. Whoever
+    counts standbys does not count it, until it has one."""
+    disabled = start({**without(rest, "supabase_key"), "supabase_key_file": str(folder / "key")})
     becomes(disabled, "disabled")
     leader = streaming(start(rest.settings))
     rest.write(STORIES, 3)
@@ -154,6 +155,17 @@ def test_a_disabled_daemon_leaves_the_lead_to_one_that_can(rest: Pair, start: St
     assert mode(disabled) == "disabled"
     assert disabled.get("/readyz")[0] == 503
     assert (measured(leader, "outboxd_leader"), measured(disabled, "outboxd_leader")) == (1, 0)
+    told = Cli(rest.settings)("status", "--json").json()
+    assert (told["standbys"], waiting(told["disabled"])) == ([], [disabled.pid])
+    wait_until(lambda: waiting((leader.status() or {})["disabled"]) == [disabled.pid])
+    put(folder / "key", rest.settings["supabase_key"])
+    disabled.send(signal.SIGHUP)
+    wait_until(lambda: waiting((leader.status() or {})["standbys"]) == [disabled.pid], 60)
+    assert Cli(rest.settings)("status", "--json").json()["disabled"] == []
+
+
+def waiting(told: list[dict[str, Any]]) -> list[int]:
+    return [int(one["who"].rpartition(":")[2]) for one in told]
 
 
 def test_a_key_that_is_exchanged_is_found_after_a_401(

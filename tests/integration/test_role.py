@@ -75,9 +75,9 @@ async def test_the_role_sees_who_leads_and_since_when(source: Database, least: s
     bell, reader = Bell(source.dsn, session_name="outboxd/9 bell db-7 4711"), Source(least)
     try:
         await bell.connect()
-        assert [leads for _, _, leads, _ in await reader.ask("leaders")] == [False]
+        assert [leads for _, _, leads, _, _ in await reader.ask("leaders")] == [False]
         assert await bell.try_lead()
-        ((name, _, leads, since),) = await reader.ask("leaders")
+        ((name, _, leads, since, _),) = await reader.ask("leaders")
         assert (name, leads) == ("outboxd/9 bell db-7 4711", True)
         assert abs((datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds()) < 120
     finally:

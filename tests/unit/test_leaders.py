@@ -30,26 +30,31 @@ def test_whatever_the_host_is_called_its_name_fits_and_is_understood(host: str, 
     name = session_name(BELL, host, pid)
     assert len(name.encode()) <= 63
     company = Company()
-    company.learn([(name, 7, False, None)])
+    company.learn([(name, 7, False, None, False)])
     (told,) = company.standbys
     assert told["who"].endswith(f":{pid}")
     assert told["version"] == "0.1.0"
 
 
-def test_the_holder_of_the_lock_leads_and_the_others_wait() -> None:
+def test_the_holder_of_the_lock_leads_and_the_others_wait_or_cannot_lead() -> None:
     """What an older version calls itself is shown as it is."""
     company = Company()
-    company.learn([("outboxd/0.1.0 bell a 1", 7, True, "2026-11-23T16:00:00Z"), ("outboxd/0.0.9 bell", 8, False, None)])
+    company.learn([
+        ("outboxd/0.1.0 bell a 1", 7, True, "2026-11-23T16:00:00Z", False),
+        ("outboxd/0.0.9 bell", 8, False, None, False),
+        ("outboxd/0.1.0 bell c 3", 9, False, None, True),
+    ])  # fmt: skip
     assert company.told(pooled=False) == {
         "leader": {"who": "a:1", "since": "2026-11-23T16:00:00Z", "version": "0.1.0", "backend": 7},
         "standbys": [{"who": "outboxd/0.0.9 bell", "version": None, "backend": 8}],
+        "disabled": [{"who": "c:3", "version": "0.1.0", "backend": 9}],
     }
     company.learn([])
-    assert company.told(pooled=False) == {"leader": None, "standbys": []}
+    assert company.told(pooled=False) == {"leader": None, "standbys": [], "disabled": []}
 
 
 def test_behind_a_transaction_pooler_it_is_unknown() -> None:
     """Sessions there are the pooler's, and carry the name of whoever used them last."""
     company = Company()
-    company.learn([("outboxd/0.1.0 bell a 1", 7, False, None)])
-    assert company.told(pooled=True) == {"leader": POOLED, "standbys": []}
+    company.learn([("outboxd/0.1.0 bell a 1", 7, False, None, False), ("outboxd/0.1.0 bell a 2", 8, False, None, True)])
+    assert company.told(pooled=True) == {"leader": POOLED, "standbys": [], "disabled": []}
