@@ -8,9 +8,10 @@ in the transaction that records its key as held. Whatever dies in between, the c
 letter, and a letter of a key that the target does not hold is none (promise I1).
 """
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ import structlog
 from daemon.errors import Kind, Refusal, TargetError, alone, classify
 from daemon.failpoint import reach
 from daemon.hold import BEHIND, Key, Letter, Why, key_of, part, refuse
-from daemon.letters import Letters
+from daemon.letters import Letters, Wanted
 from daemon.plan import Change, Group, Plan, plan, table_order
 from daemon.target import Answer, Target, digest_of
 from outbox import Cursor
@@ -84,16 +85,19 @@ class Load:
 
 
 class Delivery:
-    """Sends parcels, whole or without what is refused. `limit`: held keys beyond which it is no row's fault."""
+    """Sends parcels, whole or without what is refused. `limit`: held keys beyond which it is no row's fault. `cover` is
+    told of letters that are on their way again."""
 
     def __init__(
-        self, target: Target, letters: Letters, listener: Listener, *, row_bytes: int, limit: int = 10_000
-    ) -> None:
+        self, target: Target, letters: Letters, listener: Listener, *, row_bytes: int, limit: int = 10_000,
+        cover: Callable[["asyncio.Task[tuple[Plan, Answer]]", Wanted, Load], object] | None = None,
+    ) -> None:  # fmt: skip
         self._target = target
         self._letters = letters
         self._listener = listener
         self._row_bytes = row_bytes
         self._limit = limit
+        self._cover = cover
         self._at_once = _RETRIED
         self.order: Mapping[str, int] = {}
         self.held: set[Key] = set()
@@ -165,7 +169,10 @@ class Delivery:
         log.info("letters_retried", changes=len(changes), discarded_keys=len(wanted.discard & self.held))
         try:
             load = await self.prepare(Parcel(changes, wanted.shapes, cursor, epoch, batch_no, after, keys))
-            done = await self.send(load)
+            sending = asyncio.create_task(self.send(load))
+            if self._cover is not None:
+                self._cover(sending, wanted, load)
+            done = await sending
         except TargetError as exc:
             if exc.kind is Kind.SIZE:
                 self._at_once = max(1, self._at_once // 2)

@@ -18,11 +18,13 @@ from outbox import Cursor
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Letters that a person wants sent again, in id order, and keys whose letters are to be dropped."""
+    """Letters that a person wants sent again, in id order, and keys whose letters are to be dropped. Headers: see Batch."""
 
     retry: tuple[Change, ...]
     shapes: Mapping[int, tuple[str, ...]]
     discard: frozenset[Key]
+    headers: tuple[str, ...] = ()
+    headers_left_out: int = 0
 
 
 class Letters:
@@ -57,9 +59,15 @@ class Letters:
             rows = await (
                 await conn.execute(query("held_wanted"), {**sizes, **_passed(cursor)}, binary=True)
             ).fetchall()
-        retry = tuple(Change._make(row[:-1]) for row in rows if not row[-1])
+            retry = tuple(Change._make(row[:-1]) for row in rows if not row[-1])
+            said: list[tuple[str, int]] = []
+            if self._source.traced and retry:
+                ids = {"ids": [change.id for change in retry]}
+                said = await (await conn.execute(query("letters_headers"), ids)).fetchall()
         shapes = await self._source.shapes({change.shape for change in retry if change.shape is not None})
-        return Wanted(retry, shapes, frozenset((row[2], row[5]) for row in rows if row[-1]))
+        discard = frozenset((row[2], row[5]) for row in rows if row[-1])
+        left_out = said[0][1] - len(said) if said else 0
+        return Wanted(retry, shapes, discard, tuple(text for text, _ in said), left_out)
 
     async def keys(self) -> set[Key]:
         """Keys that have letters."""

@@ -79,7 +79,13 @@ class Relay:
         self._adjustments: list[Callable[[], Awaitable[None]]] = []
         self._dry = False  # did the last look at the source find nothing?
         self._claimed = False
-        self._delivery = Delivery(target, Letters(source), observer, row_bytes=source.limits.row_bytes)
+        self._delivery = Delivery(
+            target,
+            Letters(source),
+            observer,
+            row_bytes=source.limits.row_bytes,
+            cover=tracing.cover if tracing else None,
+        )
         self._sizing = Sizing(source.limits.changes, source.limits.bytes)
         self._letters_seen = float("-inf")
         self._failures = 0

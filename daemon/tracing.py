@@ -1,4 +1,4 @@
-"""Spans: one for each batch on its way, linked to the traces of the transactions in it.
+"""Spans: one for each batch on its way, of dead letters, too, linked to the traces of the transactions in it.
 
 The one module that knows OpenTelemetry, and only when it is wanted: unless the environment says where spans go, or
 somebody else has set OpenTelemetry up in this process, nothing of it is imported. The OTEL_* variables are OpenTelemetry's
@@ -22,6 +22,7 @@ import structlog
 from daemon.batch import Batch
 from daemon.delivery import Load
 from daemon.errors import DaemonError, TargetError
+from daemon.letters import Wanted
 from daemon.plan import Plan
 from daemon.target import Answer
 from outbox import __version__
@@ -56,7 +57,7 @@ class Tracing:
         self._clean = clean
         self._provider = provider
 
-    def cover(self, outcome: asyncio.Task[tuple[Plan, Answer]], batch: Batch, load: Load) -> Mapping[str, str]:
+    def cover(self, outcome: asyncio.Task[tuple[Plan, Answer]], batch: Batch | Wanted, load: Load) -> Mapping[str, str]:
         """A span from here until the outcome is known; what names it in a log line. None for a batch without changes:
         it tells the target something of ours, and a trace every few seconds would bury the others.
 
@@ -77,6 +78,8 @@ class Tracing:
             "outboxd.tables": tables[:_TABLES],
             "outboxd.copied": load.parcel.copied,
         }
+        if load.parcel.retried:
+            attributes["outboxd.retried"] = True
         if left_out := len(links[_LINKS:]) + beyond:
             attributes["outboxd.links_left_out"] = left_out
         span = self._tracer.start_span(

@@ -24,6 +24,7 @@ from daemon.source import Source
 from daemon.tracing import Tracing
 from outbox import Change, aemit, emit
 from tests.captured import Connection
+from tests.integration.test_dead_letters import AT_ONCE
 from tests.pairs import Pair
 from tests.relaying import Parts, assembled, install, until, within
 
@@ -323,6 +324,34 @@ async def test_dead_letters_keep_their_headers(stores: Pair, spans: Spans) -> No
         assert app.execute("select id, headers::json ->> 'traceparent' from outbox.held").fetchall() == [(1, parent(1))]
     (span,) = spans.all()
     assert (spans.linked(), attributes(span)["gear"], span.status.status_code) == ([[1]], 3, StatusCode.UNSET)
+
+
+async def test_dead_letters_sent_again_have_a_span(stores: Pair, spans: Spans) -> None:
+    """Each try one of its own, linked to the traces of the letters in it; what is dropped has none."""
+    with stores.source.connect() as app, stores.target.connect() as mirror:
+        app.execute("select outbox.on_error('item', 'hold')")
+        mirror.execute("alter table item add constraint small check (n < 10)")
+        stores.write(noted(1), "insert into item values (1, 424242)")
+        stores.write(noted(2), "update item set n = 424243")
+        stores.write(noted(3), "insert into item values (2, 424244)")
+        async with assembly(stores, spans, timing=AT_ONCE) as parts:
+            await carried(parts)
+            first = len(spans.all())
+            for many in (1, 2):
+                app.execute("update outbox.held set wanted = 'retry' where key like '%1%'")
+                await parts.relay.drain()
+                assert len(spans.all()) == first + many
+                mirror.execute("alter table item drop constraint if exists small")
+            app.execute("update outbox.held set wanted = 'discard'")
+            await parts.relay.drain()
+            assert app.execute("select count(*) from outbox.held").fetchone() == (0,)
+    again = spans.all()[first:]
+    assert [attributes(span)["retried"] for span in again] == [True, True]
+    assert [attributes(span)["gear"] for span in again] == [3, 1]
+    assert spans.linked()[first:] == [[1, 2], [1, 2]]
+    assert "42424" not in "".join(span.to_json() for span in again)
+    assert all(span.status.status_code is StatusCode.UNSET for span in again)
+    assert not any("retried" in attributes(span) for span in spans.all()[:first])
 
 
 @pytest.mark.parametrize("analyzed", [False, True])
