@@ -13,7 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_REMEMBERED = 1000  # calls at most, however many the window saw: memory stays bounded
+# Calls at most, however many the window saw: memory stays bounded. After a busy hour it is these, or the window's, that
+# outweigh what begins to fail, for a thousand calls or five minutes. That is meant: an outage is three failures in a row,
+# whatever came before. The ratio is for a target that answers every now and then: while it still answers half of the
+# calls changes flow, and an open breaker would only slow them down.
+_REMEMBERED = 1000
 
 
 class State(enum.StrEnum):

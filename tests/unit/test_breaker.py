@@ -147,6 +147,36 @@ def test_half_the_calls_failing_opens_without_any_row(clock):
     assert state(breaker) is State.OPEN
 
 
+@pytest.mark.parametrize("rate", [100, 1])
+def test_a_busy_hour_hides_no_outage(clock, rate):
+    """Three failures in a row open it, whatever came before; the ratio says so once the window has passed."""
+    breaker = make(clock)
+    for _ in range(3600):
+        succeed(breaker)
+        clock.pass_(1 / rate)
+    trip(breaker)
+    assert state(breaker) is State.OPEN
+    assert breaker.failure_ratio < 0.02
+    clock.pass_(300)
+    fail(breaker)
+    assert breaker.failure_ratio == 1.0
+
+
+@pytest.mark.parametrize(("rate", "calls"), [(100, 1000), (1, 300)])
+def test_a_target_that_limps_after_a_busy_hour_is_found_within_a_thousand_calls_or_five_minutes(clock, rate, calls):
+    """Of which every second fails: until then changes flow, and an open breaker would only slow them down."""
+    breaker, limping = make(clock), 0
+    for _ in range(3600):
+        succeed(breaker)
+        clock.pass_(1 / rate)
+    while state(breaker) is State.CLOSED:
+        for call in (succeed, fail):
+            call(breaker)
+            clock.pass_(1 / rate)
+        limping += 2
+    assert limping == pytest.approx(calls, abs=4)
+
+
 def test_the_ratio_waits_for_enough_calls(clock):
     """One failure in two calls is no evidence."""
     moves: list[Transition] = []
