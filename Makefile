@@ -44,7 +44,7 @@ bench: setup ## measure outboxd beside native replication and a script (ARGS=--q
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 rehearse: setup ## bring about each alert's cause, wait for the alert, mend it, wait until it clears (ARGS='--only OutboxdLag')
-	@tests/fetch_prometheus.sh >&2
+	@tests/fetch.sh prometheus >&2
 	@$(BIN)/python -m tests.rehearse $(ARGS)
 
 check: setup ## format, lint, types and import rules, changing nothing

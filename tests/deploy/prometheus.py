@@ -1,6 +1,6 @@
 """A real Prometheus, promtool, and the rules as they are written or in a hurry.
 
-Knows Debian's package (tests/fetch_prometheus.sh), its flags and its HTTP API. Must not know what outboxd does.
+Knows Debian's package (tests/fetch.sh prometheus), its flags and its HTTP API. Must not know what outboxd does.
 """
 
 import json
@@ -37,7 +37,7 @@ def program(name: str) -> Path:
         return _FETCHED / name
     if installed := shutil.which(name):
         return Path(installed)
-    raise MissingPrometheus("Prometheus is not on this machine: run tests/fetch_prometheus.sh, or install it")
+    raise MissingPrometheus("Prometheus is not on this machine: run tests/fetch.sh prometheus, or install it")
 
 
 def promtool(*arguments: str | Path) -> tuple[int, str]:
