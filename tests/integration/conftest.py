@@ -6,6 +6,7 @@ import pytest
 
 from tests.captured import Connection
 from tests.databases import Database, clone
+from tests.relaying import install
 
 
 @pytest.fixture
@@ -13,6 +14,19 @@ def app(source: Database) -> Iterator[Connection]:
     """The application, in autocommit, as owner of its own database."""
     with source.connect() as conn:
         yield conn
+
+
+@pytest.fixture
+def mirror(target: Database) -> Iterator[Connection]:
+    """The target, in autocommit, as owner of its own database."""
+    with target.connect() as conn:
+        yield conn
+
+
+@pytest.fixture
+def tables(source: Database, target: Database) -> None:
+    """What `same` compares: `item`, which is captured, and `memo`, which is emitted."""
+    install(source, target)
 
 
 @pytest.fixture(scope="module")

@@ -88,12 +88,6 @@ def distant(
 
 
 @pytest.fixture
-def mirror(target: Database) -> Iterator[Connection]:
-    with target.connect() as conn:
-        yield conn
-
-
-@pytest.fixture
 def direct(island: Namespace, source: Database, target: Database, run_folder: Path) -> Iterator[Distant]:
     way = {"transport": "postgres", "target_dsn": f"postgresql://{target.owner}@{{host}}:{{port}}/{target.name}"}
     with distant(island, source, target, run_folder, way=way, port=target.cluster.port) as one:

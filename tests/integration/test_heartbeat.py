@@ -1,6 +1,6 @@
 """Heartbeats: they take the way of every change, one at a time, counted apart, and stand in nobody's way."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,9 @@ from outbox import Cursor
 from outbox.migrations import migrations
 from tests.databases import Database
 from tests.pairs import Pair
-from tests.relaying import Connection, Parts, assembled, install, running, same, until
+from tests.relaying import Connection, Parts, assembled, running, same, until
+
+pytestmark = pytest.mark.usefixtures("tables")
 
 EVERY = 10.0
 
@@ -103,17 +105,6 @@ async def at_work(source: Database, target: Database, *, claimed: bool = True, *
             yield work
         finally:
             await writer.close()
-
-
-@pytest.fixture(autouse=True)
-def tables(source: Database, target: Database) -> None:
-    install(source, target)
-
-
-@pytest.fixture
-def mirror(target: Database) -> Iterator[Connection]:
-    with target.connect() as conn:
-        yield conn
 
 
 def written(app: Connection) -> int:

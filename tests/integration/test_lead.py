@@ -1,6 +1,5 @@
 """Who leads: the lock elects, the epoch fences, and the status says what is so."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import psycopg
@@ -19,12 +18,6 @@ END_BELL = "select pg_terminate_backend(pid) from pg_stat_activity where pid = %
 @pytest.fixture
 def tables(source: Database, target: Database) -> None:
     install(source, target)
-
-
-@pytest.fixture
-def mirror(target: Database) -> Iterator[Connection]:
-    with target.connect() as conn:
-        yield conn
 
 
 def write(conn: Connection, *ids: int) -> None:

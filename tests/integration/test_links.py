@@ -42,12 +42,6 @@ def source(server: Database) -> Iterator[Database]:
         yield database
 
 
-@pytest.fixture
-def mirror(target: Database) -> Iterator[Connection]:
-    with target.connect() as conn:
-        yield conn
-
-
 @asynccontextmanager
 async def moving(source: Database, target: Database) -> AsyncIterator[Parts]:
     """A relay that has carried a first row."""

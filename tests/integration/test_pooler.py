@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -38,12 +37,6 @@ def tables(source: Database, target: Database) -> None:
     except MissingPgBouncer as missing:
         pytest.skip(str(missing))
     install(source, target)
-
-
-@pytest.fixture
-def mirror(target: Database) -> Iterator[Connection]:
-    with target.connect() as conn:
-        yield conn
 
 
 async def arrival(app: Connection, mirror: Connection, new: int) -> float:

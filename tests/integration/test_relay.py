@@ -15,20 +15,11 @@ from daemon.plan import Plan
 from daemon.progress import Timing
 from daemon.target import Answer
 from tests.databases import Database
-from tests.relaying import Connection, Recorder, assembled, install, running, same, until, within
+from tests.relaying import Connection, Recorder, assembled, running, same, until, within
+
+pytestmark = pytest.mark.usefixtures("tables")
 
 PERSON = Timing(poll=0.05, recheck=0.05)
-
-
-@pytest.fixture(autouse=True)
-def tables(source: Database, target: Database) -> None:
-    install(source, target)
-
-
-@pytest.fixture
-def mirror(target: Database) -> Iterator[Connection]:
-    with target.connect() as conn:
-        yield conn
 
 
 def write(conn: Connection, *ids: int) -> None:

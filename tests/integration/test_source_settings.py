@@ -7,7 +7,9 @@ import pytest
 from daemon.connection import connect
 from daemon.progress import Timing
 from tests.databases import Database
-from tests.relaying import Connection, assembled, install, running, same, until
+from tests.relaying import Connection, assembled, running, same, until
+
+pytestmark = pytest.mark.usefixtures("tables")
 
 # Each alone would stop a reader that took what it was given.
 HOSTILE = {
@@ -20,17 +22,6 @@ HOSTILE = {
     "default_transaction_deferrable": "on",
 }
 POLL = Timing(poll=0.2)
-
-
-@pytest.fixture(autouse=True)
-def tables(source: Database, target: Database) -> None:
-    install(source, target)
-
-
-@pytest.fixture
-def mirror(target: Database) -> Iterator[Connection]:
-    with target.connect() as conn:
-        yield conn
 
 
 @pytest.fixture

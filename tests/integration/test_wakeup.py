@@ -23,6 +23,8 @@ from tests.databases import SETTINGS, Database, clone, source_template
 from tests.pooling import pooled
 from tests.relaying import Connection, WatchedBell, assembled, install, running, same, until
 
+pytestmark = pytest.mark.usefixtures("tables")
+
 # K is 1, the leader's lock 2.
 LOCKS = """
 select objid::int from pg_locks
@@ -35,17 +37,6 @@ END_BELL = (
 )
 
 _ids = count(1)
-
-
-@pytest.fixture(autouse=True)
-def tables(source: Database, target: Database) -> None:
-    install(source, target)
-
-
-@pytest.fixture
-def mirror(target: Database) -> Iterator[Connection]:
-    with target.connect() as conn:
-        yield conn
 
 
 def insert(conn: Connection, number: int = 0) -> int:
