@@ -156,8 +156,31 @@ begin
 end
 $$;
 
--- The statement that reads the rows of keys ($1, an array of them as outbox.change has it), as range_sql does; -1 bytes:
--- there is no such row.
+-- These keys, null in place of those that are no values of the key's types here: the target's types may hold more, and
+-- no row here has such a key.
+create or replace function outbox.readable_keys(keys text[], record text) returns text[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  reads text := format('select count(*) from unnest($1) u(key) cross join lateral json_to_record(u.key::json) as k(%s)', record);
+begin
+  execute reads using keys;
+  return keys;
+exception when data_exception or integrity_constraint_violation then
+  for i in 1 .. cardinality(keys) loop
+    begin
+      execute reads using keys[i : i];
+    exception when data_exception or integrity_constraint_violation then
+      keys[i] := null;
+    end;
+  end loop;
+  return keys;
+end
+$$;
+
+-- The statement that reads the rows of keys ($1, an array of them as outbox.change has it; $2: those that can be read), as
+-- range_sql does; -1 bytes: there is no such row.
 create or replace function outbox.these_sql(w outbox.watched, k record, p record) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -167,7 +190,7 @@ declare
 begin
   return format(
     'select u.key, r.made, case when t.ctid is null then -1 else coalesce(octet_length(r.made), %1$s) end'
-    ' from unnest($1) with ordinality u(key, n) cross join lateral json_to_record(u.key::json) as k(%2$s)'
+    ' from unnest($1, $2) with ordinality u(key, readable, n) left join lateral json_to_record(u.readable::json) as k(%2$s) on true'
     ' left join lateral (select t.*, t.tableoid, t.ctid from %3$s t where %4$s and %5$s limit 1) t on true'
     ' cross join lateral (select case when t.ctid is null then null when %6$s then %7$s else outbox.large_row(t.tableoid, t.ctid, %7$L, %8$L) end as made offset 0) r'
     ' order by u.n',
@@ -191,7 +214,7 @@ $$;
 --   rows     the next rows behind keys[1], at most `most` and about `max_bytes`; a row above `row_bytes` without its JSON
 --   digests  the same, with the MD5 of each row's JSON in its place
 --   these    the rows of these keys, as far as `max_bytes` reach; size -1: there is none
---   missing  of these keys those that no row has
+--   missing  of these keys those that no row has, spelled as they are here
 --   touch    record the rows of these keys as changed, as they are: in their locks, so that per key the order of ids
 --            stays the order of commits (docs/decisions/0016)
 create or replace function outbox.copy_work(watched_id int, what text, keys text[], most int, max_bytes bigint, row_bytes bigint)
@@ -231,7 +254,7 @@ begin
       end if;
     when 'these' then
       columns := p.columns;
-      for key, "row", size in execute outbox.these_sql(w, k, p) using keys loop
+      for key, "row", size in execute outbox.these_sql(w, k, p) using keys, outbox.readable_keys(keys, k.record) loop
         if size > row_bytes then
           "row" := null;
         else
@@ -243,11 +266,14 @@ begin
       end loop;
     when 'missing' then
       return query execute format(
-        'select null::text[], x.key, null::text, 0::bigint from unnest($1) with ordinality x(key, n)'
-        ' cross join lateral json_to_record(x.key::json) as k(%s) where not exists (select from %s t where %s and %s) order by x.n',
-        k.record, k.tbl, k.same, p.condition_sql) using keys;
+        'select null::text[], case when x.readable is null then x.key else %s end, null::text, 0::bigint'
+        ' from unnest($1, $2) with ordinality x(key, readable, n) left join lateral json_to_record(x.readable::json) as k(%s) on true'
+        ' cross join lateral (select %s) t'
+        ' where not exists (select from %s t where %s and %s) order by x.n',
+        p.key_sql, k.record, (select string_agg(format('k.%I as %I', u.title, u.name), ', ') from unnest(k.titles, k.keys) u(title, name)),
+        k.tbl, k.same, p.condition_sql) using keys, outbox.readable_keys(keys, k.record);
     when 'touch' then
-      foreach one in array keys loop
+      foreach one in array array_remove(outbox.readable_keys(keys, k.record), null) loop
         execute outbox.touch_sql(w, k, p) using one;
       end loop;
   end case;

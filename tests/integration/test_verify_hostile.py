@@ -1,0 +1,232 @@
+"""Verification, attacked: types and names that differ, tables that are locked, refused, emptied or altered meanwhile,
+answers that are lost, leaders that change. Equal stores are never called different; what differs is always found."""
+
+import asyncio
+import json
+import random
+from typing import Any
+
+import psycopg
+import pytest
+
+from daemon.errors import Kind, TargetError
+from daemon.relay import Relay
+from daemon.source import Limits
+from daemon.target import PostgresDoor
+from daemon.verification import Verification
+from daemon.verifier import Verifier
+from tests.integration.test_copy import LIVE, Writers, anything, filled
+from tests.integration.test_dead_letters import AT_ONCE, held
+from tests.integration.test_verify import ask, counts, drifted, verified
+from tests.pairs import Pair, Parts
+from tests.waiting import wait_until_async
+
+
+async def ended(parts: Parts, pair: Pair, table: str = "story", *, repair: bool = False) -> Verification:
+    """The record of a pass that is asked for now and comes to its end, or fails."""
+    ask(pair, table, repair=repair)
+    with pair.source.connect() as source:
+        ((wish,),) = source.execute("select wish from outbox.verification where table_name = %s", (f"public.{table}",))
+
+    async def over() -> Verification | None:
+        parts.relay.verifier.ring()
+        await parts.relay.drain()
+        record = parts.relay.verifier.records.get(f"public.{table}")
+        return record if record and record.wish >= wish and record.state != "running" else None
+
+    record = await wait_until_async(over, 60)
+    assert record is not None
+    return record
+
+
+# -- types ---------------------------------------------------------------------------------------------------------
+
+# A column's type on the source and on the target, its values (as SQL of n), and one that differs.
+OTHERWISE = {
+    "json to jsonb": ("json", "jsonb", """('{"b": 1.0,  "a":' || n || ', "a": 2}')::json""", "'null'"),
+    "jsonb to json": ("jsonb", "json", "case when n % 3 > 0 then 'null'::jsonb end", "'[]'"),
+    "jsonb to text": ("jsonb", "text", "jsonb_build_object('n', n, 'b', null)", "'null'"),
+    "varchar to text": ("varchar(9)", "text", "'a ' || n || ' '", "'a'"),
+    "char to text": ("char(9)", "text", "'a ' || n", "'a'"),
+    "text to char": ("text", "char(9)", "'a ' || n", "'a'"),
+    "int to bigint": ("int", "bigint", "-n", "3000000000"),
+    "int to text": ("int", "text", "n", "'-'"),
+    "text to int": ("text", "int", "n", "-1"),
+    "enum to text": ("mood", "text", "(array['ok', 'sad', null])[1 + n % 3]::mood", "'other'"),
+    "text to enum": ("text", "mood", "(array['ok', 'sad', null])[1 + n % 3]", "case when t.v = 'ok' then 'sad' else 'ok' end::mood"),
+    "cents": ("numeric", "numeric(10,2)", "n + 1.2345", "0"),
+    "scale": ("numeric", "numeric(10,2)", "n", "0"),
+    "numeric to float": ("numeric", "float8", "n * 0.1", "0"),
+    "millis": ("timestamp", "timestamp(3)", "'2026-01-01'::timestamp + n * interval '1 s 123456 us'", "'infinity'"),
+    "timestamptz to timestamp": ("timestamptz", "timestamp", "'2026-01-01 00:00+03'::timestamptz + n * interval '1 h'", "'infinity'"),
+    "date to text": ("date", "text", "'2026-01-01'::date + n", "'never'"),
+    "float to real": ("float8", "real", "case n % 4 when 0 then 'NaN' when 1 then '-0' else n / 3.0::float8 end", "1.5"),
+    "real to float": ("real", "float8", "n / 3.0::real", "1.5"),
+    "bool to text": ("bool", "text", "n % 2 = 0", "'t'"),
+    "bytea to text": ("bytea", "text", "decode('00ff5c', 'hex')", "'x'"),
+    "array to text": ("int[]", "text", "case n % 3 when 0 then '{}'::int[] when 1 then array[n, null] end", "'x'"),
+    "array to jsonb": ("int[]", "int8[]", "case n % 3 when 0 then '{}'::int[] when 1 then '[0:1]={7,8}' end", "'{1}'"),
+    "uuid to text": ("uuid", "text", "md5(n::text)::uuid", "'x'"),
+    "domain": ("text", "email", "'a@' || n", "'b@'"),
+    "out of domain": ("email", "text", "'a@' || n", "'b@'"),
+    "interval to text": ("interval", "text", "n * interval '1 day 00:00:01'", "'x'"),
+    "money to numeric": ("money", "text", "n::money", "'x'"),
+}  # fmt: skip
+TYPES = "create type mood as enum ('ok', 'sad'); create domain email as text check (value like '%@%');"
+
+
+async def test_columns_of_another_type_are_equal_until_they_are_not(pair: Pair) -> None:
+    """One table for each: digests differ in all rows, and no row does; then one does, and no other."""
+    with pair.source.connect() as source, pair.target.connect() as target:
+        for conn in (source, target):
+            conn.execute(TYPES)
+        for number, (here, there, made, _) in enumerate(OTHERWISE.values()):
+            table = f"story_{number}"
+            source.execute(f"create table {table} (id int primary key, v {here}, w int)".encode())
+            target.execute(f"create table {table} (id int primary key, w int, beyond text default 'b', v {there})".encode())
+            source.execute(f"insert into {table} select n, {made}, n from generate_series(1, 120) n".encode())
+            source.execute("select outbox.watch(%s)", (table,))
+            target.execute("select outboxd.map(%s)", (table,))
+    async with pair.relay() as parts:
+        await parts.relay.drain()
+        assert held(pair) == []
+        for number in range(len(OTHERWISE)):
+            ask(pair, f"story_{number}")
+        assert await records(parts, len(OTHERWISE)) == {kind: (120, 0, 0, 0) for kind in OTHERWISE}
+        for number, (*_, other) in enumerate(OTHERWISE.values()):
+            drifted(pair, f"update story_{number} t set v = {other}, beyond = 'c' where id = 77")
+            ask(pair, f"story_{number}", repair=number % 2 == 0)
+        found = await records(parts, len(OTHERWISE))
+        for number, kind in enumerate(OTHERWISE):
+            record = parts.relay.verifier.records[f"public.story_{number}"]
+            assert found[kind] == (120, 0, number % 2, 0), kind
+            assert record.repaired == (number + 1) % 2, kind
+            if number % 2:
+                assert [(one["key"], list(one["columns"])) for one in record.samples] == [('{"id":77}', ["v"])], kind
+        assert "public.story_0" in parts.relay.verifier._by_rows
+
+
+async def records(parts: Parts, tables: int) -> dict[str, tuple[int, int, int, int]]:
+    """What the passes that were asked for have found."""
+    parts.relay.verifier.ring()
+    await parts.relay.drain()
+    found = {}
+    for number, kind in zip(range(tables), OTHERWISE, strict=True):
+        record = parts.relay.verifier.records[f"public.story_{number}"]
+        assert record.state == "done", (kind, record)
+        found[kind] = counts(record)
+    return found
+
+
+async def test_what_only_the_target_knows_is_nobodys(pair: Pair) -> None:
+    """Identity and generated columns there, a column more; of the columns that travel each one counts."""
+    with pair.source.connect() as source, pair.target.connect() as target:
+        source.execute("create table story (id int primary key, n int, twice int generated always as (n * 2) stored, thrice int)")
+        target.execute(
+            "create table story (id int primary key, more text default 'x', twice int, n int generated always as identity,"
+            " thrice int generated always as (id * 3) stored)"
+        )
+        source.execute("insert into story (id, n, thrice) select n, n * 7, n from generate_series(1, 100) n")
+        source.execute("select outbox.watch('story')")
+        target.execute("select outboxd.map('story')")
+    async with pair.relay() as parts:
+        await parts.relay.drain()
+        assert counts(await verified(parts, pair)) == (100, 0, 0, 0)
+        drifted(pair, "update story set more = 'y' where id < 50")
+        assert counts(await verified(parts, pair)) == (100, 0, 0, 0)
+        drifted(pair, "update story set twice = 0 where id = 5", "delete from story where id = 6",
+                "insert into story (id, n) overriding system value values (6, 1)")  # fmt: skip
+        record = await verified(parts, pair)
+        assert counts(record) == (100, 0, 2, 0)
+        assert {tuple(one["columns"]) for one in record.samples} == {("twice",), ("n", "twice")}
+        record = await verified(parts, pair, repair=True)
+        assert (counts(record), record.repaired) == ((100, 0, 0, 0), 2)
+    assert pair.rows("select id, n, twice from story order by id")[0] == pair.rows("select id, n, twice from story order by id")[1]
+
+
+# -- keys and sizes --------------------------------------------------------------------------------------------------
+
+# The key's column on the source and on the target, how one is made of n, and one that only the target has.
+KEYED = {
+    "numeric": ("id numeric", "id numeric", "n + 1.50", "999999.500"),
+    "timestamptz": ("id timestamptz", "id timestamptz", "'2026-03-29 00:00+00'::timestamptz + n * interval '7 min 0.000001 s'", "'2030-01-01'"),
+    "bigint as text": ("id bigint", "id text", "n", "'9999999'"),
+    "int as bigint": ("id int", "id bigint", "n", "3000000000"),
+    "uuid as text": ("id uuid", "id text", "md5(n::text)::uuid", "'not a uuid'"),
+    "enum": ("id mood", "id mood", "(enum_range(null::mood))[n]", "'extra'"),
+    "bytea": ("id bytea", "id bytea", "decode(md5(n::text), 'hex')", "'\\x00'"),
+    "text and text": ("a text, b text", "a text, b text", "chr(64 + n % 26) || n, '\"' || n || chr(30) || E'\\\\'", "'', ''"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(KEYED))
+async def test_keys_of_any_type(pair: Pair, kind: str) -> None:
+    """Missing, different and extra rows under keys that both sides spell otherwise; one held, too: it is no difference."""
+    here, there, made, other = KEYED[kind]
+    key = "a, b" if "," in here else "id"
+    with pair.source.connect() as source, pair.target.connect() as target:
+        for conn, columns in ((source, here), (target, there)):
+            labels = ", ".join(f"'m{n}'" for n in range(1, 101))
+            conn.execute(f"create type mood as enum ({labels}, 'extra')".encode())
+            conn.execute(f"create table story ({columns}, n int, primary key ({key}))".encode())
+        source.execute(f"insert into story select {made}, n from generate_series(1, 100) n".encode())
+        source.execute("select outbox.watch('story')")
+        target.execute("select outboxd.map('story')")
+    async with pair.relay(limits=Limits(changes=30), timing=AT_ONCE) as parts:
+        await parts.relay.drain()
+        drifted(
+            pair,
+            "create function refuse() returns trigger language plpgsql as 'begin raise check_violation; end'",
+            "create trigger refuse before delete on story for each row when (old.n = 7) execute function refuse()",
+        )
+        pair.write("delete from story where n = 7")
+        await parts.relay.drain()
+        assert len(held(pair)) == 1
+        record = await verified(parts, pair)
+        assert (counts(record), record.held) == ((99, 0, 0, 0), 1)
+        drifted(pair, "delete from story where n = 50", "update story set n = -1 where n = 60", f"insert into story values ({other}, 0)")
+        record = await verified(parts, pair)
+        assert (counts(record), record.held) == ((99, 1, 1, 1), 1)
+        record = await verified(parts, pair, repair=True)
+        assert (counts(record), record.held, record.repaired) == ((99, 0, 0, 0), 1, 3)
+        assert len(held(pair)) == 1
+    assert pair.rows("select n from story order by n") == ([(n,) for n in range(1, 101) if n != 7], [(n,) for n in range(1, 101)])
+
+
+@pytest.mark.parametrize(("here", "there"), [(0, 0), (1, 1), (0, 1), (1, 0), (100, 100), (101, 100), (99, 250), (200, 0), (0, 200)])
+async def test_tables_of_any_size(pair: Pair, here: int, there: int) -> None:
+    """None, one, exactly a range, one more."""
+    filled(pair, many=here)
+    async with pair.relay(limits=Limits(changes=100)) as parts:
+        await parts.relay.drain()
+        drifted(pair, "truncate story", f"insert into story select n, n from generate_series(1, {there}) n")
+        record = await verified(parts, pair)
+        assert counts(record) == (here, max(0, here - there), 0, max(0, there - here))
+        record = await verified(parts, pair, repair=True)
+        assert (counts(record), record.repaired) == ((here, 0, 0, 0), abs(here - there))
+    pair.assert_equal("story")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LIVE if "text" in kind or "target" in kind])
+async def test_stores_that_sort_otherwise(pair: Pair, kind: str) -> None:
+    """Each side's keys are walked in its own order."""
+    here, there, _, value = LIVE[kind]
+    with pair.source.connect() as source, pair.target.connect() as target:
+        source.execute(f"create table story ({here})".encode())
+        target.execute(f"create table story ({there})".encode())
+        source.execute(("insert into story values " + ", ".join(f"({value(n)}, {n})" for n in range(300)) + " on conflict do nothing").encode())
+        ((rows,),) = source.execute("select count(*) from story").fetchall()
+        source.execute("select outbox.watch('story')")
+        target.execute("select outboxd.map('story')")
+    async with pair.relay(limits=Limits(changes=20)) as parts:
+        await parts.relay.drain()
+        assert counts(await verified(parts, pair)) == (rows, 0, 0, 0)
+        drifted(pair, "delete from story where n % 10 = 3", "update story set n = -n where n % 10 = 4",
+                *(f"insert into story values ({value(n).replace('k', 'q').replace('K', 'Q')}, 0) on conflict do nothing" for n in range(1000, 1030)))  # fmt: skip
+        (source_rows, target_rows) = pair.rows("select id::text, n from story")
+        here_, there_ = dict(source_rows), dict(target_rows)
+        expected = (rows, len(here_.keys() - there_.keys()), sum(there_.get(k, n) != n for k, n in here_.items()), len(there_.keys() - here_.keys()))
+        assert expected[3] > 10
+        assert counts(await verified(parts, pair)) == expected
+        record = await verified(parts, pair, repair=True)
+        assert (counts(record), record.repaired) == ((rows, 0, 0, 0), sum(expected[1:]))
