@@ -47,7 +47,8 @@ class Parcel:
     digest (`after`). `retried`: keys whose letters these are; all of them flow again unless they are refused again.
 
     `notes` are recorded with it. `copied`: these are rows as of the cursor; held keys among them flow again, and with
-    `fresh` all that are held of that table. `left_out`: how many changes are not in it, for their table is out.
+    `fresh` all that are held of that table. `picked`: they are single rows that differed, so that all being refused
+    says nothing of their table. `left_out`: how many changes are not in it, for their table is out.
     """
 
     changes: Sequence[Change]
@@ -60,6 +61,7 @@ class Parcel:
     notes: tuple[Group, ...] = ()
     copied: bool = False
     fresh: str | None = None
+    picked: bool = False
     left_out: int = 0
 
 
@@ -223,7 +225,8 @@ class Delivery:
             raise exc  # row by row all of it fits: the target has changed meanwhile
         if parcel.retried:
             return refused  # held they are already
-        if parcel.copied and len(refused) == len(flow) >= _WHOLE and exc.refusal.sqlstate not in _REFERENCES:
+        whole = parcel.copied and not parcel.picked and len(refused) == len(flow) >= _WHOLE
+        if whole and exc.refusal.sqlstate not in _REFERENCES:
             table = flow[0].table
             every = f"the target refuses every row of {table} ({exc.refusal.sqlstate}): its columns are of other types, or need what the source does not have"
             raise TargetError(Kind.CONTRACT, every, Refusal(exc.refusal.sqlstate, table=table, message=every))

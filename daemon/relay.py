@@ -264,7 +264,8 @@ class Relay:
         parcel = Parcel(
             outgoing.changes, batch.shapes, batch.cursor, self.status.epoch, batch_no + 1, after,
             notes=(*outgoing.notes, *notes(batch, self._target.relay, self.status.pulse)), fresh=outgoing.fresh,
-            copied=batch.copied is not None or batch.checked is not None, left_out=outgoing.left_out,
+            copied=batch.copied is not None or batch.checked is not None, picked=batch.checked is not None,
+            left_out=outgoing.left_out,
         )  # fmt: skip
         load = await self._delivery.prepare(parcel)
         self._flights.launch(batch, load, self._delivery.send(load))
@@ -276,6 +277,9 @@ class Relay:
         try:
             planned, answer = flight.outcome.result()
         except TargetError as exc:
+            if batch.checked is not None and self.verifier.refused(batch.checked, exc):
+                await self._forget()
+                return
             self._too_large(batch, exc)
             raise
         self._stand(answer, Cursor.beginning(batch.cursor.system))
@@ -311,9 +315,7 @@ class Relay:
 
     def _too_large(self, batch: Batch, exc: TargetError) -> None:
         """A batch did not arrive: was it because of its size?"""
-        if batch.checked is not None and not batch.checked.mends:
-            self.verifier.refused(batch.checked, exc)
-        elif alone(batch):
+        if alone(batch) or (batch.checked is not None and not batch.checked.mends):
             pass  # says nothing of how large a batch may be
         elif exc.kind is Kind.SIZE:
             self._sizing.refused(len(batch.changes), _size(batch), time.monotonic())

@@ -82,12 +82,18 @@ class Verifier:
         if "verifications" not in answer.more:
             return
         now, before = self._clock(), self._due
+        failed = {table: self.records[table] for table in self._unsaved if self.records[table].state == "failed"}
         self.records, self._due = {}, {}
         for table, (record, ago) in known(answer.more["verifications"]).items():
             self.records[table] = record
             self._due[table] = before.get(table, now + self._pause(record) - ago)
         self._suspects, self._under_way = None, False
         self._unsaved.clear()
+        for table, record in failed.items():  # the target has not been told, and would have it go on
+            there = self.records.get(table)
+            if there is None or (there.state == "running" and there.wish <= record.wish):
+                self.records[table], self._due[table] = record, before[table]
+                self._unsaved.add(table)
 
     def ring(self) -> None:
         """Somebody may have asked for something: look at once."""
@@ -259,10 +265,15 @@ class Verifier:
             drifts, held = answered(checked.group, compared, waiting)
             self._decided(checked, drifts + unread, held + len(checked.unread) - len(unread))
 
-    def refused(self, checked: Checked, exc: TargetError) -> None:
-        """The request itself did not come through: was it too large?"""
-        if exc.kind in (Kind.SIZE, Kind.AMBIGUOUS):
-            self._halve(checked.then.table)
+    def refused(self, checked: Checked, exc: TargetError) -> bool:
+        """The request itself did not come through: was it too large? True: that is nobody else's concern."""
+        record, code = checked.then, exc.refusal.sqlstate
+        if checked.mends and exc.kind in (Kind.DATA, Kind.CONTRACT):
+            self._failed(record, f"the target refuses rows that were to be written again ({code})")
+            return True
+        if not checked.mends and exc.kind in (Kind.SIZE, Kind.AMBIGUOUS) and not self._halve(record.table, least=1):
+            self._failed(record, f"the target does not take a comparison of a single row ({code or exc.kind})")
+        return exc.kind is Kind.SIZE and not checked.mends
 
     def _decided(self, checked: Checked, drifts: list[Drift], held: int) -> None:
         """What one comparison has shown: go on, or look again."""
@@ -320,9 +331,7 @@ class Verifier:
     def _stumbled(self, record: Verification, state: str) -> None:
         if state == "55P03":
             self._busy[record.table] = self._clock() + _LOOK
-        elif state in {"57014", "53200", "54000"} and self._most.get(record.table, _FIRST) > _LEAST:
-            self._halve(record.table)
-        else:
+        elif state not in {"57014", "53200", "54000"} or not self._halve(record.table):
             self._failed(record, f"the target cannot compare its rows ({state})")
 
     def _failed(self, record: Verification, reason: str) -> None:
@@ -361,8 +370,11 @@ class Verifier:
         elif seconds < _QUICK and rows >= most:
             self._most[table] = most * 2
 
-    def _halve(self, table: str) -> None:
-        self._most[table] = max(_LEAST, self._most.get(table, _FIRST) // 2)
+    def _halve(self, table: str, least: int = _LEAST) -> bool:
+        """Fewer rows from the next comparison on; False: it was the least already."""
+        before = min(self._most.get(table, _FIRST), self._source.limits.changes)
+        self._most[table] = max(min(least, before), before // 2)
+        return self._most[table] < before
 
 
 def _compared(  # noqa: PLR0917
