@@ -176,9 +176,10 @@ class Copier:
         return not self._rate and bool(self._candidates())
 
     def away(self, table: str) -> bool:
-        """Is it out, or not yet copied as a whole? Then it says nothing to compare it."""
-        copy = self.copies.get(table)
-        return table in self._noting or (copy is not None and copy.state != "done")
+        """Is it out, or not yet copied as somebody wishes? Then it says nothing to compare it."""
+        copy, wish = self.copies.get(table), self.wishes.get(table)
+        begins = wish is not None and begun_by(copy, wish)
+        return begins or table in self._noting or (copy is not None and copy.state != "done")
 
     # -- sending ---------------------------------------------------------------------------------------------
 

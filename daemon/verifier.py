@@ -103,7 +103,10 @@ class Verifier:
         """Seconds until there is something to compare; None: there is nothing."""
         if self.stopping or not (self._suspects or self._unsaved or self._candidates()):
             return None
-        return max(0.0, self._paced - self._clock())
+        now = self._clock()
+        tables = [self._suspects.then.table] if self._suspects else self._candidates()
+        free = now if self._unsaved else min(self._busy.get(table, now) for table in tables)
+        return max(0.0, self._paced - now, free - now)
 
     @property
     def asked(self) -> bool:
@@ -135,10 +138,12 @@ class Verifier:
         if self._unsaved:
             look = self._tell(self.records[min(self._unsaved)])
         elif self._suspects is not None:
+            if self._busy.get(self._suspects.then.table, now) > now:
+                return None
             look = self._look_again(self._suspects)
         else:
-            candidates = list(self._candidates().values())
-            record = choose([one for one in candidates if one.asked] or candidates, self.order)
+            free = [record for table, record in self._candidates().items() if self._busy.get(table, now) <= now]
+            record = choose([one for one in free if one.asked] or free, self.order)
             if record is None:
                 return None
             look = self._look_at(record) if record.step == "rows" else await self._look_beyond(record)
@@ -149,7 +154,7 @@ class Verifier:
         """Passes that go on, or begin."""
         found, now = {}, self._clock()
         for table, wanted in (self.wanted or {}).items():
-            if self.absent(table) or self._busy.get(table, now) > now:
+            if self.absent(table):
                 continue
             record = self.records.get(table)
             due = self.every > 0 and now >= self._due.get(table, now)
@@ -182,7 +187,7 @@ class Verifier:
         """Of the next keys of the target those that the source does not have."""
         more = (await self._target.keys(record.table, record.after, self._range(record))).more
         if "failed" in more:
-            self._failed(record, f"the target cannot list its keys ({more['failed']})")
+            self._stumbled(record, str(more["failed"]), "list its keys")
             return None
         keys = tuple(more["keys"])
         then = record.further(keys[-1] if keys else None, ends=bool(more["ends"]))
@@ -259,7 +264,7 @@ class Verifier:
         elif compared is None:
             return  # it had been applied before, and what was said is lost: once more
         elif "failed" in compared:
-            self._stumbled(record, str(compared["failed"]))
+            self._stumbled(record, str(compared["failed"]), "compare its rows")
         else:
             self._size(record.table, checked.keys, seconds)
             drifts, held = answered(checked.group, compared, waiting)
@@ -268,12 +273,16 @@ class Verifier:
     def refused(self, checked: Checked, exc: TargetError) -> bool:
         """The request itself did not come through: was it too large? True: that is nobody else's concern."""
         record, code = checked.then, exc.refusal.sqlstate
+        if code == "55P03":
+            self._busy[record.table] = self._clock() + _LOOK
+            return True
         if checked.mends and exc.kind in (Kind.DATA, Kind.CONTRACT):
             self._failed(record, f"the target refuses rows that were to be written again ({code})")
             return True
-        if not checked.mends and exc.kind in (Kind.SIZE, Kind.AMBIGUOUS) and not self._halve(record.table, least=1):
+        compares = not checked.mends and checked.group is not None
+        if compares and exc.kind in (Kind.SIZE, Kind.AMBIGUOUS) and not self._halve(record.table, least=1):
             self._failed(record, f"the target does not take a comparison of a single row ({code or exc.kind})")
-        return exc.kind is Kind.SIZE and not checked.mends
+        return compares and exc.kind is Kind.SIZE
 
     def _decided(self, checked: Checked, drifts: list[Drift], held: int) -> None:
         """What one comparison has shown: go on, or look again."""
@@ -328,11 +337,11 @@ class Verifier:
         if record.state == "done":
             self._ended(record)
 
-    def _stumbled(self, record: Verification, state: str) -> None:
+    def _stumbled(self, record: Verification, state: str, what: str) -> None:
         if state == "55P03":
             self._busy[record.table] = self._clock() + _LOOK
         elif state not in {"57014", "53200", "54000"} or not self._halve(record.table):
-            self._failed(record, f"the target cannot compare its rows ({state})")
+            self._failed(record, f"the target cannot {what} ({state})")
 
     def _failed(self, record: Verification, reason: str) -> None:
         self._suspects = None

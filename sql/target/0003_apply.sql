@@ -224,6 +224,7 @@ declare
   bodies  json[];
   writers text[];
   marks   boolean := false;
+  gentle  boolean := false;
   beat    boolean;
   seen    json;
   attempt int := 0;
@@ -260,6 +261,7 @@ begin
         g := parts[i]::json;
         if g ->> 'op' in ('hold', 'release', 'copy', 'verification', 'digest', 'compare', 'present', 'heartbeat') then
           marks := true;
+          gentle := gentle or g ->> 'op' = 'verification';
           continue;
         end if;
         at := g ->> 'table';
@@ -285,6 +287,9 @@ begin
         return stands.answer;
       end if;
       c := stands.c;
+      if gentle then
+        perform set_config('lock_timeout', '200ms', true);  -- a repair can wait, the changes behind it cannot
+      end if;
     end if;
     exit when state is not null;
 

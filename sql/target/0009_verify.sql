@@ -157,7 +157,7 @@ $$;
 -- The next keys of a mirror behind one (null: from the first), in the order of the index that holds them.
 create or replace function outboxd.keys_after(name text, after json, most int) returns json
 language plpgsql stable
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off set lock_timeout = '200ms'
 as $$
 declare
   m       outboxd.mirror := outboxd.mirror_of(name);

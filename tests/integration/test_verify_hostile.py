@@ -388,3 +388,132 @@ async def test_a_trigger_that_changes_rows_leaves_them_different(pair: Pair) -> 
         assert (counts(record), record.repaired) == ((60, 0, 3, 0), 2)
         record = await verified(parts, pair, repair=True)
         assert (counts(record), record.repaired) == ((60, 0, 3, 0), 0)
+
+
+# -- what is locked, altered, slow or gone meanwhile ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.parametrize("step", ["rows", "confirm", "mend", "extra"])
+async def test_a_table_that_somebody_has_locked_is_compared_later(pair: Pair, side: str, step: str) -> None:
+    """At whatever step: changes of other tables go on and are not kept waiting, the pass ends once the lock is gone."""
+    pair.create("create table tale (id int primary key)", "tale")
+    filled(pair, many=60)
+    door = Stops(pair.target.dsn)
+    async with pair.relay(limits=Limits(changes=20), timing=AT_ONCE, door=door) as parts:
+        await parts.relay.drain()
+        drifted(pair, "update story set n = 0 where id = 5", "delete from story where id = 50", "insert into story values (100, 1)")
+        ask(pair, repair=step == "mend")
+        parts.relay.verifier.ring()
+        verifier = parts.relay.verifier
+        while not at(verifier, step):
+            await parts.relay.step()
+        database = pair.source if side == "source" else pair.target
+        with psycopg.connect(database.dsn) as locking:
+            locking.execute("lock table story in access exclusive mode")
+            door.modes.clear()
+            for n in range(5):
+                pair.write(f"insert into tale values ({n})")
+                await parts.relay.drain()
+            assert pair.rows("select count(*) from tale") == ([(5,)], [(5,)])
+            assert len(door.modes) < 25
+            assert parts.relay.verifier.due_in() is not None
+            locking.rollback()
+        record = await until_ended(parts)
+        assert record.state == "done"
+        assert (counts(record), record.repaired) == (((60, 0, 0, 0), 3) if step == "mend" else ((60, 1, 1, 1), 0))
+
+
+def at(verifier: Verifier, step: str) -> bool:
+    """Has the pass come so far?"""
+    suspects, record = verifier._suspects, verifier.records.get("public.story")
+    if step in {"confirm", "mend"}:
+        return suspects is not None and suspects.stage == step
+    return suspects is None and record is not None and record.state == "running" and record.step == step
+
+
+async def until_ended(parts: Parts, table: str = "public.story") -> Verification:
+    """The pass that is under way, when it has ended."""
+
+    async def over() -> Verification | None:
+        parts.relay.verifier.ring()
+        await parts.relay.drain()
+        record = parts.relay.verifier.records.get(table)
+        return record if record and record.state != "running" else None
+
+    record = await wait_until_async(over, 60)
+    assert record is not None
+    return record
+
+
+class Stops:
+    """The direct door; every so often, at random, it fails before the target has the request, or after."""
+
+    def __init__(self, dsn: str, choices: random.Random | None = None, often: float = 0.0) -> None:
+        self._door = PostgresDoor(dsn)
+        self._choices = choices or random.Random(0)
+        self.often = often
+        self.modes: list[str] = []
+
+    async def send(self, document: str) -> str:
+        self.modes.append(json.loads(document.split("\x1e", 1)[0])["mode"])
+        fails = self._choices.random() < self.often
+        if fails and self._choices.random() < 0.3:
+            raise TargetError(Kind.TRANSIENT, "no connection (test)")
+        answer = await self._door.send(document)
+        if fails:
+            raise TargetError(Kind.AMBIGUOUS, "the connection failed before the answer (test)")
+        return answer
+
+    async def close(self) -> None:
+        await self._door.close()
+
+
+SLOW = """
+create table pace (rows int);
+insert into pace values (%s);
+create function slowly(n int) returns boolean language plpgsql as $$
+begin
+  perform set_config('slowly.n', (coalesce(nullif(current_setting('slowly.n', true), ''), '0')::int + 1)::text, true);
+  if current_setting('slowly.n')::int > (select rows from public.pace) then raise exception using errcode = '57014'; end if;
+  return true;
+end $$;
+create domain slow as int check (slowly(value));
+"""
+
+
+@pytest.mark.parametrize(("rows", "state"), [(300, "done"), (20, "failed")])
+async def test_what_takes_too_long_is_compared_in_smaller_ranges_or_not_at_all(pair: Pair, rows: int, state: str) -> None:
+    """A statement timeout of the target's: changes go on, nobody is dead-lettered, and what cannot be done is said."""
+    filled(pair, many=1200)
+    seen = Told()
+    async with pair.relay(limits=Limits(changes=1000), timing=AT_ONCE, observer=seen) as parts:
+        await parts.relay.drain()
+        drifted(pair, SLOW % 100000, "alter table story alter id type slow", f"update pace set rows = {rows}", "update story set n = 0 where id = 1100")
+        record = await ended(parts, pair)
+        assert record.state == state
+        assert counts(record)[2] == (1 if state == "done" else 0)
+        assert ("57014" in str(record.reason)) == (state == "failed")
+        pair.write("insert into story values (2000, 1)")
+        await parts.relay.drain()
+        assert pair.rows("select n from story where id = 2000") == ([(1,)], [(1,)])
+        assert (seen.failures, held(pair)) == ([], [])
+        with pair.target.connect() as target:
+            assert target.execute("select state from outboxd.verification").fetchall() == [(state,)]
+
+
+async def test_a_table_that_waits_for_its_copy_is_not_compared(pair: Pair) -> None:
+    """Watched with its rows, while the copier is busy with others: they are not missing yet."""
+    pair.create("create table tale (id int primary key)", "tale")
+    filled(pair, many=60)
+    async with pair.relay(limits=Limits(changes=20), timing=AT_ONCE) as parts:
+        await parts.relay.step()
+        parts.relay.copier._due = float("inf")  # as a rate of copying would
+        ask(pair, repair=True)
+        ask(pair, "tale")
+        parts.relay.verifier.ring()
+        await parts.relay.drain()
+        assert parts.relay.verifier.records.keys() == {"public.tale"}
+        parts.relay.copier._due = 0.0
+        record = await until_ended(parts) if parts.relay.verifier.records.get("public.story") else await ended(parts, pair)
+        assert (counts(record), record.repaired) == ((60, 0, 0, 0), 0)
