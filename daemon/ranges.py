@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from daemon.batch import Batch, Found, Question
-from daemon.errors import CopyRefused
+from daemon.errors import CopyRefused, SourceUnavailable
 from daemon.source import Source
 from outbox import Cursor
 
@@ -17,12 +17,13 @@ from outbox import Cursor
 @dataclass(frozen=True, slots=True)
 class Look:
     """What to ask (None: nothing), the batch that is made of it at the end of the window, and who is told when the
-    source refuses, or when nothing can be made of it."""
+    source refuses, when nothing can be made of it, or when the connection is lost over it."""
 
     question: Question | None
     made: Callable[[Found, Batch], Batch]
     refused: Callable[[CopyRefused], None] = lambda _: None
     dropped: Callable[[], None] = lambda: None
+    lost: Callable[[], None] = lambda: None
 
 
 Asker = Callable[[], Awaitable[Look | None]]
@@ -56,6 +57,9 @@ class Ranges:
             except CopyRefused as exc:
                 look.refused(exc)
                 return await self._source.read(cursor)
+            except SourceUnavailable:
+                look.lost()
+                raise
             self._waiting = look, found, goal
         if batch.more:
             return batch

@@ -124,11 +124,14 @@ def known(given: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Verification, f
     return found
 
 
+def fresh(record: Verification | None, wanted: Wanted) -> bool:
+    """Has somebody asked for what no pass has had in hand?"""
+    return wanted.number > 0 and (record is None or wanted.number != record.wish)
+
+
 def begun_by(record: Verification | None, wanted: Wanted, *, due: bool) -> bool:
     """Does a pass begin? Because of a wish that no pass has had in hand, or because it is time."""
-    if wanted.number > (record.wish if record else 0):
-        return True
-    return due and (record is None or record.state != "running")
+    return fresh(record, wanted) or (due and (record is None or record.state != "running"))
 
 
 def note(record: Verification) -> Group:

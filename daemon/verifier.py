@@ -21,12 +21,25 @@ from daemon.errors import CopyRefused, Kind, TargetError
 from daemon.ranges import Look
 from daemon.source import Source
 from daemon.target import Answer, Target
-from daemon.verification import Checked, Drift, Op, Verification, Wanted, answered, begun_by, known, question, shown
+from daemon.verification import (
+    Checked,
+    Drift,
+    Op,
+    Verification,
+    Wanted,
+    answered,
+    begun_by,
+    fresh,
+    known,
+    question,
+    shown,
+)
 
 log = structlog.get_logger()
 
 _LOOK = 1.0  # seconds between two looks at the source's wishes
 _FIRST, _LEAST = 1000, 50  # rows of a comparison
+_UNANSWERED = 3
 _QUICK, _SLOW = 0.05, 0.15  # seconds that one takes: changes wait behind it
 _AGAIN = 900.0  # seconds after which a pass that failed begins anew, at most
 _EPOCH = 946_684_800  # the source counts its microseconds from 2000 on
@@ -71,6 +84,7 @@ class Verifier:
         self._due: dict[str, float] = {}  # when a pass by the clock begins
         self._suspects: _Suspects | None = None
         self._under_way = False  # a comparison has been read or sent, and its answer is not known
+        self._unanswered = 0  # comparisons in a row
         self._most: dict[str, int] = {}
         self._by_rows: set[str] = set()  # digests of these tables say nothing: the target writes the same otherwise
         self._busy: dict[str, float] = {}
@@ -86,7 +100,7 @@ class Verifier:
         self.records, self._due = {}, {}
         for table, (record, ago) in known(answer.more["verifications"]).items():
             self.records[table] = record
-            self._due[table] = before.get(table, now + self._pause(record) - ago)
+            self._due[table] = before.get(table, now + self._pause(record) - max(0.0, ago))
         self._suspects, self._under_way = None, False
         self._unsaved.clear()
         for table, record in failed.items():  # the target has not been told, and would have it go on
@@ -132,7 +146,7 @@ class Verifier:
             self.wanted = {one[0]: Wanted(*one) for one in await self._source.ask("verify_wanted")}
         if self.stopping or self._under_way or now < self._paced:
             return None
-        if self._suspects is not None and self.absent(self._suspects.then.table):
+        if self._suspects is not None and not self._compares(self._suspects.then.table):
             self._suspects = None
         look: Look | None
         if self._unsaved:
@@ -150,17 +164,20 @@ class Verifier:
         self._under_way = look is not None
         return look
 
+    def _compares(self, table: str) -> bool:
+        """Is it watched, and does the target have it as a whole?"""
+        return table in (self.wanted or ()) and not self.absent(table)
+
     def _candidates(self) -> dict[str, Verification]:
         """Passes that go on, or begin."""
         found, now = {}, self._clock()
         for table, wanted in (self.wanted or {}).items():
-            if self.absent(table):
+            if not self._compares(table):
                 continue
             record = self.records.get(table)
             due = self.every > 0 and now >= self._due.get(table, now)
             if begun_by(record, wanted, due=due):
-                asked = wanted if wanted.number > (record.wish if record else 0) else None
-                found[table] = (record or Verification(table)).begun(asked)
+                found[table] = (record or Verification(table)).begun(wanted if fresh(record, wanted) else None)
             elif record is not None and record.state == "running":
                 found[table] = record
         return found
@@ -237,7 +254,7 @@ class Verifier:
             else:
                 self._failed(record, str(exc))
 
-        return Look(asked, made, refused, self._dropped)
+        return Look(asked, made, refused, self._dropped, lambda: self._went_unanswered(record, "the source"))
 
     def _dropped(self) -> None:
         self._under_way = False
@@ -251,6 +268,7 @@ class Verifier:
     def arrived(self, checked: Checked, answer: Answer, seconds: float, waiting: Collection[tuple[str, str]]) -> None:
         """The target has answered. `waiting`: the keys that are held."""
         self._under_way = False
+        self._unanswered = 0
         record, compared = checked.then, answer.more.get("compared")
         if self.rate and not record.asked:
             self._paced = max(self._paced, self._clock()) + checked.keys / self.rate
@@ -279,10 +297,22 @@ class Verifier:
         if checked.mends and exc.kind in (Kind.DATA, Kind.CONTRACT):
             self._failed(record, f"the target refuses rows that were to be written again ({code})")
             return True
-        compares = not checked.mends and checked.group is not None
-        if compares and exc.kind in (Kind.SIZE, Kind.AMBIGUOUS) and not self._halve(record.table, least=1):
+        if checked.mends or checked.group is None:
+            return False
+        if exc.kind is Kind.AMBIGUOUS:
+            self._went_unanswered(record, "the target")
+        elif exc.kind is Kind.SIZE and not self._halve(record.table, least=1):
             self._failed(record, f"the target does not take a comparison of a single row ({code or exc.kind})")
-        return compares and exc.kind is Kind.SIZE
+        return exc.kind is Kind.SIZE
+
+    def _went_unanswered(self, record: Verification, who: str) -> None:
+        """Once is an accident. Again and again, with nothing answered in between, it is what was asked: changes wait
+        behind it each time."""
+        self._unanswered += 1
+        self._halve(record.table)
+        if self._unanswered >= _UNANSWERED:
+            self._unanswered = 0
+            self._failed(record, f"{who} does not answer in time when its rows are compared")
 
     def _decided(self, checked: Checked, drifts: list[Drift], held: int) -> None:
         """What one comparison has shown: go on, or look again."""

@@ -265,6 +265,7 @@ begin
   perform outbox.drop_inside(w.id);
   execute format('drop function if exists outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id);
   delete from outbox.copy c where c.table_name = known[1];
+  delete from outbox.verification v where v.table_name = known[1];
   return known[1];
 end
 $$;

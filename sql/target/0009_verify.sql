@@ -160,12 +160,14 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off set lock_timeout = '200ms'
 as $$
 declare
-  m       outboxd.mirror := outboxd.mirror_of(name);
-  tbl     regclass := to_regclass(format('%I.%I', m.target_schema, m.target_table));
+  m       outboxd.mirror;
+  tbl     regclass;
   ordered text;
   behind  text;
   keys    text[];
 begin
+  m := outboxd.mirror_of(name);
+  tbl := to_regclass(format('%I.%I', m.target_schema, m.target_table));
   select string_agg(format('t.%I', a.attname) || c.spelled, ', ' order by k.n), string_agg(v.value, ', ' order by k.n)
     into ordered, behind
     from (select i.* from pg_index i

@@ -4,7 +4,7 @@ Knows the way from one store to the other and how to compare what arrived. Knows
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from daemon.progress import Timing
 from daemon.relay import Relay
 from daemon.source import Source
 from daemon.target import Door, Target
+from daemon.verification import Verification
 from daemon.wakeup import Bell
 from tests.databases import Database
 from tests.silent import Silent
@@ -85,8 +86,17 @@ class Stores:
                 self.there.execute("select outboxd.map(%s)", (table,))
 
     def carry(self) -> int:
-        """Bring everything over; how many changes that were."""
+        """Bring everything over, and do what was asked for; how many changes that were."""
+        self._relay.verifier.ring()
         return self._runner.run(self._relay.drain())
+
+    def verifications(self) -> Mapping[str, Verification]:
+        """What the passes through the tables have found."""
+        return self._relay.verifier.records
+
+    def compared_as_rows(self) -> set[str]:
+        """Tables of which digests say nothing."""
+        return self._relay.verifier._by_rows
 
     def assert_equal(self, tables: Iterable[str], *, order: str = "id") -> int:
         """Every row of every column, to the last byte; returns how many rows there were."""

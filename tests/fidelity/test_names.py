@@ -80,3 +80,28 @@ def test_names_that_are_almost_the_same_are_not_mixed_up(named: Stores) -> None:
         table = sql.Identifier(schema_of(name), name)
         found = named.there.execute(sql.SQL("select v from {}").format(table)).fetchall()
         assert found == [(f"only {number}",)], name
+
+
+def test_any_name_is_compared(named: Stores) -> None:
+    """One row missing, one different, one extra in each table: found under their names, and repaired."""
+    tables = [table_of(named, name) for name in NAMES]
+    with named.here.transaction():
+        for name, table in zip(NAMES, tables, strict=True):
+            key = sql.Identifier(name).as_string(named.here)
+            named.here.execute(
+                f"delete from {table}; insert into {table} ({key}, v) select n, n from generate_series(1, 9) n".encode()
+            )
+    named.carry()
+    for name, table in zip(NAMES, tables, strict=True):
+        key = sql.Identifier(name).as_string(named.here)
+        named.there.execute(f"delete from {table} where {key} = 1".encode())
+        named.there.execute(f"update {table} set v = 'x' where {key} = 2".encode())
+        named.there.execute(f"insert into {table} ({key}) values (100)".encode())
+    with named.here.transaction():
+        for table in tables:
+            named.here.execute("select outbox.ask_verification(%s, true)", (table,))
+    named.carry()
+    found = named.verifications().values()
+    assert {(one.state, one.rows, one.drift, one.repaired) for one in found} == {("done", 9, 0, 3)}
+    for name, table in zip(NAMES, tables, strict=True):
+        named.assert_equal([table], order=sql.Identifier(name).as_string(named.here))

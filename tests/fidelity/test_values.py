@@ -225,6 +225,50 @@ def test_odd_values_into_a_project_with_its_own_ideas(direct_world: World) -> No
     assert direct_world.assert_same(tables) > 3 * len(tables)
 
 
+# The same values, compared by verification
+
+
+def passed(made: Stores, tables: Sequence[str], *, repair: bool) -> dict[str, tuple[str, int, int, int]]:
+    """What a pass through each table has come to: its state, rows, drift and repaired rows."""
+    with made.here.transaction():
+        for table in tables:
+            made.here.execute("select outbox.ask_verification(%s, %s)", (f"public.{table}", repair))
+    made.carry()
+    records = made.verifications()
+    return {
+        table: (one.state, one.rows, one.drift, one.repaired)
+        for table, one in ((table, records[f"public.{table}"]) for table in tables)
+    }
+
+
+@pytest.mark.parametrize("transport", ["world", "direct_world"])
+def test_values_are_equal_until_one_is_changed(request: pytest.FixtureRequest, transport: str) -> None:
+    """Digests of every type are equal on both sides, whatever the target's role is set to; one value that is spelled
+    otherwise is one difference in each table, and is repaired."""
+    world: World = request.getfixturevalue(transport)
+    made, tables = world.stores, world.tables
+    with made.here.transaction():
+        for table in tables:
+            made.here.execute(f"insert into public.{table} select * from stock.{table} on conflict do nothing".encode())
+    made.carry()
+    world.assert_same(tables)
+    rows = {
+        table: made.here.execute(f"select count(*) from public.{table}".encode()).fetchall()[0][0] for table in tables
+    }
+    assert passed(made, tables, repair=False) == {table: ("done", rows[table], 0, 0) for table in tables}
+    assert made.compared_as_rows() == set()
+    if transport == "direct_world":
+        return
+    for table in tables:
+        other = f"select v from public.{table} s where s.v::text <> t.v::text order by id limit 1"
+        made.there.execute(f"update public.{table} t set v = ({other}) where id = 0".encode())
+        made.there.execute(
+            f"update public.{table} t set a = null where id = 0 and a is not null and mod(length('{table}'), 2) = 1".encode()
+        )
+    assert passed(made, tables, repair=True) == {table: ("done", rows[table], 0, 1) for table in tables}
+    world.assert_same(tables)
+
+
 # Random values
 
 Written = list[tuple[int, str | None, str | None]]
