@@ -454,9 +454,7 @@ async def test_a_table_that_somebody_has_locked_is_compared_later(pair: Pair, si
         )
         ask(pair, repair=step == "mend")
         parts.relay.verifier.ring()
-        verifier = parts.relay.verifier
-        while not at(verifier, step):
-            await parts.relay.step()
+        await until_at(parts, step)
         database = pair.source if side == "source" else pair.target
         with psycopg.connect(database.dsn) as locking:
             locking.execute("lock table story in access exclusive mode")
@@ -473,12 +471,25 @@ async def test_a_table_that_somebody_has_locked_is_compared_later(pair: Pair, si
         assert (counts(record), record.repaired) == (((60, 0, 0, 0), 3) if step == "mend" else ((60, 1, 1, 1), 0))
 
 
-def at(verifier: Verifier, step: str) -> bool:
-    """Has the pass come so far?"""
-    suspects, record = verifier._suspects, verifier.records.get("public.story")
-    if step in {"confirm", "mend"}:
-        return suspects is not None and suspects.stage == step
-    return suspects is None and record is not None and record.state == "running" and record.step == step
+async def until_at(parts: Parts, step: str) -> None:
+    """Turn until the pass has come so far: `rows` is where it begins."""
+
+    async def there() -> bool:
+        verifier = parts.relay.verifier
+        suspects, record = verifier._suspects, verifier.records.get("public.story")
+        if step == "rows" or (suspects is not None and suspects.stage == step):
+            return True
+        if (
+            step == "extra"
+            and suspects is None
+            and record is not None
+            and (record.state, record.step) == ("running", step)
+        ):
+            return True
+        await parts.relay.step()
+        return False
+
+    await wait_until_async(there, 30)
 
 
 async def until_ended(parts: Parts, table: str = "public.story") -> Verification:
@@ -532,8 +543,7 @@ async def test_what_happens_to_a_table_in_the_middle_of_a_pass(pair: Pair, what:
         )
         ask(pair, repair=step == "mend")
         parts.relay.verifier.ring()
-        while not at(parts.relay.verifier, step):
-            await parts.relay.step()
+        await until_at(parts, step)
         with (pair.source if side == "source" else pair.target).connect() as conn:
             for one in statement.split("; "):
                 conn.execute(one.encode())
@@ -688,7 +698,7 @@ async def _turn(parts: Parts, batches: int) -> None:
         await parts.relay.step(batches)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(6))
 async def test_whatever_fails_and_whoever_leads(pair: Pair, seed: int) -> None:
     """Requests and answers that are lost, leaders that change in the middle, copies, truncates, wishes at any time, and on
     every other run somebody who writes to the mirror: what a pass finds in the end is what SQL finds; without that
