@@ -35,7 +35,7 @@ def deep(site: Site, changes: int, deadline: float) -> dict[str, float]:
         values = {
             "changes": waiting, "rate": waiting / (ended - began), "first": tenths[0], "last": tenths[-1],
             "last / first": tenths[-1] / tenths[0], "slowest tenth": min(tenths),
-            "rss": cpu.memory(mover.outboxd.pid, "VmHWM"), "requests": _requests(mover) / (waiting / 1000),
+            "rss": cpu.memory(mover.outboxd.pid, "VmHWM"), "requests": requests(mover) / (waiting / 1000),
         }  # fmt: skip
         mover.stop()
         assert_equal(stores, whose)
@@ -58,10 +58,15 @@ def _tenths(daemon: Daemon, began: float, changes: int) -> list[float]:
     return rates
 
 
-def _requests(daemon: Daemon) -> float:
+def requests(daemon: Daemon) -> float:
     """To the target, of every kind, answered or not."""
+    return total(daemon, _REQUESTS)
+
+
+def total(daemon: Daemon, metric: str) -> float:
+    """A metric's sum over all of its labels."""
     _, body = daemon.outboxd.get("/metrics")
-    return sum(float(line.rpartition(" ")[2]) for line in body.splitlines() if line.startswith(_REQUESTS))
+    return sum(float(line.rpartition(" ")[2]) for line in body.splitlines() if line.startswith(metric))
 
 
 def idle(site: Site, systems: Sequence[str], seconds: float) -> dict[str, dict[str, float]]:
@@ -88,8 +93,8 @@ def idle(site: Site, systems: Sequence[str], seconds: float) -> dict[str, dict[s
 
 
 def _state(daemon: Daemon) -> tuple[float, float, int]:
-    requests = _requests(daemon)  # first: being asked is work, too
-    return requests, cpu.precisely(daemon.outboxd.pid), cpu.sleeps(daemon.outboxd.pid)
+    asked = requests(daemon)  # first: being asked is work, too
+    return asked, cpu.precisely(daemon.outboxd.pid), cpu.sleeps(daemon.outboxd.pid)
 
 
 def _since(daemon: Daemon, before: tuple[float, float, int], seconds: float) -> dict[str, float]:
@@ -99,5 +104,5 @@ def _since(daemon: Daemon, before: tuple[float, float, int], seconds: float) -> 
         "cpu": (used - before[1]) / seconds * 100,
         "wake-ups": (sleeps - before[2]) / seconds,
         "rss": cpu.memory(pid),
-        "requests": _requests(daemon) - before[0],
+        "requests": requests(daemon) - before[0],
     }

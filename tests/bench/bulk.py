@@ -6,7 +6,7 @@ from psycopg import sql
 
 from tests.bench.site import Site, connect
 
-_ROWS = """
+ROWS = """
 select gen_random_uuid() as "id", 'The Lighthouse at the End of the Pier, part ' || k as "title", 'writer' || k % 1000 || '@example.com' as "authorEmail",
        k % 2 = 0 as "isPublic", array['drama', 'harbour', 'night'] as "tags", bench.settings(k) as "settings",
        clock_timestamp() as "createdAt", clock_timestamp() as "updatedAt"
@@ -16,7 +16,7 @@ select gen_random_uuid() as "id", 'The Lighthouse at the End of the Pier, part '
 
 def bulk(site: Site, kind: str, rows: int) -> dict[str, float]:
     """Rows a second by statement; `kind` is the template: `plain`, or `outboxd` with nothing running."""
-    made = sql.SQL(_ROWS).format(sql.Literal(rows))
+    made = sql.SQL(ROWS).format(sql.Literal(rows))
     file = sql.Literal(str(site.source.folder / "bulk.copy"))
     rates = {}
     with site.stores(kind) as stores, connect(stores.source) as conn:

@@ -4,7 +4,7 @@ import time
 
 from psycopg import sql
 
-from tests.bench.bulk import _ROWS
+from tests.bench.bulk import ROWS
 from tests.bench.catchup import arrived, warm
 from tests.bench.rows import assert_equal
 from tests.bench.site import Site, Stores, connect
@@ -43,7 +43,7 @@ def copying(site: Site, way: str, rows: int, deadline: float) -> dict[str, float
 
 def _fill(stores: Stores, rows: int) -> None:
     with connect(stores.source) as conn:
-        conn.execute(sql.SQL('insert into "Story" {}').format(sql.SQL(_ROWS).format(sql.Literal(rows))))
+        conn.execute(sql.SQL('insert into "Story" {}').format(sql.SQL(ROWS).format(sql.Literal(rows))))
         conn.execute('analyze "Story"')
 
 

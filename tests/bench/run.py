@@ -11,11 +11,12 @@ from tests.bench.figures import Measured
 from tests.bench.site import Site
 from tests.bench.steady import steady
 from tests.bench.systems import KIND, NAMES
+from tests.bench.verifying import verifying
 from tests.bench.workloads import BACKLOGS
 from tests.bench.writers import WAYS, writers
 
-WORKLOADS = ("W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8", "W9", "W10")
-_ONCE = ("W6", "W7", "W10")  # long
+WORKLOADS = ("W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8", "W9", "W10", "W11")
+_ONCE = ("W6", "W7", "W10", "W11")  # long
 _BACKLOGS = ("W1", "W2", "W3", "W8")
 # One request a change: its rate on a short backlog is its rate on a long one.
 _SHORT = 1500
@@ -171,6 +172,15 @@ def _copying(plan: Plan, repeat: int) -> Iterator[Step]:
         yield Step(f"W10 {NAMES.get(way, 'COPY … TO | COPY … FROM')} #{repeat}", measure)
 
 
+def _verifying(plan: Plan, repeat: int) -> Iterator[Step]:
+    def measure(site: Site) -> list[Measured]:
+        systems = plan.among("rest", "direct")
+        found = verifying(site, systems, plan.changes * 2, 2.0 if plan.quick else 4.0, plan.deadline) if systems else {}
+        return [Measured("W11", system, repeat, values) for system, values in found.items()]
+
+    yield Step("W11 verification", measure)
+
+
 _OTHERS: Mapping[str, Callable[[Plan, int], Iterator[Step]]] = {
-    "W4": _steady, "W5": _writers, "W6": _deep, "W7": _idle, "W8": _bulk, "W9": _far, "W10": _copying,
+    "W4": _steady, "W5": _writers, "W6": _deep, "W7": _idle, "W8": _bulk, "W9": _far, "W10": _copying, "W11": _verifying,
 }  # fmt: skip

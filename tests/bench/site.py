@@ -133,7 +133,7 @@ def machine(site: Site) -> dict[str, str]:
         "postgres": f"{server}, twice, on this machine, over loopback",
         "Data API": f"{_postgrest()} behind a bare asyncio relay, each a process of its own",
         "load before": Path("/proc/loadavg").read_text(encoding="utf-8").split()[0],
-        "outboxd": "as shipped; W7 with heartbeat_interval = 0, and beside it as shipped",
+        "outboxd": "as shipped, but for verify_interval = 0; W7 and W11 with heartbeat_interval = 0, W7 beside it with it",
         "both clusters": ", ".join(f"{name} = {value}" for name, value in SETTINGS.items()),
     }
 

@@ -18,10 +18,10 @@ from tests.bench.systems import KIND, NAMES, BenchFailed, moving
 from tests.bench.workloads import BACKLOGS
 
 RATE = 300
-_CLIENTS = 4
+CLIENTS = 4
 _ARRIVALS = """select id, extract(epoch from at)::float8 from bench.arrival"""
 _NOTE_ARRIVALS = 'alter table "Story" enable always trigger arrived'
-_STAMPS = (
+STAMPS = (
     """select "id", extract(epoch from pg_xact_commit_timestamp(xmin))::float8 from "Story" where "title" like 'The%'"""
 )
 
@@ -36,29 +36,29 @@ def steady(site: Site, system: str, seconds: float, delay: float = 0.0) -> tuple
         warm(mover, stores, whose)
         site.settle()
         mover.start()
-        write(stores, site.folder, clients=_CLIENTS, seconds=1, rate=RATE)  # not counted: whoever starts is slow
+        write(stores, site.folder, clients=CLIENTS, seconds=1, rate=RATE)  # not counted: whoever starts is slow
         with connect(stores.source) as conn:
             ((since,),) = conn.execute("select extract(epoch from clock_timestamp())::float8").fetchall()
             groups = {"source": site.source.pid, "target": site.target.pid, **mover.groups}
             before = cpu.used(groups)
-            rate = write(stores, site.folder, clients=_CLIENTS, seconds=seconds, rate=RATE)
+            rate = write(stores, site.folder, clients=CLIENTS, seconds=seconds, rate=RATE)
             shares = before.until(cpu.used(groups))
             conn.execute(BACKLOGS["W1"].last)
         if not arrived(BACKLOGS["W1"].arrived, stores, DEADLINE):
             raise BenchFailed(f"{whose}: not everything arrived within {DEADLINE:g} s: {mover.last_words()}")
         mover.stop()
         assert_equal(stores, whose)
-        late = sorted(_latencies(stores, since, _ARRIVALS if system == "native" else _STAMPS))
-        return {"tx/s": rate, "rows": len(late), **_percentiles(late)}, shares
+        late = sorted(latencies(stores, since, _ARRIVALS if system == "native" else STAMPS))
+        return {"tx/s": rate, "rows": len(late), **percentiles(late)}, shares
 
 
-def _latencies(stores: Stores, since: float, arrivals: LiteralString) -> list[float]:
+def latencies(stores: Stores, since: float, arrivals: LiteralString) -> list[float]:
     with connect(stores.source) as source, connect(stores.target) as target:
-        here, there = dict(source.execute(_STAMPS).fetchall()), dict(target.execute(arrivals).fetchall())
+        here, there = dict(source.execute(STAMPS).fetchall()), dict(target.execute(arrivals).fetchall())
     return [(there[key] - at) * 1000 for key, at in here.items() if at >= since]
 
 
-def _percentiles(late: Sequence[float]) -> dict[str, float]:
+def percentiles(late: Sequence[float]) -> dict[str, float]:
     def at(share: float) -> float:
         return late[min(len(late) - 1, int(share * len(late)))]
 

@@ -31,6 +31,7 @@ def rendered(results: Results, machine: Mapping[str, str]) -> str:
         *_alone(results),
         *_bulk(results),
         *_copying(results),
+        *_verifying(results),
         *_to_reach(results),
     ])  # fmt: skip
 
@@ -139,6 +140,39 @@ def _copying(results: Results) -> Iterator[str]:
             if not at:
                 yield "\nW10  a table copied as a whole, rows a second: median (min – max)"
             yield f"    {name:<{_WIDTH}} {_spread(rate, ',.0f')}"
+
+
+def _verifying(results: Results) -> Iterator[str]:
+    by_hand = results.of("W11", "md5")
+    if not by_hand:
+        return
+    rate = by_hand[0].values["rate"]
+    yield "\nW11  a table of equal rows compared, both stores at rest"
+    yield f"    {'COPY TO | md5, both':<{_WIDTH}} {rate:,.0f} rows/s"
+    for system in ("rest", "direct"):
+        for values in (one.values for one in results.of("W11", system)):
+            yield (
+                f"    {NAMES[system]:<{_WIDTH}} {values['rate']:,.0f} rows/s, x {values['rate'] / rate:.2f} of COPY TO | md5; "
+                f"{values['bytes']:.0f} bytes a row to the target, {values['requests']:.2f} requests per 1 000 rows"
+            )
+            if "found in" in values:
+                yield from _verified(values)
+
+
+def _verified(values: Mapping[str, float]) -> Iterator[str]:
+    yield f"        1 000 rows that differ: all found in {values['found in']:.2f} s, found and repaired in {values['repaired in']:.2f} s"
+    late = "; ".join(
+        f"{title} p50 {values[f'p50 {name}']:.1f}, p99 {values[f'p99 {name}']:.1f}, max {values[f'max {name}']:.1f}"
+        for name, title in (("alone", "no pass"), ("beside", "passes one after the other"))
+    )
+    yield f"        300 transactions a second, ms: {late} ({values['rows beside']:,.0f} rows compared meanwhile)"
+    for name, title in (("idle", "nothing to compare"), ("paced", "2 000 rows/s, by the clock")):
+        used = ", ".join(
+            f"{group.partition(' ')[2]} {share:.1f} %"
+            for group, share in values.items()
+            if group.startswith(f"{name} ") and not group.endswith(("requests", "bench", "other"))
+        )
+        yield f"        {title}: {used} of a core, {values[f'{name} requests']:.1f} requests a second"
 
 
 def _to_reach(results: Results) -> Iterator[str]:
