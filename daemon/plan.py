@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from daemon.errors import CaptureLost
 
@@ -49,10 +49,13 @@ class Group:
     columns: tuple[str, ...]
     rows: tuple[str, ...]
     keys: tuple[str, ...]
+    span: tuple[str | None, str | None] | None = None
 
     def records(self) -> tuple[str, str]:
         """The group's two records of the document."""
-        head = {"table": self.table, "op": self.op, "rank": self.rank, "columns": self.columns}
+        head: dict[str, Any] = {"table": self.table, "op": self.op, "rank": self.rank, "columns": self.columns}
+        if self.span is not None:
+            head["span"] = self.span
         return json.dumps(head, ensure_ascii=False, separators=(",", ":")), "[" + ",".join(self.rows) + "]"
 
 

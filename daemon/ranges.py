@@ -16,11 +16,11 @@ from outbox import Cursor
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What to ask (None: nothing), the batch that is made of it at the end of the window, and who is told when the
-    source refuses, when nothing can be made of it, or when the connection is lost over it."""
+    """What to ask (None: nothing), the batch that is made of it at the end of the window (None: there is nothing to be
+    sent), and who is told when the source refuses, when nothing can be made of it, or when the connection is lost over it."""
 
     question: Question | None
-    made: Callable[[Found, Batch], Batch]
+    made: Callable[[Found, Batch], Batch | None]
     refused: Callable[[CopyRefused], None] = lambda _: None
     dropped: Callable[[], None] = lambda: None
     lost: Callable[[], None] = lambda: None
@@ -37,6 +37,7 @@ class Ranges:
         self._askers = askers
         self._waiting: tuple[Look, Found, str] | None = None  # read as of a snapshot; the window up to there goes first
         self._next: Batch | None = None
+        self.looked = False  # did the last read ask something of which nothing was to be sent? There may be more
 
     def forget(self) -> None:
         """Begin anew: the target has said where it stands."""
@@ -44,6 +45,7 @@ class Ranges:
 
     async def read(self, cursor: Cursor) -> Batch:
         """The next batch after `cursor`: changes, or rows of a table as of it."""
+        self.looked = False
         if self._next is not None:
             batch, self._next = self._next, None
             return batch
@@ -68,6 +70,9 @@ class Ranges:
             look.dropped()
             return batch  # another window was begun meanwhile: what was read is older than its end
         made = look.made(found, batch)
+        if made is None:
+            self.looked = True
+            return batch
         if not batch.changes:
             return made
         self._next = made

@@ -129,7 +129,7 @@ class Relay:
                     break
                 if flight := await self._flights.landed(patience):
                     await self._land(flight)
-            return await self._retry() or sent > 0
+            return await self._retry() or sent > 0 or self._ranges.looked
         except BaseException as exc:
             await self._forget()
             if isinstance(exc, (TargetError, CaptureLost)) and self.copier.blames(exc):
@@ -167,8 +167,10 @@ class Relay:
         cursor = self._cursor if self._cursor and self._claimed else await self._resume()
         started = time.monotonic()
         batch = apart(await self._ranges.read(cursor))
-        self._dry = not batch.tells
-        if self._dry:
+        if batch.copied is None and batch.checked is None:
+            self.verifier.passed(changes=bool(batch.changes), more=batch.more)
+        self._dry = not (batch.tells or self._ranges.looked)
+        if not batch.tells:
             # Nothing happened up to here: start the next window later. The target need not know.
             self._cursor = batch.cursor
             if not self._flights:
@@ -493,8 +495,9 @@ class Relay:
     async def _rest(self) -> None:
         """Nothing to do: poll a little while, then sleep until a writer rings."""
         pause = self._pace.pause(time.monotonic())
-        if (due := self._due()) is not None:  # at a measured pace
-            await self._wait(min(due, self._pace.longest))
+        due = self._due()  # rows that go at a measured pace
+        if due <= self._pace.longest:
+            await self._wait(due)
             return
         if pause is None and self._may_sleep() and await self._bell.try_arm():
             # K is ours: whoever commits from here on rings. One more read finds whoever committed before.
@@ -506,7 +509,7 @@ class Relay:
                     return
                 self._ahead = None
                 if not self._stopping:
-                    rung = await self._bell.wait(self._timing.poll)
+                    rung = await self._bell.wait(due)
                     self._observer.woken("notify" if rung else "poll")
                     if rung:
                         self._letters_seen = float("-inf")  # whoever wants one sent again rings, too
@@ -521,12 +524,12 @@ class Relay:
         if pause is None:  # K cannot be had (a long writer holds it), or nobody can ring here
             rings = self._may_sleep() and self._bell.connected and not self._bell.pooled
             pause = self._pace.longest if rings else min(0.25, self._timing.poll)
-        await self._wait(pause)
+        await self._wait(min(pause, due))
 
-    def _due(self) -> float | None:
-        """Seconds until there is something to be copied or compared; None: there is nothing."""
+    def _due(self) -> float:
+        """Seconds until there is something to be copied or compared, or it is time to look."""
         dues = [due for due in (self.copier.due_in(), self.verifier.due_in()) if due is not None]
-        return min(dues, default=None)
+        return min([*dues, self._timing.poll])
 
     def _may_sleep(self) -> bool:
         identity = self._source.identity

@@ -86,6 +86,11 @@ class Verification:
         on = replace(self, rows=self.rows + rows, after=None if ends else after)
         return replace(on, step=_NEXT[self.step]) if ends else on
 
+    def onto(self, known: "Verification") -> "Verification":
+        """As far as this has come, with what `known` had found by then."""
+        counts = {name: getattr(known, name) for name in (*KINDS, "held", "repaired", "samples")}
+        return replace(self, **counts)
+
     def done(self) -> "Verification":
         """At its end: this is the last pass now."""
         counts = {name: getattr(self, name) for name in ("rows", *KINDS, "held", "repaired")}
@@ -99,20 +104,29 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a batch asks the target to compare (`group`), or repairs, or only has it note. `before` and `then`: the record,
-    as it is and once this is known to be equal. `keys`: how many were looked at; `unread`: rows too large to be read."""
+    """What a batch asks the target to compare (`group`), or repairs, or only has it note. `before` and `then`: how far
+    the pass has come once those that were sent before it are known to be equal, and once this one is. `keys`: how many
+    were looked at; `unread`: rows too large to be read; `again`: they had been found to differ; `reading`: how long it
+    took to read them (seconds).
+
+    `known`: the records to be noted with it. What is under way is not known yet: who begins anew reads it again.
+    """
 
     before: Verification
     then: Verification
+    known: tuple[Verification, ...] = ()
     group: Group | None = None
     keys: int = 0
     unread: tuple[str, ...] = ()
     mends: bool = False
+    again: bool = False
+    reading: float = 0.0
 
     @property
     def notes(self) -> tuple[Group, ...]:
-        """What goes with the batch: how far the pass had come before it."""
-        return (note(self.before),) if self.group is None else (self.group, note(self.before))
+        """What goes with the batch."""
+        known = tuple(note(one) for one in self.known)
+        return known if self.group is None else (self.group, *known)
 
 
 def known(given: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Verification, float]]:

@@ -9,6 +9,7 @@ with a comparison, changes go on: the pass has failed, and another begins later.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +21,7 @@ from daemon.copies import COLUMNS, choose, gone, row
 from daemon.errors import CopyRefused, Kind, TargetError
 from daemon.ranges import Look
 from daemon.source import Source
+from daemon.stride import Stride
 from daemon.target import Answer, Target
 from daemon.verification import (
     Checked,
@@ -38,9 +40,11 @@ from daemon.verification import (
 log = structlog.get_logger()
 
 _LOOK = 1.0  # seconds between two looks at the source's wishes
-_FIRST, _LEAST = 1000, 50  # rows of a comparison
+_AHEAD = 3  # comparisons of a pass: one that is being read, and two on their way; while changes flow only one
+_DOUBTFUL = 50  # rows that seem to differ from which on a share of them says something
+_ENOUGH, _FAR = 500, 40  # rows that seem to differ, ranges behind the first of them: then they are looked at again
+_NOTED = 5.0  # seconds until the target is told how far a pass has come that has nothing to be sent
 _UNANSWERED = 3
-_QUICK, _SLOW = 0.05, 0.15  # seconds that one takes: changes wait behind it
 _AGAIN = 900.0  # seconds after which a pass that failed begins anew, at most
 _EPOCH = 946_684_800  # the source counts its microseconds from 2000 on
 
@@ -62,6 +66,16 @@ class _Suspects:
     mended: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Landed:
+    """What a comparison has shown. `doubtful`: the rows are to be looked at again."""
+
+    checked: Checked
+    drifts: tuple[Drift, ...]
+    held: int
+    doubtful: bool
+
+
 class Verifier:
     """Compares for the relay. `every`: seconds between passes through a table, 0: only when somebody asks; `rate`: rows a
     second of such a pass at most, 0: as many as there are. `verified` is told of (table, rows compared, rows repaired)."""
@@ -73,7 +87,6 @@ class Verifier:
         self._source = source
         self._target = target
         self.every = every
-        self.rate = rate
         self._verified = verified
         self._clock = clock
         self.order: Mapping[str, int] = {}
@@ -82,17 +95,41 @@ class Verifier:
         self.wanted: dict[str, Wanted] | None = None  # None: not looked yet
         self.stopping = False
         self._due: dict[str, float] = {}  # when a pass by the clock begins
+        # A pass in order: what is known to be equal (its record), ranges whose rows that seem to differ wait to be looked
+        # at again, those on their way, and the one that is being read.
         self._suspects: _Suspects | None = None
-        self._under_way = False  # a comparison has been read or sent, and its answer is not known
+        self._landed: list[_Landed] = []
+        self._flying: deque[Checked] = deque()
+        self._reading = False
         self._unanswered = 0  # comparisons in a row
-        self._most: dict[str, int] = {}
+        self._alone: set[str] = set()  # tables whose pass has begun here and met no row that the source may lack
         self._by_rows: set[str] = set()  # digests of these tables say nothing: the target writes the same otherwise
         self._busy: dict[str, float] = {}
         self._unsaved: set[str] = set()  # passes that have ended, which the target has not been told
-        self._looked = self._paced = float("-inf")
+        self._stride = Stride(clock, rate)
+        self._behind = False  # changes wait that have not been read: they go first
+        self._read_in = 0.0
+        self._looked = self._paced = self._noted = self._arrived = float("-inf")
+
+    @property
+    def rate(self) -> float:
+        """Rows a second of a pass by the clock at most; 0: as many as there are."""
+        return self._stride.rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        self._stride.rate = rate
+
+    def passed(self, *, changes: bool, more: bool) -> None:
+        """What has just been read besides: were there changes, and are there more of them?"""
+        self._behind = more
+        if changes:
+            self._stride.flowed()
 
     def learn(self, answer: Answer) -> None:
         """Begin anew from what the target says."""
+        self._begin_anew()
+        self._alone.clear()
         if "verifications" not in answer.more:
             return
         now, before = self._clock(), self._due
@@ -101,7 +138,6 @@ class Verifier:
         for table, (record, ago) in known(answer.more["verifications"]).items():
             self.records[table] = record
             self._due[table] = before.get(table, now + self._pause(record) - max(0.0, ago))
-        self._suspects, self._under_way = None, False
         self._unsaved.clear()
         for table, record in failed.items():  # the target has not been told, and would have it go on
             there = self.records.get(table)
@@ -109,17 +145,23 @@ class Verifier:
                 self.records[table], self._due[table] = record, before[table]
                 self._unsaved.add(table)
 
+    def _begin_anew(self) -> None:
+        """What is on its way counts no more: from what is known on it is read again."""
+        self._suspects, self._reading = None, False
+        self._landed.clear()
+        self._flying.clear()
+
     def ring(self) -> None:
         """Somebody may have asked for something: look at once."""
         self._looked = float("-inf")
 
     def due_in(self) -> float | None:
         """Seconds until there is something to compare; None: there is nothing."""
-        if self.stopping or not (self._suspects or self._unsaved or self._candidates()):
+        if self.stopping or not (self._suspects or self._landed or self._unsaved or self._candidates()):
             return None
         now = self._clock()
         tables = [self._suspects.then.table] if self._suspects else self._candidates()
-        free = now if self._unsaved else min(self._busy.get(table, now) for table in tables)
+        free = now if self._unsaved or not tables else min(self._busy.get(table, now) for table in tables)
         return max(0.0, self._paced - now, free - now)
 
     @property
@@ -144,25 +186,47 @@ class Verifier:
         if now >= self._looked + _LOOK:
             self._looked = now
             self.wanted = {one[0]: Wanted(*one) for one in await self._source.ask("verify_wanted")}
-        if self.stopping or self._under_way or now < self._paced:
+        if self.stopping or self._behind or self._reading or now < self._paced:
             return None
-        if self._suspects is not None and not self._compares(self._suspects.then.table):
-            self._suspects = None
-        look: Look | None
-        if self._unsaved:
-            look = self._tell(self.records[min(self._unsaved)])
-        elif self._suspects is not None:
-            if self._busy.get(self._suspects.then.table, now) > now:
-                return None
-            look = self._look_again(self._suspects)
+        self._gather()
+        suspects, head = self._suspects, self._head()
+        if self._flying and (suspects or head is None or not self._goes_on(head)):
+            return None
+        if suspects is not None and not self._compares(suspects.then.table):
+            self._begin_anew()
+            suspects = head = None
+        self._reading = True
+        look: Look | None = None
+        if suspects is not None:
+            look = self._look_again(suspects) if self._busy.get(suspects.then.table, now) <= now else None
         else:
             free = [record for table, record in self._candidates().items() if self._busy.get(table, now) <= now]
-            record = choose([one for one in free if one.asked] or free, self.order)
+            record = head or choose([one for one in free if one.asked] or free, self.order)
             if record is None:
-                return None
-            look = self._look_at(record) if record.step == "rows" else await self._look_beyond(record)
-        self._under_way = look is not None
+                look = self._tell() if self._unsaved else None
+            else:
+                self._noted = self._noted if record.began_at else now
+                look = self._look_at(record) if record.step == "rows" else await self._look_beyond(record)
+        self._reading = look is not None
         return look
+
+    def _head(self) -> Verification | None:
+        """Where the next range begins, if all that is on its way turns out to be equal."""
+        if self._flying:
+            return self._flying[-1].then
+        return self._landed[-1].checked.then if self._landed else None
+
+    def _goes_on(self, head: Verification) -> bool:
+        """May the next range be read before it is known what is to be said of those before it?"""
+        first = self._landed[0].checked if self._landed else self._flying[0]
+        if head.state != "running" or head.step != first.before.step or len(self._flying) >= self._ahead(head):
+            return False
+        wanted = (self.wanted or {}).get(head.table)
+        busy = self._busy.get(head.table, 0.0) > self._clock()
+        return wanted is not None and wanted.number in (0, head.wish) and not busy and not self.absent(head.table)
+
+    def _ahead(self, head: Verification) -> int:
+        return 1 if self._stride.flows or (self.rate and not head.asked) else _AHEAD
 
     def _compares(self, table: str) -> bool:
         """Is it watched, and does the target have it as a whole?"""
@@ -191,14 +255,28 @@ class Verifier:
             record.table, "rows" if what == "compare" else "digests", keys, most, self._source.limits.bytes
         )
 
-        def made(found: Found, end: Batch) -> Batch:
+        def made(found: Found, end: Batch) -> Batch | None:
             before = record if record.began_at else replace(record, began_at=end.read_us / 1e6 + _EPOCH)
             rows = [(key, text, size) for _, key, text, size in found if key is not None]
             whole = len(rows) < most and sum(size for _, _, size in rows) < asked.bytes
             then = before.further(rows[-1][0] if rows else None, len(rows), ends=whole)
-            return _compared(end, before, then, what, found[0][0] or (), rows)
+            checked = _checked(before, then, what, found[0][0] or (), rows)
+            return self._sends(end, self._spanning(checked, found[0][0] or ()))
 
         return self._asks(record, asked, made)
+
+    def _spanning(self, checked: Checked, columns: Sequence[str]) -> Checked:
+        """With the question whether these are all the rows that the target has in their place: as long as they are, from
+        the beginning to the end, nothing is left to look for beyond them."""
+        before, then, group = checked.before, checked.then, checked.group
+        if before.after is None and group is not None:
+            self._alone.add(then.table)  # so far
+        if then.table in self._by_rows or checked.unread or (group is None and before.after is None):
+            self._alone.discard(then.table)
+        if then.table not in self._alone:
+            return checked
+        group = group or question(then.table, "digest", columns, ())
+        return replace(checked, group=replace(group, span=(before.after, then.after)))
 
     async def _look_beyond(self, record: Verification) -> Look | None:
         """Of the next keys of the target those that the source does not have."""
@@ -209,9 +287,9 @@ class Verifier:
         keys = tuple(more["keys"])
         then = record.further(keys[-1] if keys else None, ends=bool(more["ends"]))
 
-        def made(found: Found, end: Batch) -> Batch:
+        def made(found: Found, end: Batch) -> Batch | None:
             absent = [(key, "", 0) for _, key, _, _ in found if key is not None]
-            return _compared(end, record, then, "present", (), absent, keys=len(keys))
+            return self._sends(end, _checked(record, then, "present", (), absent, keys=len(keys)))
 
         return self._asks(record, Question(record.table, "missing", keys), made)
 
@@ -219,74 +297,122 @@ class Verifier:
         """At rows that seem to differ: as they are now."""
         before, then, todo = suspects.before, suspects.then, tuple(suspects.todo[: self._range(suspects.then)])
 
-        def made(found: Found, end: Batch) -> Batch:
+        def made(found: Found, end: Batch) -> Batch | None:
             columns = tuple(found[0][0] or ())
             rows = [(key, text, size) for _, key, text, size in found if key is not None]
             if suspects.stage == "mend":
-                checked = Checked(before, then, None, len(rows), mends=True)
+                checked = Checked(before, then, (), None, len(rows), mends=True, again=True)
                 now = end.read_us
                 changes = tuple(
                     gone(then.table, key, now) if size < 0 else row(then.table, key, text, size, now)
                     for key, text, size in rows
                 )
-                return replace(end, changes=changes, shapes={COLUMNS: columns}, torn=0, more=False, checked=checked)
+                return self._sends(replace(end, changes=changes, shapes={COLUMNS: columns}), checked)
             if suspects.op == "present":
                 absent = [(key, "", 0) for key, _, size in rows if size < 0]
-                return _compared(end, before, then, "present", (), absent, keys=len(rows))
+                checked = _checked(before, then, "present", (), absent, keys=len(rows))
+                return self._sends(end, replace(checked, again=True))
             there = [one for one in rows if one[2] >= 0]  # the others have been deleted since, on both sides
-            return _compared(end, before, then, "compare", columns, there, keys=len(rows))
+            return self._sends(
+                end, replace(_checked(before, then, "compare", columns, there, keys=len(rows)), again=True)
+            )
 
         return self._asks(then, Question(then.table, "these", todo, len(todo), self._source.limits.bytes), made)
 
-    def _tell(self, record: Verification) -> Look:
-        """That a pass has ended."""
-        return Look(
-            None,
-            lambda _, end: replace(end, changes=(), torn=0, more=False, checked=Checked(record, record)),
-            dropped=self._dropped,
-        )
+    def _tell(self) -> Look:
+        """That passes have ended, when no other batch has said so."""
+        record = self.records[min(self._unsaved)]
+        return Look(None, lambda _, end: self._sends(end, Checked(record, record)), dropped=self._dropped)
 
-    def _asks(self, record: Verification, asked: Question, made: Callable[[Found, Batch], Batch]) -> Look:
+    def _asks(self, record: Verification, asked: Question, made: Callable[[Found, Batch], Batch | None]) -> Look:
+        began = self._clock()
+
+        def timed(found: Found, end: Batch) -> Batch | None:
+            self._read_in = self._clock() - began
+            return made(found, end)
+
         def refused(exc: CopyRefused) -> None:
-            self._under_way = False
+            self._reading = False
             if exc.busy:
                 self._busy[record.table] = self._clock() + _LOOK
             else:
                 self._failed(record, str(exc))
 
-        return Look(asked, made, refused, self._dropped, lambda: self._went_unanswered(record, "the source"))
+        return Look(asked, timed, refused, self._dropped, lambda: self._went_unanswered(record, "the source"))
+
+    def _sends(self, end: Batch, checked: Checked) -> Batch | None:
+        """A batch of its own, which stays at the cursor where the window has led; None: there is nothing to compare."""
+        self._reading = False
+        ended = (self.records[table] for table in sorted(self._unsaved - {checked.before.table}))
+        checked = replace(checked, known=(self._known(checked.before), *ended), reading=self._read_in)
+        nothing = checked.group is None and not (checked.unread or checked.mends or checked.before == checked.then)
+        if nothing and not self._flying and self._clock() < self._noted + _NOTED:
+            self._rest(checked, checked.reading)
+            self._decided(checked, [], 0)
+            return None
+        self._noted = self._clock()
+        self._flying.append(checked)
+        changes, shapes = (end.changes, end.shapes) if checked.mends else ((), {})
+        more = not checked.again and checked.before != checked.then and self._goes_on(checked.then)
+        return replace(end, changes=changes, shapes=shapes, torn=0, more=more, checked=checked)
+
+    def _known(self, before: Verification) -> Verification:
+        """What is known of the pass that has come to `before`, if what is under way is equal."""
+        record = self.records.get(before.table)
+        if before.state != "running":
+            return before
+        if record is not None and record.state == "running" and record.began_at == before.began_at:
+            return record
+        if self._suspects is not None:
+            return self._suspects.before
+        oldest = self._landed[0].checked if self._landed else self._flying[0] if self._flying else None
+        return oldest.before if oldest else before
 
     def _dropped(self) -> None:
-        self._under_way = False
+        self._reading = False
+
+    def _halve(self, table: str, least: int = 0) -> bool:
+        """Fewer rows from the next comparison on; False: it was the least already."""
+        return self._stride.halve(table, self._source.limits.changes, least)
 
     def _range(self, record: Verification) -> int:
-        most = min(self._most.get(record.table, _FIRST), self._source.limits.changes)
-        return most if record.asked or not self.rate else max(1, min(most, int(self.rate / 5)))
+        return self._stride.rows(record.table, self._source.limits.changes, asked=record.asked)
 
     # -- what the target says ----------------------------------------------------------------------------------------
 
     def arrived(self, checked: Checked, answer: Answer, seconds: float, waiting: Collection[tuple[str, str]]) -> None:
         """The target has answered. `waiting`: the keys that are held."""
-        self._under_way = False
+        if not self._flying or self._flying[0] is not checked:
+            return  # what went before it came to something else: it is read again
+        self._flying.popleft()
         self._unanswered = 0
         record, compared = checked.then, answer.more.get("compared")
-        if self.rate and not record.asked:
-            self._paced = max(self._paced, self._clock()) + checked.keys / self.rate
+        now = self._clock()
+        seconds, self._arrived = min(seconds, now - self._arrived), now
+        self._rest(checked, checked.reading + seconds)
         unread = [Drift(key, "different") for key in checked.unread if (record.table, key) not in waiting]
+        self._unsaved.difference_update(one.table for one in checked.known if one == self.records.get(one.table))
         if checked.before == checked.then:
-            self._unsaved.discard(record.table)
+            pass  # that was all
         elif checked.mends:
             self._looked_again(checked.keys, [], 0)
         elif checked.group is None:
             self._decided(checked, unread, len(checked.unread) - len(unread))
         elif compared is None:
-            return  # it had been applied before, and what was said is lost: once more
+            self._flying.clear()  # it had been applied before, and what was said is lost: once more
         elif "failed" in compared:
+            self._flying.clear()
             self._stumbled(record, str(compared["failed"]), "compare its rows")
         else:
-            self._size(record.table, checked.keys, seconds)
+            self._stride.took(record.table, checked.keys, checked.reading + seconds)
+            if not checked.again and checked.before.step == "rows" and not compared.get("alone"):
+                self._alone.discard(record.table)
             drifts, held = answered(checked.group, compared, waiting)
             self._decided(checked, drifts + unread, held + len(checked.unread) - len(unread))
+
+    def _rest(self, checked: Checked, seconds: float) -> None:
+        rest = self._stride.rest(checked.keys, seconds, asked=checked.then.asked)
+        self._paced = max(self._paced, self._clock()) + rest if rest else self._paced
 
     def refused(self, checked: Checked, exc: TargetError) -> bool:
         """The request itself did not come through: was it too large? True: that is nobody else's concern."""
@@ -316,17 +442,35 @@ class Verifier:
 
     def _decided(self, checked: Checked, drifts: list[Drift], held: int) -> None:
         """What one comparison has shown: go on, or look again."""
-        if self._suspects is not None:
+        if checked.again:
             self._looked_again(checked.keys, drifts, held)
             return
-        then, group = checked.then.found([], held=held), checked.group
-        digests = group is not None and group.op == "digest"  # of which one that differs may be of the same row
-        if not drifts or not (digests or then.repair):
-            self._advance(then.found(drifts))
+        digests = checked.group is not None and checked.group.op == "digest"  # one that differs may be of the same row
+        light = replace(checked, group=None if checked.group is None else replace(checked.group, rows=(), keys=()))
+        self._landed.append(_Landed(light, tuple(drifts), held, bool(drifts) and (digests or checked.then.repair)))
+        self._gather()
+
+    def _gather(self) -> None:
+        """Go on to the first range of which rows are to be looked at again; once there are enough of them, do that."""
+        while self._suspects is None and self._landed and not self._landed[0].doubtful:
+            first = self._landed[0]
+            then = first.checked.then.onto(self._known(first.checked.before))
+            del self._landed[0]
+            self._advance(then.found(first.drifts, held=first.held))
+        if self._suspects is not None or not self._landed:
             return
-        op: Op = "present" if group is not None and group.op == "present" else "compare"
-        keys = [one.key for one in drifts]
-        self._suspects = _Suspects(checked.before, then, op, keys, "confirm" if digests else "mend", mended=keys)
+        landed = self._landed
+        few = sum(len(one.drifts) for one in landed) < _ENOUGH and len(landed) < _FAR
+        if few and (self._flying or self._reading or self._goes_on(landed[-1].checked.then)):
+            return
+        before, then = self._known(landed[0].checked.before), landed[-1].checked.then
+        self._landed = []
+        certain = [drift for one in landed if not one.doubtful for drift in one.drifts]
+        then = then.onto(before).found(certain, held=sum(one.held for one in landed))
+        ops = {one.checked.group.op for one in landed if one.checked.group is not None}
+        keys = [drift.key for one in landed if one.doubtful for drift in one.drifts]
+        op: Op = "present" if "present" in ops else "compare"
+        self._suspects = _Suspects(before, then, op, keys, "confirm" if "digest" in ops else "mend", mended=keys)
 
     def _looked_again(self, keys: int, drifts: list[Drift], held: int) -> None:
         """At some of the suspects; when that was the last of them, on to the next stage."""
@@ -345,7 +489,7 @@ class Verifier:
             repaired = len(suspects.mended) - len(found) - suspects.held
             self._advance(then.found(found, held=suspects.held, repaired=repaired))
         else:
-            if suspects.looked >= _LEAST and len(found) < suspects.looked / 2:
+            if suspects.looked >= _DOUBTFUL and len(found) < suspects.looked / 2:
                 self._by_rows.add(then.table)
             if found and then.repair:
                 confirmed, keys_ = then.found([], held=suspects.held), [one.key for one in found]
@@ -359,6 +503,8 @@ class Verifier:
 
     def _advance(self, record: Verification) -> None:
         self._suspects = None
+        if record.step == "extra" and record.after is None and record.table in self._alone:
+            record = replace(record, step="done")
         before = self.records.get(record.table)
         new = before is None or before.began_at != record.began_at
         rows, repaired = (0, 0) if new or before is None else (before.rows, before.repaired)
@@ -374,8 +520,7 @@ class Verifier:
             self._failed(record, f"the target cannot {what} ({state})")
 
     def _failed(self, record: Verification, reason: str) -> None:
-        self._suspects = None
-        self._under_way = False
+        self._begin_anew()
         self.records[record.table] = failed = record.failed(reason)
         log.warning("verification_failed", table=record.table, reason=reason)
         self._ended(failed)
@@ -402,26 +547,12 @@ class Verifier:
     def _pause(self, record: Verification) -> float:
         return min(self.every, _AGAIN) if record.state == "failed" else self.every
 
-    def _size(self, table: str, rows: int, seconds: float) -> None:
-        most = self._most.get(table, _FIRST)
-        if seconds > _SLOW:
-            self._halve(table)
-        elif seconds < _QUICK and rows >= most:
-            self._most[table] = most * 2
 
-    def _halve(self, table: str, least: int = _LEAST) -> bool:
-        """Fewer rows from the next comparison on; False: it was the least already."""
-        before = min(self._most.get(table, _FIRST), self._source.limits.changes)
-        self._most[table] = max(min(least, before), before // 2)
-        return self._most[table] < before
-
-
-def _compared(  # noqa: PLR0917
-    end: Batch, before: Verification, then: Verification, op: Op, columns: Sequence[str],
-    rows: Sequence[tuple[str, str | None, int]], *, keys: int | None = None,
-) -> Batch:  # fmt: skip
-    """A comparison as a batch of its own, which stays at the cursor where the window has led."""
+def _checked(
+    before: Verification, then: Verification, op: Op, columns: Sequence[str], rows: Sequence[tuple[str, str | None, int]],
+    *, keys: int | None = None,
+) -> Checked:  # fmt: skip
+    """A comparison of what was read: rows without their text are too large to be."""
     group = question(then.table, op, columns, [(key, text) for key, text, _ in rows if text is not None])
     unread = tuple(key for key, text, _ in rows if text is None)
-    checked = Checked(before, then, group if group.rows else None, len(rows) if keys is None else keys, unread)
-    return replace(end, changes=(), shapes={}, torn=0, more=False, checked=checked)
+    return Checked(before, then, (), group if group.rows else None, len(rows) if keys is None else keys, unread)

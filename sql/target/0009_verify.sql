@@ -80,13 +80,15 @@ $$;
 --   digest   keys, and the digest of each row's text: what differs may still be equal, written otherwise
 --   compare  rows: read with the types of the columns here, as writing them would; columns generated here are left out
 --   present  keys that the source does not have: those that are here
-create or replace function outboxd.compare_sql(m outboxd.mirror, op text, names text[]) returns text
+-- With `inside`, a condition over t: all rows, and of each whether it is not as here, and which row t inside it is.
+create or replace function outboxd.compare_sql(m outboxd.mirror, op text, names text[], inside text default null) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   title text := format('%I.%I', m.target_schema, m.target_table);
   keyed text := outboxd.same_key_sql(m);
+  differs text;
   given text;
   heads text;
   other text;
@@ -103,30 +105,65 @@ begin
       heads := heads || ', "outboxd digest"';
     end if;
   end if;
+  differs := case op when 'present' then 't."outboxd here"'
+                     when 'digest' then format('t."outboxd here" is null or x."outboxd digest" is distinct from md5(%s)', outboxd.row_sql(m, names))
+                     else format('t."outboxd here" is null or cardinality(%s) > 0', other) end;
   return format(
-    'select x."outboxd at", case when t."outboxd here" is null then ''missing'' else %L end, case when t."outboxd here" then %s end'
+    'select x."outboxd at", case when t."outboxd here" is null then ''missing'' else %L end, case when t."outboxd here" then %s end%s'
     ' from rows from (json_to_recordset($1) as (%s)) with ordinality x(%s, "outboxd at")'
-    ' left join lateral (select true as "outboxd here", t.* from %s t where %s offset 0) t on true'
-    ' where %s',
-    case op when 'present' then 'extra' else 'different' end, other, given, heads, title, keyed,
-    case op when 'present' then 't."outboxd here"'
-            when 'digest' then format('t."outboxd here" is null or x."outboxd digest" is distinct from md5(%s)', outboxd.row_sql(m, names))
-            else format('t."outboxd here" is null or cardinality(%s) > 0', other) end);
+    ' left join lateral (select true as "outboxd here", t.*%s from %s t where %s offset 0) t on true%s',
+    case op when 'present' then 'extra' else 'different' end, other,
+    case when inside is not null then format(', %s, case when t."outboxd here" and %s then t."outboxd place" end', differs, inside) end,
+    given, heads, case when inside is not null then ', t.ctid as "outboxd place"' end, title, keyed,
+    case when inside is null then ' where ' || differs end);
 end
 $$;
 
--- Compare one group: {"rows": how many, "found": [[number, kind, columns], …]}, or {"failed": SQLSTATE}.
+-- Whether a row t lies in the stretch of keys behind the first ($2; null: from the beginning) and up to the second ($3;
+-- null: to the end), by the order that this store has. Null: that cannot be said of this table. A pass whose stretches
+-- follow each other looks at every row here, whatever the order: a row behind where one begins and not behind where a later
+-- one ends lies in one of those in between.
+create or replace function outboxd.inside_sql(m outboxd.mirror, span json) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case when k.relkind = 'r' and bool_and(a.attnotnull) then
+           concat_ws(' and ', 'true',
+             case when span ->> 0 is not null then format('(%s) > (select %s from json_to_record($2) x(%s))', string_agg(format('t.%I', a.attname), ', ' order by c.n), string_agg(c.value, ', ' order by c.n), string_agg(c.definition, ', ' order by c.n)) end,
+             case when span ->> 1 is not null then format('(%s) <= (select %s from json_to_record($3) x(%s))', string_agg(format('t.%I', a.attname), ', ' order by c.n), string_agg(c.value, ', ' order by c.n), string_agg(c.definition, ', ' order by c.n)) end) end
+    from outboxd.columns_of(m, m.key_columns) with ordinality c(name, definition, value, fixed, generated, n)
+    join pg_class k on k.oid = to_regclass(format('%I.%I', m.target_schema, m.target_table))
+    join pg_attribute a on a.attrelid = k.oid and a.attname = c.name
+   group by k.relkind
+$$;
+
+-- Compare one group: {"rows": how many, "found": [[number, kind, columns], …]}, or {"failed": SQLSTATE}. Of a group that has
+-- a `span` of keys, too: "alone": no row lies in it that is not in the group. False: one may.
 create or replace function outboxd.compare(g json, entries json) returns json
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  m     outboxd.mirror;
-  found json;
+  m      outboxd.mirror;
+  found  json;
+  inside text;
+  known  bigint;
+  here   bigint;
 begin
   perform set_config('lock_timeout', '200ms', true);  -- what is locked can wait, changes cannot
   m := outboxd.mirror_of(g ->> 'table');
   perform outboxd.require_key(m, g, entries);
+  if g ->> 'op' = 'digest' and g -> 'span' is not null then
+    inside := outboxd.inside_sql(m, g -> 'span');
+  end if;
+  if inside is not null then
+    execute format('select coalesce(json_agg(json_build_array(d.n - 1, d.kind, d.columns)) filter (where d.differs), ''[]''), count(distinct d.place) from (%s) d(n, kind, columns, differs, place)',
+                   outboxd.compare_sql(m, g ->> 'op', array(select json_array_elements_text(g -> 'columns')), inside))
+       into strict found, known using entries, (g -> 'span' ->> 0)::json, (g -> 'span' ->> 1)::json;
+    execute format('select count(*) from (select from %I.%I t where %s limit $1) t', m.target_schema, m.target_table, inside)
+       into strict here using known + 1, (g -> 'span' ->> 0)::json, (g -> 'span' ->> 1)::json;
+    return json_build_object('rows', json_array_length(entries), 'found', found, 'alone', here = known);
+  end if;
   execute format('select coalesce(json_agg(json_build_array(d.n - 1, d.kind, d.columns)), ''[]'') from (%s) d(n, kind, columns)',
                  outboxd.compare_sql(m, g ->> 'op', array(select json_array_elements_text(g -> 'columns'))))
      into strict found using entries;
