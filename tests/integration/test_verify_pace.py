@@ -183,8 +183,7 @@ async def test_a_backlog_goes_first(pair: Pair) -> None:
     async with pair.relay(limits=Limits(changes=100), door=door) as parts:
         relay = by_the_clock(parts, clock, rate=2000)
         await relay.drain()
-        assert relay.verifier.records["public.story"].state == "done"
-        clock.now += 4000.0  # it is due again
+        clock.now += 4000.0  # nothing rests any more
         relay.verifier.passed(changes=True, more=True)
         assert await relay.verifier.begin() is None
         relay.verifier.passed(changes=True, more=False)
