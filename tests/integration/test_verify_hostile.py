@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import random
+import time
 
 import psycopg
 import pytest
@@ -464,6 +465,7 @@ async def test_a_table_that_somebody_has_locked_is_compared_later(pair: Pair, si
                 await parts.relay.drain()
             assert pair.rows("select count(*) from tale") == ([(5,)], [(5,)])
             assert len(door.modes) < 25
+            assert door.longest < 4  # the door itself would wait for six seconds
             assert parts.relay.verifier.due_in() is not None
             locking.rollback()
         record = await until_ended(parts)
@@ -591,8 +593,16 @@ class Stops:
         self._choices = choices or random.Random(0)
         self.often = often
         self.modes: list[str] = []
+        self.longest = 0.0
 
     async def send(self, document: str) -> str:
+        began = time.monotonic()
+        try:
+            return await self._sent(document)
+        finally:
+            self.longest = max(self.longest, time.monotonic() - began)
+
+    async def _sent(self, document: str) -> str:
         self.modes.append(json.loads(document.split("\x1e", 1)[0])["mode"])
         fails = self._choices.random() < self.often
         if fails and self._choices.random() < 0.3:
@@ -652,7 +662,6 @@ async def test_a_table_that_waits_for_its_copy_is_not_compared(pair: Pair) -> No
     pair.create("create table tale (id int primary key)", "tale")
     filled(pair, many=60)
     async with pair.relay(limits=Limits(changes=20), timing=AT_ONCE) as parts:
-        await parts.relay.step()
         parts.relay.copier._due = float("inf")  # as a rate of copying would
         ask(pair, repair=True)
         ask(pair, "tale")
@@ -660,6 +669,7 @@ async def test_a_table_that_waits_for_its_copy_is_not_compared(pair: Pair) -> No
         await parts.relay.drain()
         assert parts.relay.verifier.records.keys() == {"public.tale"}
         parts.relay.copier._due = 0.0
+        parts.relay.copier.ring()
         record = (
             await until_ended(parts) if parts.relay.verifier.records.get("public.story") else await ended(parts, pair)
         )
