@@ -960,3 +960,22 @@ async def test_no_value_and_no_key_is_said(pair: Pair) -> None:
             "errors": str([one for one in log if "error" in one]),
         }
     )
+
+
+async def test_rows_are_compared_behind_the_whole_window_that_they_were_read_with(pair: Pair) -> None:
+    """More changes wait than go into a batch, whenever a range is read: none of them is taken for a difference."""
+    filled(pair, many=30)
+    async with pair.relay(limits=Limits(changes=3), timing=AT_ONCE) as parts:
+        await parts.relay.drain()
+        for turn in range(3):
+            ask(pair)
+            parts.relay.verifier.ring()
+            for n in range(1, 31, 2):
+                pair.write(
+                    f"update story set n = {turn} - n where id = {n}",
+                    f"update story set id = id + 100 where id = {n + 1}",
+                )
+                if n % 5 == 0:
+                    await parts.relay.step()
+            record = await until_ended(parts)
+            assert counts(record)[1:] == (0, 0, 0), record
