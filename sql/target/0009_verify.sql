@@ -119,6 +119,28 @@ begin
 end
 $$;
 
+-- The key of a mirror in the order of the index that holds it: the columns of alias t, in the index' own collations (only so
+-- can it find a stretch of them), the same of a key read as x, and x's definition. Null: there is no such index.
+create or replace function outboxd.key_order(m outboxd.mirror, out ordered text, out given text, out definition text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select string_agg(format('t.%I', a.attname) || case when k.coll <> 0 and k.coll <> a.attcollation
+                      then (select format(' collate %I.%I', l.collnamespace::regnamespace, l.collname) from pg_collation l where l.oid = k.coll)
+                      else '' end, ', ' order by k.n),
+         string_agg(c.value, ', ' order by k.n), string_agg(c.definition, ', ' order by k.n)
+    from (select i.* from pg_index i
+           where i.indrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table))
+             and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null and i.indexprs is null
+             and (select array_agg(b.attname::text order by b.attname::text collate "C") from pg_attribute b
+                   where b.attrelid = i.indrelid and b.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
+               = (select array_agg(q order by q collate "C") from unnest(m.key_columns) q)
+           order by i.indisprimary desc, i.indexrelid limit 1) i
+   cross join lateral unnest((i.indkey::int2[])[0:i.indnkeyatts - 1], (i.indcollation::oid[])[0:i.indnkeyatts - 1]) with ordinality k(attnum, coll, n)
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+    join outboxd.columns_of(m, m.key_columns) c on c.name = a.attname
+$$;
+
 -- Whether a row t lies in the stretch of keys behind the first ($2; null: from the beginning) and up to the second ($3;
 -- null: to the end), by the order that this store has. Null: that cannot be said of this table. A pass whose stretches
 -- follow each other looks at every row here, whatever the order: a row behind where one begins and not behind where a later
@@ -127,21 +149,20 @@ create or replace function outboxd.inside_sql(m outboxd.mirror, span json) retur
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select case when k.relkind = 'r' and bool_and(a.attnotnull) then
-           concat_ws(' and ', 'true',
-             case when span ->> 0 is not null then format('(%s) > (select %s from json_to_record($2) x(%s))', string_agg(format('t.%I', a.attname), ', ' order by c.n), string_agg(c.value, ', ' order by c.n), string_agg(c.definition, ', ' order by c.n)) end,
-             case when span ->> 1 is not null then format('(%s) <= (select %s from json_to_record($3) x(%s))', string_agg(format('t.%I', a.attname), ', ' order by c.n), string_agg(c.value, ', ' order by c.n), string_agg(c.definition, ', ' order by c.n)) end) end
-    from outboxd.columns_of(m, m.key_columns) with ordinality c(name, definition, value, fixed, generated, n)
-    join pg_class k on k.oid = to_regclass(format('%I.%I', m.target_schema, m.target_table))
-    join pg_attribute a on a.attrelid = k.oid and a.attname = c.name
-   group by k.relkind
+  select concat_ws(' and ', 'true',
+           case when span ->> 0 is not null then format('(%s) > (select %s from json_to_record($2) x(%s))', o.ordered, o.given, o.definition) end,
+           case when span ->> 1 is not null then format('(%s) <= (select %s from json_to_record($3) x(%s))', o.ordered, o.given, o.definition) end)
+    from outboxd.key_order(m) o
+    join pg_class k on k.oid = to_regclass(format('%I.%I', m.target_schema, m.target_table)) and k.relkind = 'r'
+   where o.ordered is not null
+     and not exists (select from pg_attribute a where a.attrelid = k.oid and a.attname = any (m.key_columns) and not a.attnotnull)
 $$;
 
 -- Compare one group: {"rows": how many, "found": [[number, kind, columns], …]}, or {"failed": SQLSTATE}. Of a group that has
 -- a `span` of keys, too: "alone": no row lies in it that is not in the group. False: one may.
 create or replace function outboxd.compare(g json, entries json) returns json
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare
   m      outboxd.mirror;
@@ -197,33 +218,17 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off set lock_timeout = '200ms'
 as $$
 declare
-  m       outboxd.mirror;
-  tbl     regclass;
-  ordered text;
-  behind  text;
-  keys    text[];
+  m    outboxd.mirror;
+  o    record;
+  keys text[];
 begin
   m := outboxd.mirror_of(name);
-  tbl := to_regclass(format('%I.%I', m.target_schema, m.target_table));
-  select string_agg(format('t.%I', a.attname) || c.spelled, ', ' order by k.n), string_agg(v.value, ', ' order by k.n)
-    into ordered, behind
-    from (select i.* from pg_index i
-           where i.indrelid = tbl and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null and i.indexprs is null
-             and (select array_agg(b.attname::text order by b.attname::text collate "C") from pg_attribute b
-                   where b.attrelid = tbl and b.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
-               = (select array_agg(q order by q collate "C") from unnest(m.key_columns) q)
-           order by i.indisprimary desc, i.indexrelid limit 1) i
-   cross join lateral unnest((i.indkey::int2[])[0:i.indnkeyatts - 1], (i.indcollation::oid[])[0:i.indnkeyatts - 1]) with ordinality k(attnum, coll, n)
-    join pg_attribute a on a.attrelid = tbl and a.attnum = k.attnum
-    join outboxd.columns_of(m, m.key_columns) v on v.name = a.attname
-   cross join lateral (select case when k.coll <> 0 and k.coll <> a.attcollation
-                                   then (select format(' collate %I.%I', l.collnamespace::regnamespace, l.collname) from pg_collation l where l.oid = k.coll)
-                                   else '' end as spelled) c;
+  o := outboxd.key_order(m);
   execute format(
-    'select array_agg(d.key) from %scross join lateral (select (select row_to_json(k.*)::text from (select %s) k) as key from %s t%s order by %s limit $2) d',
-    case when after is null then '(select) x ' else format('json_to_record($1) as x(%s) ', (select string_agg(c.definition, ', ') from outboxd.columns_of(m, m.key_columns) c)) end,
-    (select string_agg(format('t.%I', k), ', ') from unnest(m.key_columns) k), tbl,
-    case when after is null then '' else format(' where (%s) > (%s)', ordered, behind) end, ordered) into keys using after, most;
+    'select array_agg(d.key) from %scross join lateral (select (select row_to_json(k.*)::text from (select %s) k) as key from %I.%I t%s order by %s limit $2) d',
+    case when after is null then '(select) x ' else format('json_to_record($1) as x(%s) ', o.definition) end,
+    (select string_agg(format('t.%I', k), ', ') from unnest(m.key_columns) k), m.target_schema, m.target_table,
+    case when after is null then '' else format(' where (%s) > (%s)', o.ordered, o.given) end, o.ordered) into keys using after, most;
   return json_build_object('keys', coalesce(keys, '{}'), 'ends', coalesce(cardinality(keys), 0) < most);
 exception when query_canceled or others then
   return json_build_object('keys', array[]::text[], 'ends', true, 'failed', sqlstate);
