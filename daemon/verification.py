@@ -174,8 +174,9 @@ def answered(group: Group, compared: Mapping[str, Any], held: Collection[tuple[s
 
 def shown(table: str, record: Verification | None) -> dict[str, Any]:
     """A table's verification, for a person and for metrics. `drift` and `rows` are of the last pass that came to its
-    end, or of the one under way when that has found more already; `through`: whatever had committed by then (Unix
-    time) is equal in both stores, but for these rows."""
+    end, or of the one under way when that has found more already; `rows` then are those that there
+    were, lest what differs seem a larger share than it is. `through`: whatever had committed by then (Unix time) is equal
+    in both stores, but for these rows."""
     record = record or Verification(table, "never")
     last, running = record.last, record.state == "running"
     ahead = last is None or record.drift > sum(last[kind] for kind in KINDS)
@@ -184,7 +185,8 @@ def shown(table: str, record: Verification | None) -> dict[str, Any]:
     return {
         "table": table, "state": record.state, "reason": record.reason,
         "drift": {kind: seen[kind] for kind in KINDS} if seen else None,
-        "rows": seen["rows"] if seen else None, "held": seen["held"] if seen else None,
+        "rows": max(seen["rows"], last["rows"] if last else 0) if seen else None,
+        "held": seen["held"] if seen else None,
         "repaired": seen["repaired"] if seen else None,
         "through": last["began_at"] if last else None,
         "began": record.began_at or None if running else None, "so_far": counts if running else None,

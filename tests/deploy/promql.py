@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.metrics import Metrics
+from daemon.verification import Verification, shown
 
 # Series that are not the daemon's: Prometheus' own.
 OTHERS = frozenset({"up", "ALERTS", "scrape_duration_seconds", "scrape_samples_scraped"})
@@ -73,6 +74,8 @@ def series() -> list[tuple[str, dict[str, str]]]:
     metrics = Metrics()
     metrics.tables_watched(["public.story"])
     metrics.rows_copied("public.story", 0)
+    done = Verification("public.story", "running").done()
+    metrics.show_verifications(lambda: [shown(done.table, done)])
     families = text_string_to_metric_families(metrics.render()[0].decode())
     return [(sample.name, dict(sample.labels)) for family in families for sample in family.samples]
 

@@ -21,11 +21,12 @@ from tests.waiting import wait_until
 CRITICAL = {
     "OutboxdDown", "OutboxdBreakerOpen", "OutboxdBothStoresUnreachable", "OutboxdLagCritical", "OutboxdNoLeader",
     "OutboxdTwoLeaders", "OutboxdHeartbeatMissing", "OutboxdStalled", "OutboxdFreshnessBurning",
+    "OutboxdRowsDifferCritical",
 }  # fmt: skip
 WARNING = {
     "OutboxdLag", "OutboxdTargetSlow", "OutboxdFailures", "OutboxdTableOut", "OutboxdDeadLetters", "OutboxdListenerDown",
     "OutboxdLongTransaction", "OutboxdOutboxGrowing", "OutboxdRestarting", "OutboxdFreshnessBurning", "OutboxdDisabled",
-    "OutboxdDown",
+    "OutboxdDown", "OutboxdRowsDiffer", "OutboxdVerificationStale",
 }  # fmt: skip
 
 
@@ -43,7 +44,12 @@ def _has_prometheus(request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("check", "rules", "alerts.yaml"), ("check", "config", "prometheus.yml"), ("test", "rules", "alerts_test.yaml")],
+    [
+        ("check", "rules", "alerts.yaml"),
+        ("check", "config", "prometheus.yml"),
+        ("test", "rules", "alerts_test.yaml"),
+        ("test", "rules", "alerts_days_test.yaml"),
+    ],
     ids=" ".join,
 )
 def test_promtool_agrees(arguments: tuple[str, ...]) -> None:
@@ -64,18 +70,32 @@ def test_promtool_reads_the_rules_in_a_hurry(tmp_path: Path) -> None:
         assert _without_numbers(rule["expr"]) == _without_numbers(hurried["expr"])
 
 
-def test_a_rule_that_mistakes_half_open_for_recovery_is_caught_by_promtool(tmp_path: Path) -> None:
-    """The tests of the rules can fail: `state="open"`, as a first draft has it, never fires."""
-    wrong = prometheus.ALERTS.read_text().replace(
-        "avg_over_time(job:outboxd_breaker_closed:leader[5m]) < 0.5",
-        'max by (job) (outboxd_breaker_state{breaker="target",state="open"}) == 1',
-    )
-    assert _tested(tmp_path, wrong).count("OutboxdBreakerOpen") > 0
+@pytest.mark.parametrize(
+    ("about", "right", "wrong", "misses"),
+    [
+        (  # as a first draft has it: it never fires
+            "breaker: ",
+            "avg_over_time(job:outboxd_breaker_closed:leader[5m]) < 0.5",
+            'max by (job) (outboxd_breaker_state{breaker="target",state="open"}) == 1',
+            "OutboxdBreakerOpen",
+        ),
+        ("rows differ: a takeover", "expr: job_table:outboxd_drift_known:ratio", "expr: job_table:outboxd_drift:ratio", "OutboxdRowsDiffer"),
+        ("rows differ: a table is", "verification_tables:count > 0", "verification_tables:count > 9", "OutboxdRowsDiffer"),
+        ("rows differ: extra rows", 'sum by (job, instance, table) (outboxd_drift_rows{kind="extra"})', "0", "OutboxdRowsDiffer"),
+        ("verification stale: each", ":bool[30m]) > 0.6", ":bool[30m]) > 0.99", "OutboxdVerificationStale"),
+    ],
+)  # fmt: skip
+def test_a_wrong_rule_is_caught_by_promtool(about: str, right: str, wrong: str, misses: str, tmp_path: Path) -> None:
+    """The tests of the rules can fail: half open mistaken for recovery, what was known forgotten at a takeover, …"""
+    rules = prometheus.ALERTS.read_text()
+    assert right in rules
+    assert misses in _tested(tmp_path, rules.replace(right, wrong), about)
 
 
 def test_every_alert_is_expected_by_a_test_and_seen_quiet(tmp_path: Path) -> None:
     """No alert without a test that sees it fire; that it clears is what every test ends with."""
-    tests = yaml.safe_load((prometheus.DEPLOY / "alerts_test.yaml").read_text())["tests"]
+    files = [yaml.safe_load(file.read_text()) for file in sorted(prometheus.DEPLOY.glob("alerts*_test.yaml"))]
+    tests = [one for file in files for one in file["tests"]]
     seen: set[tuple[str, str]] = set()
     for one in tests:
         for expected in one["promql_expr_test"]:
@@ -89,13 +109,13 @@ def test_every_alert_is_expected_by_a_test_and_seen_quiet(tmp_path: Path) -> Non
         assert any(one["name"] in cleared for one in fires), f"no test sees {name} clear"
 
 
-def _tested(folder: Path, rules: str) -> str:
-    """What promtool says of other rules."""
+def _tested(folder: Path, rules: str, about: str) -> str:
+    """What promtool says of other rules: of the tests whose names begin so."""
     (folder / "alerts.yaml").write_text(rules)
     tests = folder / "alerts_test.yaml"
     written = yaml.safe_load((prometheus.DEPLOY / "alerts_test.yaml").read_text())
-    breaker = [one for one in written["tests"] if one["name"].startswith("breaker")]
-    tests.write_text(yaml.safe_dump({**written, "tests": breaker}))
+    chosen = [one for one in written["tests"] if one["name"].startswith(about)]
+    tests.write_text(yaml.safe_dump({**written, "tests": chosen}))
     code, said = prometheus.promtool("test", "rules", tests)
     assert code != 0, "no test noticed"
     return said
