@@ -14,6 +14,7 @@ from daemon.demo.keys import ApiKeys
 from outbox.migrations import migrate
 from tests.databases import Database
 from tests.rehearse.stage import Stage, connect, until
+from tests.rehearse.unequal import row_changed, rows_deleted, rows_unreadable
 
 Alert = tuple[str, str]
 
@@ -224,6 +225,17 @@ INCIDENTS: Sequence[Incident] = (
     Incident(
         [("OutboxdDeadLetters", "warning")],
         "a constraint on the target refuses rows", "drop it, outboxd dead-letters retry --all", _rows_refused,
+    ),
+    Incident(
+        [("OutboxdRowsDifferCritical", "critical"), ("OutboxdRowsDiffer", "warning")],
+        "somebody deletes rows on the target, a third", "outboxd verify --repair", rows_deleted,
+    ),
+    Incident(
+        [("OutboxdRowsDiffer", "warning")], "somebody changes a row on the target", "outboxd verify --repair", row_changed,
+    ),
+    Incident(
+        [("OutboxdVerificationStale", "warning")],
+        "what reads a table's rows is dropped", "outboxd watch", rows_unreadable,
     ),
     Incident(
         [("OutboxdLongTransaction", "warning")],

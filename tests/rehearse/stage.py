@@ -24,10 +24,11 @@ from tests.acceptance.cli import Cli, Said
 from tests.databases import SETTINGS, Database, source_template, target_template
 from tests.deploy import prometheus
 
-# A breaker that tries again soon, heartbeats that are soon missed, an outbox that is soon emptied.
+# A breaker that tries again soon, heartbeats that are soon missed, an outbox that is soon emptied, tables that are
+# compared again and again.
 _QUICK = {
     "breaker__open_first": "0.2", "breaker__open_cap": "1.0", "poll_interval": "0.2", "heartbeat_interval": "1",
-    "retention": "5", "batch_changes": "1000",
+    "retention": "5", "batch_changes": "1000", "verify_interval": "10",
 }  # fmt: skip
 _WRITES = 20.0  # transactions a second
 
