@@ -15,8 +15,8 @@ from starlette.routing import Route
 from daemon.admin import Views, application
 from daemon.cli import main
 from daemon.demo.stage import TABLES
-from daemon.metrics import Metrics
 from tests.databases import Database
+from tests.deploy import promql
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RUNBOOK = (DEPLOY / "RUNBOOK.md").read_text("utf-8")
@@ -95,10 +95,7 @@ def called() -> list[str]:
 
 def metrics() -> set[str]:
     """All names that the live registry exposes."""
-    body, _ = Metrics().render()
-    live = set(re.findall(r"^# TYPE (\w+) ", body.decode(), re.MULTILINE))
-    live |= set(re.findall(r"^(\w+)[{ ]", body.decode(), re.MULTILINE))
-    live |= {f"{each}_{part}" for each in live for part in ("bucket", "sum", "count")}
+    live = {name for name, _ in promql.series()}
     return live if live & HEARTBEAT else live | HEARTBEAT
 
 

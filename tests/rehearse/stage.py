@@ -28,7 +28,7 @@ from tests.deploy import prometheus
 # compared again and again.
 _QUICK = {
     "breaker__open_first": "0.2", "breaker__open_cap": "1.0", "poll_interval": "0.2", "heartbeat_interval": "1",
-    "retention": "5", "batch_changes": "1000", "verify_interval": "10",
+    "retention": "5", "batch_changes": "1000", "verify_interval": "15", "verify_rows_per_second": "0",
 }  # fmt: skip
 _WRITES = 20.0  # transactions a second
 

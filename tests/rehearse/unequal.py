@@ -40,7 +40,7 @@ def rows_unreadable(stage: Stage) -> Iterator[None]:
         conn.execute(f"drop function {found[0]}".encode())
     try:
         yield
-        if not until(lambda: {"failed", "late"} <= _stale(stage), 60):
+        if not until(lambda: {"failed", "late"} <= _stale(stage), 90):
             raise RuntimeError(f"{_TABLE} cannot be verified: the alert fires because of {_stale(stage) or 'nothing'}")
     finally:
         stage.outboxd("watch", _TABLE)
