@@ -340,6 +340,10 @@ class Relay:
 
     async def _retry(self) -> bool:
         """Dead letters that somebody wants sent again, or dropped. True: there were some."""
+        if self._cursor is None:
+            return (
+                False  # what was read was let go of: it counts until the target has said where it stands (promise I1)
+            )
         now = time.monotonic()
         if not self._delivery.held or self._stated is None or now < self._letters_seen + self._timing.letters:
             return False

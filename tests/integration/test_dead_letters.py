@@ -417,3 +417,28 @@ async def test_an_outage_makes_no_dead_letter(stories):
     assert letters(stories) == []
     await stories.drain()
     stories.assert_equal("story")
+
+
+async def test_a_retry_waits_until_the_target_has_said_where_it_stands(stories):
+    """After a batch that came out of turn all that was read is let go of, and read again from the target's cursor. A retry
+    in between must not make that look done: rows read as of a window that was let go of would move the cursor past its
+    changes (promise I1), and verification would wait for ever for an answer to what was never sent."""
+    stories.write("insert into story values (1, 'a', 9), (2, 'b', 1)")
+    async with stories.relay(timing=AT_ONCE) as parts:
+        await parts.relay.drain()
+        with stories.target.connect() as target:
+            target.execute("alter table story drop constraint stars_check")
+        stories.write("select outbox.ask_verification('public.story')", "insert into story values (3, 'c', 1)")
+        parts.relay.verifier.ring()
+        batch = await parts.relay._read()
+        assert batch is not None
+        assert [change.key for change in batch.changes] == ['{"id":3}']
+        with stories.source.connect() as source:
+            source.execute("update outbox.held set wanted = 'retry'")
+        await parts.relay._forget()  # as when a batch before it turns out to be refused
+        await parts.relay._retry()
+        await parts.relay.drain()
+        stories.assert_equal("story")
+        parts.relay.verifier.ring()
+        await parts.relay.drain()
+        assert parts.relay.verifier.records["public.story"].state == "done"
