@@ -14,7 +14,7 @@ from daemon.demo.keys import ApiKeys
 from outbox.migrations import migrate
 from tests.databases import Database
 from tests.rehearse.stage import Stage, connect, until
-from tests.rehearse.unequal import row_changed, rows_deleted, rows_unreadable
+from tests.rehearse.unequal import row_added, rows_deleted, rows_unreadable
 
 Alert = tuple[str, str]
 
@@ -231,7 +231,7 @@ INCIDENTS: Sequence[Incident] = (
         "somebody deletes rows on the target, a third", "outboxd verify --repair", rows_deleted,
     ),
     Incident(
-        [("OutboxdRowsDiffer", "warning")], "somebody changes a row on the target", "outboxd verify --repair", row_changed,
+        [("OutboxdRowsDiffer", "warning")], "somebody adds a row on the target", "outboxd verify --repair", row_added,
     ),
     Incident(
         [("OutboxdVerificationStale", "warning")],
