@@ -168,6 +168,8 @@ def _field(panel: Panel) -> Json:
         field["noValue"] = panel.without
     if panel.kind not in ("stat", "timeline"):
         field["min"] = 0
+    if panel.decimals is not None:
+        field["decimals"] = panel.decimals
     if panel.top is not None:
         field["max"] = panel.top
     return field

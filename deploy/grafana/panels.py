@@ -31,6 +31,7 @@ class Panel:
     steps: Steps = ()
     codes: Codes = ()
     top: float | None = None
+    decimals: int | None = None  # as many as Grafana finds right
     without: str = ""  # what a stat reads while there is no value
 
 
@@ -65,6 +66,8 @@ STATES: Codes = (
 )
 BREAKER: Codes = ((0, "closed", GOOD), (1, "half open", FAIR), (2, "open", BAD), (3, "open", BAD))
 LISTENER: Codes = ((0, "gone", BAD), (1, "connected", GOOD))
+# Of all rows those that are equal: from where on the alerts fire.
+CONSISTENT: Steps = ((None, BAD), (0.95, POOR), (0.9999, GOOD))
 
 
 def coded(metric: str, by: str, codes: Codes) -> str:
@@ -77,6 +80,14 @@ def coded(metric: str, by: str, codes: Codes) -> str:
 def leaders_breaker(name: str) -> str:
     state = f'outboxd_breaker_state{{@,breaker="{name}",state="%"}} {LEADS}'
     return coded(state, "breaker", BREAKER[:3])
+
+
+def differing(by: str = "") -> str:
+    """Rows that differ, as a share, as the alerts have it: of those of the source and the extra ones of the target."""
+    total = f"sum by ({by})" if by else "sum"
+    drift, rows = f"outboxd_drift_rows{{@}} {LEADS}", f"outboxd_verified_rows{{@}} {LEADS}"
+    extra = f'outboxd_drift_rows{{@,kind="extra"}} {LEADS}'
+    return f"{total} ({drift}) / clamp_min({total} ({rows}) + {total} ({extra}), 1)"
 
 
 def quantiles(

@@ -4,6 +4,7 @@ Knows the metrics, the alerts and their places in the runbook. Must not know Gra
 In queries `{@` stands for the selection of job and instance, and `$i` for the interval Grafana finds right for rates.
 """
 
+from deploy.grafana.consistency import CONSISTENCY
 from deploy.grafana.panels import (
     BAD,
     BREAKER,
@@ -255,7 +256,7 @@ PROCESS = Row(
     ),
 )  # fmt: skip
 
-ROWS = (VERDICT, LATENCY, THROUGHPUT, ERRORS, OUTBOX, SOURCE, PROCESS)
+ROWS = (VERDICT, LATENCY, THROUGHPUT, ERRORS, OUTBOX, CONSISTENCY, SOURCE, PROCESS)
 
 ANNOTATIONS = (
     # A breaker that opens and closes between two scrapes shows in the counter alone.

@@ -7,6 +7,7 @@ from deploy.grafana.panels import (
     BAD,
     BREAKER,
     CALM,
+    CONSISTENT,
     FAIR,
     GOOD,
     LEADS,
@@ -17,6 +18,7 @@ from deploy.grafana.panels import (
     Query,
     Row,
     coded,
+    differing,
     leaders_breaker,
 )
 
@@ -25,15 +27,17 @@ _TARGET_AWAY = f'outboxd_breaker_state{{@,breaker="target",state!="closed"}} == 
 # The first that is true; nothing at all when nothing is scraped, for then nothing is known.
 _VERDICT = " or ".join(
     (
-        "(max(up{@}) == 0) + 10",
-        '((max(outboxd_listener_connected{@}) == 0) and (max(outboxd_breaker_state{@,breaker="target",state="closed"}) == 0)) + 9',
-        "(max(outboxd_listener_connected{@}) == 0) + 8",
-        "(sum(outboxd_leader{@}) == 0) + 7",
-        "(sum(outboxd_leader{@}) > 1) * 0 + 6",
-        f"max({_TARGET_AWAY}) * 5",
-        f'max(outboxd_mode{{@,mode="disabled"}} == 1 {LEADS}) * 4',
-        f'max(outboxd_state{{@,state="paused"}} == 1 {LEADS}) * 3',
-        "(max(outboxd_lag_seconds{@}) > 60) * 0 + 2",
+        "(max(up{@}) == 0) + 12",
+        '((max(outboxd_listener_connected{@}) == 0) and (max(outboxd_breaker_state{@,breaker="target",state="closed"}) == 0)) + 11',
+        "(max(outboxd_listener_connected{@}) == 0) + 10",
+        "(sum(outboxd_leader{@}) == 0) + 9",
+        "(sum(outboxd_leader{@}) > 1) * 0 + 8",
+        f"max({_TARGET_AWAY}) * 7",
+        f'max(outboxd_mode{{@,mode="disabled"}} == 1 {LEADS}) * 6',
+        f'max(outboxd_state{{@,state="paused"}} == 1 {LEADS}) * 5',
+        f"(max({differing('table')}) > 0.05) * 0 + 4",
+        "(max(outboxd_lag_seconds{@}) > 60) * 0 + 3",
+        f"(max({differing('table')}) > 0.0001) * 0 + 2",
         f'((max(outboxd_held_keys{{@}} {LEADS}) > 0) or (max(outboxd_copy_tables{{@,state="out"}} {LEADS}) > 0)) * 0 + 1',
         "max(up{@}) * 0",
     )
@@ -41,15 +45,17 @@ _VERDICT = " or ".join(
 _VERDICTS: Codes = (
     (0, "All well", GOOD),
     (1, "Rows held back", FAIR),
-    (2, "Behind", POOR),
-    (3, "Paused: needs you", BAD),
-    (4, "Disabled: needs you", BAD),
-    (5, "Supabase away", BAD),
-    (6, "Two leaders", BAD),
-    (7, "No leader", BAD),
-    (8, "Source away", BAD),
-    (9, "Both stores away", BAD),
-    (10, "Down", BAD),
+    (2, "Rows differ", POOR),
+    (3, "Behind", POOR),
+    (4, "Many rows differ", BAD),
+    (5, "Paused: needs you", BAD),
+    (6, "Disabled: needs you", BAD),
+    (7, "Supabase away", BAD),
+    (8, "Two leaders", BAD),
+    (9, "No leader", BAD),
+    (10, "Source away", BAD),
+    (11, "Both stores away", BAD),
+    (12, "Down", BAD),
 )
 
 VERDICT = Row(
@@ -58,8 +64,8 @@ VERDICT = Row(
         Panel(
             "Verdict", "stat", (Query(_VERDICT),),
             "The worst thing that is true now. No value: Prometheus scrapes no outboxd, so nothing is known.",
-            ("OutboxdDown", "OutboxdBothStoresUnreachable", "OutboxdNoLeader", "OutboxdTwoLeaders", "OutboxdBreakerOpen", "OutboxdDisabled"),
-            width=6, height=8, codes=_VERDICTS, without="Not scraped",
+            ("OutboxdDown", "OutboxdBothStoresUnreachable", "OutboxdNoLeader", "OutboxdTwoLeaders", "OutboxdBreakerOpen", "OutboxdDisabled", "OutboxdRowsDifferCritical"),
+            width=6, height=4, codes=_VERDICTS, without="Not scraped",
         ),
         Panel(
             "Lag", "stat", (Query("max(outboxd_lag_seconds{@})"),),
@@ -96,6 +102,17 @@ VERDICT = Row(
             "Exactly one process leads. None: nothing moves. Two: one of them is about to be fenced.",
             ("OutboxdNoLeader", "OutboxdTwoLeaders"), width=3, height=4,
             steps=((None, BAD), (1, GOOD), (2, BAD)), without="none",
+        ),
+        Panel(
+            "Consistency", "stat", (Query(f"1 - {differing()}"),),
+            "Of the rows of all tables those that are equal in both stores, as the last pass through each found them. Rows differ: "
+            "somebody else than outboxd writes to Supabase. `outboxd verify --repair` writes them again.",
+            ("OutboxdRowsDiffer", "OutboxdRowsDifferCritical"), unit="percentunit", width=3, height=4, steps=CONSISTENT, decimals=3, without="not verified yet",
+        ),
+        Panel(
+            "Verified through", "stat", (Query(f"time() - min(outboxd_verified_through_timestamp_seconds{{@}} {LEADS})"),),
+            "So long ago, of the tables that were ever verified, the one that waits longest was. What was done on the target since, nobody knows.",
+            ("OutboxdVerificationStale",), unit="s", width=3, height=4, steps=((None, GOOD), (2 * 86_400, FAIR)), without="not verified yet",
         ),
         Panel(
             "Supabase breaker", "stat", (Query(leaders_breaker("target")),),
