@@ -19,7 +19,7 @@ from tests.deploy.recorded import Line, Recorded, recorded
 
 FILE = Path(__file__).parents[2] / "docs" / "dashboard.svg"
 # What fits a page; the rest of the dashboard is tested and not drawn.
-SHOWN = ("Verdict", "Lag and latency", "Throughput", "Breakers and errors")
+SHOWN = ("Verdict", "Lag and latency", "Throughput", "Breakers and errors", "Consistency")
 _WIDTH, _UNIT, _GAP, _TOP = 1240.0, 25.0, 6.0, 46.0
 _COLUMN = (_WIDTH - 2 * _GAP) / 24
 _PAPER, _CARD, _EDGE = "#111217", "#181b1f", "#2a2d33"
@@ -42,12 +42,16 @@ def draw(board: Json, run: Recorded) -> str:
 
 
 def _shown(panels: Sequence[Json]) -> Sequence[Json]:
-    kept, shown = [], False
+    """Panels of these rows, and what is below a row that is left out moved up."""
+    kept: list[Json] = []
+    up, left = 0, None  # where a row that is left out begins
     for panel in panels:
+        grid = panel["gridPos"]
         if panel["type"] == "row":
-            shown = panel["title"] in SHOWN
-        if shown:
-            kept.append(panel)
+            up += 0 if left is None else grid["y"] - left
+            left = None if panel["title"] in SHOWN else grid["y"]
+        if left is None:
+            kept.append(panel | {"gridPos": grid | {"y": grid["y"] - up}})
     return kept
 
 
@@ -134,9 +138,13 @@ def _stat(panel: Json, box: Box, lines: list[tuple[str, Line]]) -> str:
     if lines:
         value = lines[-1][1].points[-1][1]
         word, colour = coloured(field, value)
-        shown = lines[-1][0] if panel["options"]["textMode"] == "name" else word or number(value, field["unit"])
+        shown = (
+            lines[-1][0]
+            if panel["options"]["textMode"] == "name"
+            else word or number(value, field["unit"], field.get("decimals"))
+        )
     large = box.height > 150
-    size = min(30.0 if large else 24.0, (box.width - 16) / max(1, len(shown)) / 0.58)
+    size = min(30.0 if large else 24.0, (box.width - 16) / max(1, len(shown)) / 0.64)
     middle = box.x + box.width / 2, box.y + box.height / 2 + (14 if large else 16)
     if panel["options"]["colorMode"] == "background":
         paper = f'<rect x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" rx="3" fill="{colour}"/>'

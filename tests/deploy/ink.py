@@ -53,8 +53,10 @@ def text(
     return f'<text x="{x:.0f}" y="{y:.0f}" fill="{colour}"{more}>{escape(what)}</text>'
 
 
-def number(value: float, unit: str) -> str:
-    """As Grafana writes it, shorter."""
+def number(value: float, unit: str, decimals: int | None = None) -> str:
+    """As Grafana writes it, shorter. `decimals`, if they are given, are of a share."""
+    if unit == "percentunit" and decimals is not None:
+        return f"{value * 100:.{decimals}f} %"
     if unit == "percentunit":
         return f"{value * 100:.3g} %"
     if unit == "s":

@@ -23,6 +23,12 @@ _PALETTE = (
     "#fade2a",
     "#37a2a2",
     "#c0d8ff",
+    "#ca95e5",
+    "#ffb357",
+    "#1f60c4",
+    "#ff7383",
+    "#96d98d",
+    "#a16a00",
 )
 _LEFT, _BOTTOM = 46.0, 38.0
 
@@ -63,10 +69,11 @@ class Chart:
             for begin, end, value in _spans(line, self.start):
                 x, width = self._x(begin, left), self._x(end, left) - self._x(begin, left)
                 word, colour = coloured(self.field, value)
+                word = word or number(value, self.field["unit"], self.field.get("decimals"))
                 made.append(
                     f'<rect x="{x:.1f}" y="{y + 2:.1f}" width="{max(width, 1):.1f}" height="{high - 4:.1f}" fill="{colour}"/>'
                 )
-                if word and width > len(word) * 6.2 + 6:
+                if width > len(word) * 6.2 + 6:
                     made.append(text(x + 5, y + high / 2 + 4, word, colour="#fff"))
         return "".join([*made, self._times(left, box.bottom)])
 
@@ -155,8 +162,8 @@ class Chart:
         named = [(at, name, any(value for _, value in line.points)) for at, (name, line) in enumerate(lines)]
         x, y, made = self.box.x + 2, self.box.bottom - 3, []
         for at, name, _ in [one for one in named if one[2]] or named:
-            width = len(name) * 5.9 + 26
-            if x + width > self.box.x + self.box.width + 14:
+            width = len(name) * 5.8 + 26
+            if x + width > self.box.x + self.box.width + 16:
                 made.append(text(x, y, "…", colour=MUTED))
                 break
             colour = _PALETTE[at % len(_PALETTE)]

@@ -3,8 +3,8 @@
     python -m tests.deploy.record
 
 Two embedded databases, an application that writes, two daemons. In four minutes: a first copy, a burst, a refused row,
-Supabase away and back, a long transaction, the leader killed and a takeover, the source restarted, a table that does not
-fit. Writes tests/deploy/samples/run.om.xz, which test_board.py asks, and the picture drawn from it.
+Supabase away and back, rows that somebody changes on the target, which are found and repaired, a long transaction, the
+leader killed and a takeover, the source restarted, a table that does not fit. Writes tests/deploy/samples/run.om.xz, which test_board.py asks, and the picture drawn from it.
 """
 
 import lzma
@@ -35,8 +35,22 @@ _SEED = """
 insert into "Story" ("id", "title", "updatedAt") select gen_random_uuid(), 'story ' || i, now() from generate_series(1, 30000) i
 """
 _REFUSED = """insert into "Story" ("id", "title", "updatedAt") select gen_random_uuid(), 'refused', now() from generate_series(1, 3)"""
-# Shorter waits than in production: the run is to show an outage's end, not its length.
-_SETTINGS = {"copy_rows_per_second": "1500", "breaker__open_cap": "8"}
+# What somebody may do on the target: no daemon hears of it, and no change of the source's will mend it.
+_MEDDLE = """
+update "Story" set "title" = 'mended by hand' where "id" in (select "id" from "Story" where "title" like 'story %' order by "id" limit 36);
+delete from "Story" where "id" in (select "id" from "Story" where "title" like 'story %' order by "id" desc limit 12);
+insert into "Story" ("id", "title", "createdAt", "updatedAt") select gen_random_uuid(), 'only here', now(), now() from generate_series(1, 5);
+update visit set page = 'home' where id <= 20
+"""
+# Shorter waits than in production: the run is to show an outage's end, not its length; several verifications, not one a day.
+_SETTINGS = {
+    "copy_rows_per_second": "1500",
+    "breaker__open_cap": "8",
+    "verify_interval": "15",
+    "verify_rows_per_second": "6000",
+}
+# Long repetitions, not sought for long: a preset takes minutes for as little, or seconds for half as much again.
+_PACKED = [{"id": lzma.FILTER_LZMA2, "preset": 4, "nice_len": 273, "depth": 16}]
 
 Series = dict[str, list[tuple[float, str]]]
 
@@ -116,8 +130,10 @@ class Run:
             (54, "three rows that Supabase refuses", self._refuse),
             (66, "Supabase goes away", self._stage.take_supabase_away),
             (104, "Supabase comes back", self._stage.bring_supabase_back),
+            (110, "somebody changes rows on the target", self._meddle),
             (130, "the refused rows are let in", self._let_in),
             (138, "a transaction stays open", self._hold),
+            (142, "repair is asked for", self._repair),
             (152, "it commits; the leader is killed", self._kill),
             (168, "it is started again", self._scraper.asked["outboxd-0:9631"].start),
             (184, "the source restarts", self._restart_source),
@@ -182,6 +198,17 @@ class Run:
         if not poll_until(lambda: retry.returncode is not None, 30) or retry.returncode:
             raise RuntimeError(f"the dead letters were not delivered: {retry.last_words()}")
 
+    def _meddle(self) -> None:
+        with connect(self._stage.target_dsn) as conn:
+            conn.execute(_MEDDLE)
+
+    def _repair(self) -> None:
+        """As `outboxd verify --repair` does."""
+        with connect(self._stage.source_dsn) as conn:
+            conn.execute(
+                """select outbox.ask_verification(t, true) from unnest(array['public."Story"', 'public.visit']) t"""
+            )
+
     def _hold(self) -> None:
         self._held = connect(self._stage.source_dsn)
         self._stack.callback(self._held.close)
@@ -217,8 +244,7 @@ def record() -> None:
     with closing(Stage("rest")) as stage, ExitStack() as stack:
         series = Run(stage, stack).play()
     SAMPLES.parent.mkdir(exist_ok=True)
-    # Not the highest preset: on so much of the same it takes minutes, for nothing.
-    SAMPLES.write_bytes(lzma.compress(written(series).encode(), preset=4))
+    SAMPLES.write_bytes(lzma.compress(written(series).encode(), filters=_PACKED))
     print(f"{len(series)} series, {SAMPLES.stat().st_size / 1000:.0f} kB: {SAMPLES.name}")
 
 

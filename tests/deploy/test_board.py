@@ -74,6 +74,21 @@ def test_annotations_mark_what_happened(run: Recorded) -> None:
             assert all(run.start < line.points[0][0] < line.points[-1][0] < run.end for line in lines)
 
 
+def test_rows_that_somebody_changed_on_the_target_show_until_they_are_repaired(run: Recorded) -> None:
+    """Of a large table a few, of a small one more than 5 %."""
+    shown = {panel["title"]: panel["targets"][0]["expr"] for panel in PANELS}
+    found = {line.labels["table"]: line.points for line in run.range(shown["Consistency, by table"])}
+    worst = {table: min(value for _, value in points) for table, points in found.items()}
+    assert 0.95 < worst.pop('public."Story"') < 0.9999
+    assert worst.pop("public.visit") < 0.95
+    assert set(worst.values()) == {points[-1][1] for points in found.values()} == {1.0}
+    assert {value for line in run.range(shown["Verdict, over time"]) for _, value in line.points} >= {0, 4}
+    repaired = run.range("sum by (table) (max_over_time(outboxd_repaired_rows_total[1h]))")
+    assert {line.labels["table"]: line.points[-1][1] for line in repaired if line.points[-1][1]} == {
+        'public."Story"': 53, "public.visit": 20,
+    }  # fmt: skip
+
+
 def test_variables_find_their_values(run: Recorded) -> None:
     found = {}
     for one in BOARD["templating"]["list"]:
