@@ -36,7 +36,28 @@ class Question:
     bytes: int = 0
 
 
+_SEEN = -2  # the size of what is no row
 Found = list[tuple[tuple[str, ...] | None, str | None, str | None, int]]  # columns, key, row, its bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The rows of a stretch of a table: key, text and bytes of each. `seen`: the key up to which was looked, where the
+    last ones do not travel; it must not leave this process. `whole`: the table ends here."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[str, str | None, int]]
+    seen: str | None
+    whole: bool
+
+
+def stretch(asked: Question, found: Found) -> Stretch:
+    """What outbox.copy_work answers to `rows` or `digests`."""
+    rows = [(key, text, size) for _, key, text, size in found if key is not None]
+    seen = rows.pop()[0] if rows and rows[-1][2] == _SEEN else None
+    fetched = sum(size for _, text, size in rows if text is not None or asked.what == "digests")
+    whole = seen is None and len(rows) < asked.rows and fetched < asked.bytes
+    return Stretch(tuple(found[0][0] or ()), rows, seen, whole)
 
 
 @dataclass(frozen=True, slots=True)

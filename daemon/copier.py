@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from daemon.batch import Batch, Found, Question
+from daemon.batch import Batch, Found, Question, stretch
 from daemon.copies import (
     COLUMNS,
     Copy,
@@ -86,7 +86,11 @@ class Copier:
         """Begin anew from what the target says."""
         if "copies" not in answer.more:
             return
-        self.copies = known(answer.more["copies"]) | self._noting
+        seen = {(table, copy.after): copy.seen for table, copy in self.copies.items() if copy.step == "rows"}
+        there = known(answer.more["copies"])
+        self.copies = {
+            name: replace(one, seen=seen.get((name, one.after))) for name, one in there.items()
+        } | self._noting
         self.out = {table for table, copy in self.copies.items() if copy.state == "out"}
         self._begun = set()
 
@@ -120,7 +124,8 @@ class Copier:
         if copy.step == "rows":
             limits = self._source.limits
             most = min(limits.changes, max(1, int(self._rate / 5))) if self._rate else limits.changes
-            keys = None if copy.after is None else (copy.after,)
+            behind = copy.seen or copy.after
+            keys = None if behind is None else (behind,)
             question = Question(copy.table, "rows", keys, most, limits.bytes)
             return Look(question, partial(self._rows, copy, begins, question), self._refused)
         if copy.table in self._begun:
@@ -152,17 +157,19 @@ class Copier:
                 found[table] = replace(copy, wish=number, prune=copy.prune or wish.prune), False
         return found
 
-    def _rows(self, copy: Copy, begins: bool, question: Question, found: Found, end: Batch) -> Batch:
-        rows = [(key, text, size) for _, key, text, size in found if key is not None]
+    def _rows(self, copy: Copy, begins: bool, question: Question, found: Found, end: Batch) -> Batch | None:
+        read = stretch(question, found)
+        rows = read.rows
         changes = tuple(row(copy.table, key, text, size, end.read_us) for key, text, size in rows)
-        whole = len(rows) < question.rows and sum(size for _, text, size in rows if text is not None) < question.bytes
-        then = copy.further(Page(rows[-1][0] if rows else None, whole), len(rows), 0)
+        then = copy.further(Page(rows[-1][0] if rows else copy.after, read.whole, read.seen), len(rows), 0)
         if self._rate:
             self._due = max(self._due, time.monotonic()) + len(rows) / self._rate
         if begins:
             self._begun.add(copy.table)
         self.copies[copy.table] = then
-        shapes = {COLUMNS: tuple(found[0][0] or ())}
+        if not (rows or begins or read.whole):
+            return None  # looked further, and that is nothing to tell
+        shapes = {COLUMNS: read.columns}
         return _after(end, Progress(then, begins, len(changes)), changes, shapes, more=self._goes_on())
 
     def _extra(self, copy: Copy, place: str | None, found: Found, end: Batch) -> Batch:

@@ -27,7 +27,8 @@ class Wish:
 @dataclass(frozen=True, slots=True)
 class Copy:
     """The target's record. `step`: `rows` are brought over, then rows that the source does not have (`extra`) are
-    looked for; `after` is how far that step has come. `state` out: its changes are skipped until it fits again."""
+    looked for; `after` is how far that step has come (`seen`: further, but no row was there that travels; the target is
+    not told). `state` out: its changes are skipped until it fits again."""
 
     table: str
     state: str = "wanted"
@@ -39,6 +40,7 @@ class Copy:
     pruned: int = 0
     prune: bool = False
     reason: str | None = None
+    seen: str | None = None
 
     def begun(self, wish: Wish | None) -> "Copy":
         """From the beginning. A table that was out has missed deletes: what it has too much always goes."""
@@ -51,15 +53,15 @@ class Copy:
 
     def went_out(self, reason: str) -> "Copy":
         """From here on its changes are skipped."""
-        return replace(self, state="out", step="rows", after=None, reason=reason)
+        return replace(self, state="out", step="rows", after=None, seen=None, reason=reason)
 
     def further(self, page: "Page", found: int, pruned: int) -> "Copy":
         """After a page of rows, or a look at a part of the target's."""
         if self.step == "rows":
             done = {"rows": self.rows + found}
             if page.ends:
-                return replace(self, **done, step="extra", after=None)  # type: ignore[arg-type]
-            return replace(self, **done, after=page.after)  # type: ignore[arg-type]
+                return replace(self, **done, step="extra", after=None, seen=None)  # type: ignore[arg-type]
+            return replace(self, **done, after=page.after, seen=page.seen)  # type: ignore[arg-type]
         extra = replace(self, extra=self.extra + found, pruned=self.pruned + pruned, after=page.after)
         return replace(extra, state="done", after=None) if page.ends else extra
 
@@ -79,6 +81,7 @@ class Page:
 
     after: str | None
     ends: bool
+    seen: str | None = None
 
 
 def known(given: Sequence[Mapping[str, Any]]) -> dict[str, Copy]:

@@ -40,7 +40,7 @@ class Verification:
     """The target's record of the pass through a table.
 
     `step`: `rows` of the source are looked for on the target, then rows that the target has beyond them (`extra`);
-    `after` is how far that step has come. The counts are of rows that differ and were not repaired. `began_at` is the
+    `after` is how far that step has come (`seen`: further, but no row was there that travels; the target is not told). The counts are of rows that differ and were not repaired. `began_at` is the
     source's clock, as Unix time: what had committed by then is equal, but for what was found. `last` is the last pass
     that came to its end: `began_at`, and its counts.
     """
@@ -62,6 +62,7 @@ class Verification:
     reason: str | None = None
     began_at: float = 0.0
     last: Mapping[str, Any] | None = None
+    seen: str | None = None
 
     @property
     def drift(self) -> int:
@@ -81,9 +82,9 @@ class Verification:
         samples = (*self.samples, *(asdict(one) for one in drifts))[:_SAMPLES]
         return replace(self, **kinds, held=self.held + held, repaired=self.repaired + repaired, samples=samples)
 
-    def further(self, after: str | None, rows: int = 0, *, ends: bool) -> "Verification":
+    def further(self, after: str | None, rows: int = 0, *, ends: bool, seen: str | None = None) -> "Verification":
         """After a range of rows, or of the target's keys."""
-        on = replace(self, rows=self.rows + rows, after=None if ends else after)
+        on = replace(self, rows=self.rows + rows, after=None if ends else after, seen=None if ends else seen)
         return replace(on, step=_NEXT[self.step]) if ends else on
 
     def onto(self, known: "Verification") -> "Verification":
@@ -99,7 +100,7 @@ class Verification:
 
     def failed(self, reason: str) -> "Verification":
         """It cannot go on; the last pass stays what it was."""
-        return replace(self, state="failed", after=None, step="rows", reason=reason)
+        return replace(self, state="failed", after=None, seen=None, step="rows", reason=reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ def begun_by(record: Verification | None, wanted: Wanted, *, due: bool) -> bool:
 
 def note(record: Verification) -> Group:
     """The group of a batch that has the target record this."""
-    told = {name: value for name, value in asdict(record).items() if name != "table"}
+    told = {name: value for name, value in asdict(record).items() if name not in {"table", "seen"}}
     return Group(
         record.table, "verification", 0, (), (json.dumps(told, ensure_ascii=False, separators=(",", ":")),), ()
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from daemon.batch import Batch, Found, Question
+from daemon.batch import Batch, Found, Question, stretch
 from daemon.copies import COLUMNS, choose, gone, row
 from daemon.errors import CopyRefused, Kind, TargetError
 from daemon.ranges import Look
@@ -250,18 +250,19 @@ class Verifier:
         """The next rows of the source."""
         what: Op = "compare" if record.table in self._by_rows else "digest"
         most = self._range(record)
-        keys = None if record.after is None else (record.after,)
+        behind = record.seen or record.after
+        keys = None if behind is None else (behind,)
         asked = Question(
             record.table, "rows" if what == "compare" else "digests", keys, most, self._source.limits.bytes
         )
 
         def made(found: Found, end: Batch) -> Batch | None:
             before = record if record.began_at else replace(record, began_at=end.read_us / 1e6 + _EPOCH)
-            rows = [(key, text, size) for _, key, text, size in found if key is not None]
-            whole = len(rows) < most and sum(size for _, _, size in rows) < asked.bytes
-            then = before.further(rows[-1][0] if rows else None, len(rows), ends=whole)
-            checked = _checked(before, then, what, found[0][0] or (), rows)
-            return self._sends(end, self._spanning(checked, found[0][0] or ()))
+            read = stretch(asked, found)
+            upto = read.rows[-1][0] if read.rows else before.after
+            then = before.further(upto, len(read.rows), ends=read.whole, seen=read.seen)
+            checked = _checked(before, then, what, read.columns, read.rows)
+            return self._sends(end, checked if then.seen and not read.rows else self._spanning(checked, read.columns))
 
         return self._asks(record, asked, made)
 

@@ -112,7 +112,8 @@ end
 $$;
 
 -- The statement that reads the next rows behind a key ($1, as outbox.change has it; `first`: there is none): at most $2,
--- as (key, row, bytes of the row). The JSON is made by what capture makes it with.
+-- as (key, row, bytes of the row, does it travel?). The JSON is made by what capture makes it with. Rows that a filter
+-- leaves out are counted, too: where few rows travel, looking for them must not take longer than a turn may.
 create or replace function outbox.range_sql(w outbox.watched, k record, p record, first boolean) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -123,14 +124,15 @@ declare
   ordered text := array_to_string(way.ordered, ', ');
 begin
   return format(
-    'select %1$s, r.made, coalesce(octet_length(r.made), %2$s)'
-    ' from %3$s(select t.*, t.tableoid, t.ctid from %4$s t where %10$s%5$s order by %6$s limit $2) t'
-    ' cross join lateral (select case when %7$s then %8$s else outbox.large_row(t.tableoid, t.ctid, %8$L, %9$L) end as made offset 0) r'
+    'select %1$s, r.made, coalesce(octet_length(r.made), %2$s), i.inside'
+    ' from %3$s(select t.*, t.tableoid, t.ctid from %4$s t%5$s order by %6$s limit $2) t'
+    ' cross join lateral (select %10$s as inside offset 0) i'
+    ' cross join lateral (select case when not i.inside then null when %7$s then %8$s else outbox.large_row(t.tableoid, t.ctid, %8$L, %9$L) end as made offset 0) r'
     ' order by %6$s',
     p.key_sql, size.stored,
     case when first then '' else format('json_to_record($1::json) as k(%s) cross join lateral ', k.record) end,
     k.tbl,
-    case when first then '' else format(' and (%s) > (%s)', ordered, (
+    case when first then '' else format(' where (%s) > (%s)', ordered, (
       select string_agg(format('k.%I', k.titles[array_position(k.keys, c)]), ', ' order by n) from unnest(way.names) with ordinality u(c, n))) end,
     ordered, size.small, p.row_sql, size.bytes, p.condition_sql);
 end
@@ -211,7 +213,8 @@ as $$
 $$;
 
 -- What the function below does, with the rights of whoever owns it. `what`:
---   rows     the next rows behind keys[1], at most `most` and about `max_bytes`; a row above `row_bytes` without its JSON
+--   rows     the next rows behind keys[1], of at most `most` that are looked at, and about `max_bytes`; a row above
+--            `row_bytes` without its JSON. Size -2: no row, but the key up to which was looked, and there may be more
 --   digests  the same, with the MD5 of each row's JSON in its place
 --   these    the rows of these keys, as far as `max_bytes` reach; size -1: there is none
 --   missing  of these keys those that no row has, spelled as they are here
@@ -227,6 +230,9 @@ declare
   k     record;
   p     record;
   total bigint := 0;
+  seen  int := 0;  -- rows looked at
+  given int := 0;
+  here  boolean;
   one   text;
 begin
   select * into strict w from outbox.watched where id = watched_id;
@@ -235,7 +241,10 @@ begin
   case what
     when 'rows', 'digests' then
       columns := p.columns;
-      for key, "row", size in execute outbox.range_sql(w, k, p, keys is null) using keys[1], most loop
+      for key, "row", size, here in execute outbox.range_sql(w, k, p, keys is null) using keys[1], most loop
+        seen := seen + 1;
+        continue when not here;
+        given := given + 1;
         if what = 'digests' then
           total := total + size;
           "row" := md5("row");
@@ -248,6 +257,11 @@ begin
         columns := null;
         exit when total >= max_bytes;
       end loop;
+      if seen = most and given < seen and total < max_bytes then
+        "row" := null; size := -2;
+        return next;
+        columns := null;
+      end if;
       if columns is not null then  -- no row, but its columns
         key := null; "row" := null; size := 0;
         return next;
