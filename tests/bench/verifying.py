@@ -57,23 +57,24 @@ def verifying(
             found[systems[0]] |= _repaired(daemon, stores, deadline)
             found[systems[0]] |= _beside(daemon, site, stores, seconds)
         assert_equal(stores, f"{NAMES[systems[0]]}, W11")
-        for name, settings in (("idle", SILENT), ("paced", _BY_THE_CLOCK)):
-            with (
-                connect(stores.source) as source,
-                connect(stores.target) as target,
-            ):  # never verified, asked for by nobody
-                source.execute("delete from outbox.verification")
-                target.execute("delete from outboxd.verification")
-            with _leading(systems[0], site, stores, settings) as daemon:
-                time.sleep(1.0)  # whoever starts is busy with itself
-                before = requests(daemon)
-                groups = {"source": site.source.pid, "target": site.target.pid, **daemon.groups}
-                used = cpu.used(groups)
-                time.sleep(seconds)
-                shares = used.until(cpu.used(groups))
-                found[systems[0]] |= {f"{name} {group}": share * 100 for group, share in shares.items()}
-                found[systems[0]][f"{name} requests"] = (requests(daemon) - before) / seconds
+        found[systems[0]] |= _paced(systems[0], site, stores, seconds)
     return found
+
+
+def _paced(system: str, site: Site, stores: Stores, seconds: float) -> dict[str, float]:
+    """What a pass by the clock costs: percent of a core by process, and requests a second. (With none: W7.)"""
+    with connect(stores.source) as source, connect(stores.target) as target:  # never verified, asked for by nobody
+        source.execute("delete from outbox.verification")
+        target.execute("delete from outboxd.verification")
+    with _leading(system, site, stores, _BY_THE_CLOCK) as daemon:
+        time.sleep(1.0)  # whoever starts is busy with itself
+        before = requests(daemon)
+        groups = {"source": site.source.pid, "target": site.target.pid, **daemon.groups}
+        used = cpu.used(groups)
+        time.sleep(seconds)
+        shares = used.until(cpu.used(groups))
+        asked = {"paced requests": (requests(daemon) - before) / seconds}
+        return asked | {f"paced {group}": share * 100 for group, share in shares.items()}
 
 
 def _fill(stores: Stores, rows: int) -> None:
