@@ -261,7 +261,8 @@ class Verifier:
             read = stretch(asked, found)
             upto = read.rows[-1][0] if read.rows else before.after
             then = before.further(upto, len(read.rows), ends=read.whole, seen=read.seen)
-            checked = _checked(before, then, what, read.columns, read.rows)
+            looked = most if read.seen else len(read.rows)  # those that do not travel take their time, too
+            checked = _checked(before, then, what, read.columns, read.rows, keys=looked)
             return self._sends(end, checked if then.seen and not read.rows else self._spanning(checked, read.columns))
 
         return self._asks(record, asked, made)
