@@ -201,7 +201,7 @@ class Verifier:
             look = self._look_again(suspects) if self._busy.get(suspects.then.table, now) <= now else None
         else:
             free = [record for table, record in self._candidates().items() if self._busy.get(table, now) <= now]
-            record = head or choose([one for one in free if one.asked] or free, self.order)
+            record = head or self._next(free)
             if record is None:
                 look = self._tell() if self._unsaved else None
             else:
@@ -209,6 +209,17 @@ class Verifier:
                 look = self._look_at(record) if record.step == "rows" else await self._look_beyond(record)
         self._reading = look is not None
         return look
+
+    def _next(self, free: Sequence[Verification]) -> Verification | None:
+        """Whose turn it is: what somebody asked for, parents first, for it may be repaired; then the pass by the clock that is
+        under way, then the one that has waited longest."""
+        if asked := [one for one in free if one.asked]:
+            return choose(asked, self.order)
+        never = float("-inf")
+        return min(
+            free, default=None,
+            key=lambda one: (not one.began_at, one.began_at, self._due.get(one.table, never), self.order.get(one.table, 0)),
+        )  # fmt: skip
 
     def _head(self) -> Verification | None:
         """Where the next range begins, if all that is on its way turns out to be equal."""

@@ -14,6 +14,29 @@ async def until(parts: Parts, table: str, state: str) -> None:
             await asyncio.sleep(0)
 
 
+async def test_a_pass_by_the_clock_ends_before_another_begins(pair: Pair) -> None:
+    """And the one that has waited longest is next, though its parent is due again: none is put off for ever."""
+    early, late = TABLES
+    pair.create(
+        f"create table {late} (id int primary key); create table {early} (id int primary key references {late})",
+        late,
+        early,
+    )
+    pair.write(*(f"insert into {table} select generate_series(1, 70)" for table in (late, early)))
+    async with pair.relay() as parts:
+        await parts.relay.drain()
+        verifier, ended = parts.relay.verifier, list[str]()
+        verifier.every = 1e-6  # due again as soon as it has ended
+        async with asyncio.timeout(20):
+            while len(ended) < 6:
+                await parts.relay.step(1)
+                for table in TABLES:
+                    record = verifier.records.get(table)
+                    if record and record.state == "done" and table in verifier._unsaved and ended[-1:] != [table]:
+                        ended.append(table)
+        assert ended == [late, early] * 3
+
+
 async def test_a_table_that_is_asked_for_does_not_wait_for_a_pass_by_the_clock(pair: Pair) -> None:
     """The first table has one row in a fifth of a second."""
     pair.create("; ".join(f"create table {table} (id int primary key)" for table in TABLES), *TABLES)
