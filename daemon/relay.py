@@ -499,10 +499,11 @@ class Relay:
     async def _rest(self) -> None:
         """Nothing to do: poll a little while, then sleep until a writer rings."""
         pause = self._pace.pause(time.monotonic())
-        due = self._due()  # rows that go at a measured pace
-        if due <= self._pace.longest:
+        due = self._due()
+        if due is not None and due <= self._pace.longest:  # rows that go at a measured pace
             await self._wait(due)
             return
+        patience = self._timing.poll if due is None else min(due, self._timing.poll)
         if pause is None and self._may_sleep() and await self._bell.try_arm():
             # K is ours: whoever commits from here on rings. One more read finds whoever committed before.
             reach("after_arm")
@@ -513,7 +514,7 @@ class Relay:
                     return
                 self._ahead = None
                 if not self._stopping:
-                    rung = await self._bell.wait(due)
+                    rung = await self._bell.wait(patience)
                     self._observer.woken("notify" if rung else "poll")
                     if rung:
                         self._letters_seen = float("-inf")  # whoever wants one sent again rings, too
@@ -528,12 +529,12 @@ class Relay:
         if pause is None:  # K cannot be had (a long writer holds it), or nobody can ring here
             rings = self._may_sleep() and self._bell.connected and not self._bell.pooled
             pause = self._pace.longest if rings else min(0.25, self._timing.poll)
-        await self._wait(min(pause, due))
+        await self._wait(min(pause, patience))
 
-    def _due(self) -> float:
-        """Seconds until there is something to be copied or compared, or it is time to look."""
+    def _due(self) -> float | None:
+        """Seconds until there is something to be copied or compared; None: there is nothing."""
         dues = [due for due in (self.copier.due_in(), self.verifier.due_in()) if due is not None]
-        return min([*dues, self._timing.poll])
+        return min(dues, default=None)
 
     def _may_sleep(self) -> bool:
         identity = self._source.identity

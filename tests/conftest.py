@@ -30,6 +30,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
+# A shell that runs its commands in the background has them ignore SIGINT, and so would every process they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgres", type=int, help="run on this major version of PostgreSQL (default: 17)")
     parser.addoption("--schedules", type=int, default=10_000, help="schedules of the model (default: 10000)")
