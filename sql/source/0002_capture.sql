@@ -1,9 +1,10 @@
 -- Capture: what `outbox.watch` installs on a table, and how a change is written as JSON.
 --
--- The *first* capture of a table in a command of the client copies the rows from the transition tables. Every later
--- one in that command takes only their keys and re-reads each row by its key: there = upsert, not there = delete.
--- Statements nest (a user's trigger that updates the same row), and the inner one captures before the one around it:
--- an outer capture that copied would end with stale rows, because it is recorded last (docs/decisions/0013).
+-- A trigger for each row. It is handed the version that the statement wrote, as it is when the trigger fires. If
+-- nobody has touched that version since (xmax = 0) it still is the row, and is copied. Otherwise, and for keys that
+-- are left, the row is re-read by its key: there = upsert, not there = delete. So whatever nests in a statement, each
+-- change says what was true when it drew its id, and the last event of a key comes after the last change to it:
+-- promises I1, I4 (docs/decisions/0013).
 
 -- The type below any domains. (plpgsql keeps its plans for the session: where capture has to compose its SQL,
 -- that is ten times quicker than functions in SQL.)
@@ -192,7 +193,7 @@ return 128 * 1024 * 1024;
 --   bytes   of text in the row: a lower bound of its JSON
 --   stored  what the row takes on disk, about
 create or replace function outbox.size_sql(
-  tbl regclass, columns text[], out small text, out bytes text, out stored text)
+  tbl regclass, columns text[], alias text default 't', out small text, out bytes text, out stored text)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -209,12 +210,12 @@ declare
 begin
   bytes := '0';
   for col, base, typmod in
-    select quote_ident(u.name), outbox.base_type(a.atttypid), case when a.atttypid = outbox.base_type(a.atttypid) then a.atttypmod else -1 end
+    select format('%I.%I', alias, u.name), outbox.base_type(a.atttypid), case when a.atttypid = outbox.base_type(a.atttypid) then a.atttypmod else -1 end
       from unnest(outbox.column_names(tbl)) with ordinality u(name, n)
       left join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
      where u.name = any (columns) and coalesce(a.attlen, -1) < 0 order by u.n
   loop
-    sizes := sizes || format('pg_column_size(t.%s)', col);
+    sizes := sizes || format('pg_column_size(%s)', col);
     -- The most that JSON makes of a column of bounded length: six bytes a byte, four bytes a character.
     most := case when base in ('varchar'::regtype, 'bpchar'::regtype) and typmod > 4 and typmod < 100000 then 24 * typmod
                  when base = 'numeric'::regtype and typmod > 4 then 2100
@@ -223,17 +224,17 @@ begin
       spare := spare - most;
       continue;
     end if;
-    sized := sized || format('pg_column_size(t.%s)', col);
+    sized := sized || format('pg_column_size(%s)', col);
     case
       when base in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype) then
-        bytes := format('%s + coalesce(octet_length(t.%s), 0)::bigint', bytes, col);
+        bytes := format('%s + coalesce(octet_length(%s), 0)::bigint', bytes, col);
       when base = 'bytea'::regtype then
-        bytes := format('%s + 2 * coalesce(octet_length(t.%s), 0)::bigint', bytes, col);
+        bytes := format('%s + 2 * coalesce(octet_length(%s), 0)::bigint', bytes, col);
       when base in ('json'::regtype, 'xml'::regtype, 'numeric'::regtype, 'bit'::regtype, 'varbit'::regtype) then
         null;
       else
-        wide := wide || format('pg_column_size(t.%s)', col);
-        packed := packed || format('pg_column_compression(t.%s)', col);
+        wide := wide || format('pg_column_size(%s)', col);
+        packed := packed || format('pg_column_compression(%s)', col);
     end case;
   end loop;
   small := concat_ws(' and ', case when sized is null then 'true' end,
@@ -300,14 +301,100 @@ begin
 end
 $$;
 
--- The statement that records what one statement on `rel` did. `rel` is the watched table or one of its
--- partitions; rows are always re-read from the root, where a row that changed partitions still is.
--- What outbox.watched knows is handed in: an old snapshot may not show that row. `large` calls what makes the JSON
--- of a row that is not small; without it that call is composed, too, and takes longer for each such row. `rest`: only the rows that
--- outbox.copy_sql leaves over. A row that does not pass the filter is deleted on the target, where it may have been.
+-- A query for the key of a version of the row: of old, new or a parameter.
+create or replace function outbox.touched_sql(version text, keys text[]) returns text
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return 'select ' || (select string_agg(format('%s.%I as %2$I', version, k.name), ', ' order by k.n) from unnest(keys) with ordinality k(name, n));
+end
+$$;
+
+-- The statement that records the rows of the keys `touched` (a query for their columns) as they are now, in their lock.
+-- They are re-read from the root, where a row that changed partitions still is. `large` calls what makes the JSON of
+-- a row that is not small. A row that does not pass the filter is deleted on the target, where it may have been, but
+-- for one that `was` outside before.
+create or replace function outbox.reread_sql(
+  of_table text, root regclass, keys text[], cols text[], mapping jsonb, touched text, large text default null, was text default null) returns text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  row_sql text := outbox.row_sql(root, cols, mapping);
+  size    record := outbox.size_sql(root, cols);
+  inside  text := case when mapping -> 'inside' is not null then outbox.inside_sql(mapping) end;
+  key_sql text := outbox.key_sql(root, keys, 'k', mapping);
+  found   text := case when inside is null then format('(t.%I is not null)', keys[1]) else 'f.inside' end;
+begin
+  -- lateral + limit: always one index probe a key. A hash join, cached after one bulk statement, would
+  -- scan the whole table for every single-row statement that follows in the session.
+  -- age(xmin) <= 0: written by this transaction. A touched key has no other row; but a snapshot of REPEATABLE
+  -- READ still shows the row that another transaction deleted before this one wrote the key again.
+  return format(
+    'insert into outbox.change (table_name, op, shape, key, row, headers)'
+    ' select %1$L, case %2$s when not %3$s then ''delete'' when j.made is null then ''too_large'' else ''upsert'' end,'
+    ' case when j.made is not null then %4$s end, %5$s,'
+    ' case when %3$s then coalesce(j.made, concat(''{"stored_bytes":'', %6$s, ''}'')) end,'
+    ' nullif(current_setting(''outbox.headers'', true), '''')'
+    ' from (%7$s) k left join lateral (select r.*, r.tableoid, r.ctid from %8$s r where %9$s and age(r.xmin) <= 0 limit 1) t on true%10$s'
+    ' cross join lateral (select case when %3$s is not true then null when %11$s then %12$s else %13$s end as made offset 0) j%14$s',
+    of_table, case when inside is null then '' else 'when f.inside is null then ''resync''' end, found,
+    outbox.shape_of(of_table, outbox.projected(cols, mapping)),
+    case when inside is null then key_sql else format('case when f.inside is null then ''{}'' else %s end', key_sql) end,
+    size.stored, touched, root, (select string_agg(format('r.%1$I = k.%1$I', c), ' and ') from unnest(keys) c),
+    case when inside is null then '' else format(' cross join lateral (select t.%I is not null and %s as inside offset 0) f', keys[1], inside) end,
+    size.small, row_sql, coalesce(large, format('outbox.large_row(t.tableoid, t.ctid, %L, %L)', row_sql, size.bytes)),
+    ' where f.inside is not false or ' || was);
+end
+$$;
+
+-- The statement that records the row that a trigger was handed as `new`, as it is there. One that does not pass the
+-- filter is deleted on the target if it may have been there: if `old` (null for an insert) did pass, or cannot be asked.
+create or replace function outbox.copy_sql(of_table text, tbl regclass, keys text[], cols text[], mapping jsonb) returns text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  given  text := outbox.values_sql(tbl, cols, mapping);
+  plain  text := (select string_agg(case when u.name is not null then format('t.%I', u.name) else 'dropped' end, ', ' order by u.n)
+                    from unnest(outbox.column_names(tbl)) with ordinality u(name, n));
+  row_as text := case when given = plain then 'row_to_json(new)::text' else format('(select row_to_json(x.*)::text from (select %s) x)', given) end;
+  handed text := (select string_agg(format('new.%1$I as %1$I', name), ', ') from unnest(outbox.column_names(tbl)) u(name) where name is not null);
+begin
+  if mapping -> 'inside' is null then
+    return format('insert into outbox.change (table_name, op, shape, key, row, headers)'
+                  ' select %L, ''upsert'', %s, %s, %s, nullif(current_setting(''outbox.headers'', true), '''') from (select %s) t',
+                  of_table, outbox.shape_of(of_table, outbox.projected(cols, mapping)), outbox.key_sql(tbl, keys, 't', mapping), row_as, handed);
+  end if;
+  return format('insert into outbox.change (table_name, op, shape, key, row, headers)'
+                ' select %L, case when f.inside then ''upsert'' when f.inside is null then ''resync'' else ''delete'' end,'
+                ' case when f.inside then %s end, case when f.inside is null then ''{}'' else %s end, case when f.inside then %s end,'
+                ' nullif(current_setting(''outbox.headers'', true), '''')'
+                ' from (select %s) t cross join lateral (select %s as inside offset 0) f where f.inside is not false or old.%I is not null and coalesce(%s, true)',
+                of_table, outbox.shape_of(of_table, outbox.projected(cols, mapping)), outbox.key_sql(tbl, keys, 't', mapping), row_as, handed,
+                outbox.inside_sql(mapping), keys[1], outbox.inside_sql(mapping, 'old'));
+end
+$$;
+
+-- The statement that marks a table whose rows cannot be told. One mark in a transaction is enough: whatever brings the table
+-- over looks after its commit, and a savepoint that is taken back takes the mark and what says of it along.
+create or replace function outbox.resync_sql(of_table text) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return format('insert into outbox.change (table_name, op, key) select %1$L, ''resync'', ''{}'''
+                ' where case when current_setting(''outbox.resync'', true) is distinct from concat(%1$L, pg_current_xact_id())'
+                ' then set_config(''outbox.resync'', concat(%1$L, pg_current_xact_id()), true) is not null end', of_table);
+end
+$$;
+
+-- The statement that records one event of a trigger of the watched table on `rel`, itself or a partition, when the
+-- table is not as it was watched. $1 is OLD, $2 NEW. What outbox.watched knows is handed in: an old snapshot may not
+-- show that row.
 create or replace function outbox.capture_sql(
-  of_table text, key_columns text[], include text[], exclude text[], rel regclass, tg_op text, large text default null,
-  rest boolean default false, mapping jsonb default null) returns text
+  of_table text, key_columns text[], include text[], exclude text[], rel regclass, tg_op text, mapping jsonb default null) returns text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -315,22 +402,16 @@ declare
   root     regclass := coalesce(pg_partition_root(rel), rel);
   namesake regclass := to_regclass(of_table);
   keys     text[] := coalesce(key_columns, outbox.primary_key(root));
-  cols     text[];
-  names    text;
-  touched  text;
-  row_sql  text;
-  size     record;
-  inside   text;
-  resync   text := format('insert into outbox.change (table_name, op, key) values (%L, ''resync'', ''{}'')', of_table);
+  resync   text := outbox.resync_sql(of_table);
 begin
   if namesake <> root then
     if exists (select from pg_trigger a join pg_trigger b on b.tgfoid = a.tgfoid and b.tgname = a.tgname
-                where a.tgrelid = namesake and b.tgrelid = rel and a.tgname = 'outbox_insert') then
+                where a.tgrelid = namesake and b.tgrelid = rel and a.tgname = 'outbox_truncate') then
       return 'select where false';  -- a partition that was detached: no row of the watched table any more
     end if;
     return resync;  -- the table was renamed and another has its name: nobody can say whose row this is
   elsif not coalesce(outbox.capturable(root, keys), false) or not outbox.mapping_holds(root, include, exclude, mapping) then
-    -- The key is gone (renamed, dropped), or the right to read: this statement's rows cannot be named. Or a column that
+    -- The key is gone (renamed, dropped), or the right to read: these rows cannot be named. Or a column that
     -- is masked is not where it was: its values must not leave. The application's statement must not fail for that, and
     -- nothing may be skipped silently: the relay stops at this mark.
     return resync;
@@ -346,104 +427,18 @@ begin
     return format('insert into outbox.change (table_name, op, key, headers)'
                   ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''') from %s k', of_table, outbox.key_sql(root, keys, 'k', mapping), rel);
   end if;
-
-  cols := outbox.row_columns(root, include, exclude);
-  row_sql := outbox.row_sql(root, cols, mapping);
-  size := outbox.size_sql(root, cols);
-  inside := case when mapping -> 'inside' is not null then outbox.inside_sql(mapping) end;
-  select string_agg(format('k.%I', c), ', ' order by n) into names from unnest(keys) with ordinality u(c, n);
-  touched := case
-    when rest then format('select %s from new_rows t where (%s) is not true', replace(names, 'k.', 't.'), size.small)
-    when tg_op = 'INSERT' then format('select %s from new_rows k', names)
-    when tg_op = 'DELETE' then format('select %s from old_rows k', names)
-    else format('select %1$s from old_rows k union select %1$s from new_rows k', names) end;
-  -- lateral + limit: always one index probe a key. A hash join, cached after one bulk statement, would
-  -- scan the whole table for every single-row statement that follows in the session.
-  -- age(xmin) <= 0: written by this transaction. A touched key has no other row; but a snapshot of REPEATABLE
-  -- READ still shows the row that another transaction deleted before this one wrote the key again.
-  return format(
-    'insert into outbox.change (table_name, op, shape, key, row, headers)'
-    ' select %1$L, case when not %8$s then ''delete'' when %12$sj.made is null then ''too_large'' else ''upsert'' end,'
-    ' case when j.made is not null then %2$s end, %3$s,'
-    ' case when %8$s then coalesce(j.made, concat(''{"stored_bytes":'', %9$s, ''}'')) end,'
-    ' nullif(current_setting(''outbox.headers'', true), '''')'
-    ' from (%5$s) k left join lateral (select r.*, r.tableoid, r.ctid from %6$s r where %7$s and age(r.xmin) <= 0 limit 1) t on true'
-    '%13$s cross join lateral (select case when not %8$s then null when %14$s%10$s then %4$s else %11$s end as made offset 0) j',
-    of_table, outbox.shape_of(of_table, outbox.projected(cols, mapping)),
-    case when inside is null then outbox.key_sql(root, keys, 'k', mapping)
-         else format('case when f.inside is null then ''{}'' else %s end', outbox.key_sql(root, keys, 'k', mapping)) end,
-    row_sql, touched, root,
-    (select string_agg(format('r.%1$I = k.%1$I', c), ' and ') from unnest(keys) c),
-    case when inside is null then format('(t.%I is not null)', keys[1]) else 'f.inside' end, size.stored, size.small,
-    coalesce(large, format('outbox.large_row(t.tableoid, t.ctid, %L, %L)', row_sql, size.bytes)),
-    case when inside is not null then 'f.inside is null then ''resync'' when ' else '' end,
-    case when inside is not null then format(' cross join lateral (select t.%I is not null and %s as inside offset 0) f', keys[1], inside) else '' end,
-    case when inside is not null then 'f.inside is null then null when ' else '' end);
+  return outbox.reread_sql(of_table, root, keys, outbox.row_columns(root, include, exclude), mapping, concat_ws(' union ',
+    case when tg_op <> 'INSERT' then outbox.touched_sql('($1)', keys) end, case when tg_op <> 'DELETE' then outbox.touched_sql('($2)', keys) end));
 end
 $$;
 
--- The statement that records what one statement on watched table `tbl` did by copying the rows it was given: right for
--- the first capture of the table in a command of the client. A row that is not small is left over, and marks `seen`.
--- An update is copied only if no row's key moved, not even to and fro: all touches of one row come in their order
--- then, and the last one holds. (Cascades of foreign keys run as part of the statement that set them off: two of
--- them may move one row twice.) Otherwise nothing is written, and the rows are re-read.
---
--- With a filter the rows of an update are paired by their places, too: one that was outside and stays there is not
--- recorded at all. That rows have moved is then said by the mark, because nothing written says nothing.
-create or replace function outbox.copy_sql(
-  of_table text, key_columns text[], include text[], exclude text[], tbl regclass, tg_op text, seen text, mapping jsonb default null) returns text
-language plpgsql volatile
+-- Is `tbl` the table that was watched, and as it was then? Declared immutable for the same reason as the signature.
+create or replace function outbox.as_watched(tbl regclass, of_table text, signature text, keys text[]) returns boolean
+language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-  keys  text[] := coalesce(key_columns, outbox.primary_key(tbl));
-  cols  text[] := outbox.row_columns(tbl, include, exclude);
-  given text := outbox.values_sql(tbl, cols, mapping);
-  small text := (outbox.size_sql(tbl, cols)).small;
-  names text;
-  whole bool;
-  place text := 'place';  -- no column's name
 begin
-  if tg_op = 'DELETE' then
-    return format('insert into outbox.change (table_name, op, key, headers)'
-                  ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''') from old_rows k',
-                  of_table, outbox.key_sql(tbl, keys, 'k', mapping))
-           || case when mapping -> 'inside' is not null then format(' where coalesce(%s, true)', outbox.inside_sql(mapping, 'k')) else '' end;
-  end if;
-  whole := given = (select string_agg(case when u.name is not null then format('t.%I', u.name) else 'dropped' end, ', ' order by u.n)
-                      from unnest(outbox.column_names(tbl)) with ordinality u(name, n));
-  select case when count(*) = 1 then min(format('k.%I', c)) else format('row(%s)', string_agg(format('k.%I', c), ', ' order by n)) end
-    into names from unnest(keys) with ordinality u(c, n);
-  if mapping -> 'inside' is not null then
-    while place = any (outbox.column_names(tbl)) loop
-      place := place || '_';
-    end loop;
-    return format('insert into outbox.change (table_name, op, shape, key, row, headers)'
-                  ' select %L, case when f.inside then ''upsert'' when f.inside is null then ''resync'' else ''delete'' end,'
-                  ' case when f.inside then %s end, case when f.inside is null then ''{}'' else %s end,'
-                  ' case when f.inside then (select row_to_json(x.*)::text from (select %s) x) end, nullif(current_setting(''outbox.headers'', true), '''')'
-                  ' from %s t cross join lateral (select %s as inside offset 0) f where %s and (%s)',
-                  of_table, outbox.shape_of(of_table, outbox.projected(cols, mapping)), outbox.key_sql(tbl, keys, 't', mapping), given,
-                  case when tg_op = 'UPDATE' then format('(select n.*, row_number() over ()::int as %I from new_rows n)', place) else 'new_rows' end,
-                  outbox.inside_sql(mapping),
-                  case when tg_op = 'UPDATE' then format(
-                    '(select case when (select array_agg(%1$s) from (select * from old_rows limit 100001) k having count(*) <= 100000)'
-                    ' = (select array_agg(%1$s) from (select * from new_rows limit 100001) k) then true else set_config(%2$L, ''moved'', true) is null end)'
-                    ' and (f.inside is not false or (select array_agg(coalesce(%3$s, true)) from old_rows k)[t.%4$I])',
-                    names, seen, outbox.inside_sql(mapping, 'k'), place)
-                  else 'f.inside is not false' end,
-                  case when small = 'true' then small else format('%s or set_config(%L, ''rest'', true) is null', small, seen) end);
-  end if;
-  return format('insert into outbox.change (table_name, op, shape, key, row, headers)'
-                ' select %L, ''upsert'', %s, %s, row_to_json(%s.*)::text, nullif(current_setting(''outbox.headers'', true), '''')'
-                ' from new_rows t', of_table, outbox.shape_of(of_table, outbox.projected(cols, mapping)), outbox.key_sql(tbl, keys, 't', mapping),
-                case when whole then 't' else 'x' end)
-         || case when whole then '' else format(' cross join lateral (select %s) x', given) end
-         || format(' where (%s)', case when small = 'true' then small
-                                       else format('%s or set_config(%L, ''rest'', true) is null', small, seen) end)
-         || case when tg_op = 'UPDATE' then format(
-              ' and (select array_agg(%1$s) from (select * from old_rows limit 100001) k having count(*) <= 100000)'
-              ' = (select array_agg(%1$s) from (select * from new_rows limit 100001) k)', names) else '' end;
+  return coalesce(to_regclass(of_table) = tbl and outbox.signature(tbl) = signature and outbox.capturable(tbl, keys), false);
 end
 $$;
 
@@ -554,146 +549,93 @@ $$;
 -- (Re)create the capture function of one watched table: static SQL while the table looks as it did when
 -- this ran, the same SQL composed afresh when it does not. Never an error for the application.
 --
--- `outbox.captured_<id>` holds the command of the client (when the server received it) in which this table was
--- captured last. Whatever nests in a statement belongs to the same command, and marks before the statement's own
--- capture looks: a mark of another command, or none, says that nothing did. It ends with the transaction and is taken
--- back with a savepoint, as are the changes it speaks of.
+-- The table is named by its number, so that the question whether it still is as it was can always be asked. No column
+-- of it may stand in that question: it is parsed before it is answered.
 create or replace function outbox.compose_capture(watched_id int, tbl regclass) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   w       outbox.watched;
-  schema  name;
-  title   name;
-  compose text;
-  body    text;
-  large   text;
-  seen    text := 'outbox.captured_' || watched_id;
+  title   text := 'capture_' || watched_id;
   cols    text[];
   keys    text[];
-  guarded boolean;
-  filtered boolean;
-  way     record;
-  ways    jsonb := '{}';
-  command text;
-  pin     text;
-  unpin   text;
+  large   text;
+  small   text := 'false';  -- a trigger is not handed the values of virtual columns
+  was     text := 'true';
+  filtered bool;
+  compose text;
+  body    text;
 begin
   select * into strict w from outbox.watched where id = watched_id;
-  select n.nspname, c.relname into schema, title
-    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
   cols := outbox.row_columns(tbl, w.include, w.exclude);
   keys := coalesce(w.key_columns, outbox.primary_key(tbl));
+  filtered := w.mapping -> 'inside' is not null;
   if (select c.relkind = 'r' from pg_class c where c.oid = tbl) then
     large := outbox.compose_large(watched_id, tbl, cols, w.mapping);
   end if;
-  guarded := (outbox.size_sql(tbl, cols)).small <> 'true';
-  filtered := w.mapping -> 'inside' is not null;
-  compose := format('outbox.capture_sql(%L, %L, %L, %L', w.table_name, w.key_columns, w.include, w.exclude);
-  for way in select op from unnest(array['INSERT', 'UPDATE', 'DELETE']) op loop
-    ways := ways || jsonb_build_object(
-      way.op, outbox.copy_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, way.op, seen, w.mapping),
-      way.op || ' again', outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, way.op, large, false, w.mapping),
-      way.op || ' rest', outbox.capture_sql(w.table_name, w.key_columns, w.include, w.exclude, tbl, way.op, large, true, w.mapping));
-  end loop;
-  command := 'extract(epoch from statement_timestamp())::text';
-  -- row_security = off: a policy must raise an error here, never hide a row. enable_seqscan = off: a plan made
-  -- while the table was small must not scan it when it is large.
-  pin := 'were := array[current_setting(''row_security''), set_config(''row_security'', ''off'', true),'
-         ' current_setting(''enable_seqscan''), set_config(''enable_seqscan'', ''off'', true)]';
-  unpin := 'were := array[set_config(''row_security'', were[1], true), set_config(''enable_seqscan'', were[3], true)]';
-  -- In every transaction plpgsql prepares its expressions anew: the way of a one-row insert has four.
+  if not exists (select from unnest(outbox.column_names(tbl)) with ordinality u(name, n) join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
+                  where (u.name = any (cols) or w.mapping -> 'needs' ? u.name) and a.attgenerated = 'v') then
+    small := (outbox.size_sql(tbl, cols, 'new')).small;
+    was := format('coalesce(%s, true)', outbox.inside_sql(w.mapping, 'old'));
+  end if;
+  compose := format('execute outbox.capture_sql(%L, %L, %L, %L, tg_relid, tg_op, %L)', w.table_name, w.key_columns, w.include, w.exclude, w.mapping);
   body := format($body$
 declare
-  captured bigint;
-  more     bigint;
-  way      text;
-  were     text[];
+  were text[];
 begin
-  if tg_op <> 'TRUNCATE' and (tg_table_name = %1$L and tg_table_schema = %2$L or pg_partition_root(tg_relid) = to_regclass(%3$L)) then
-    way := case when not (outbox.signature(%3$L::regclass) = %4$L and outbox.capturable(%3$L::regclass, %5$L::text[])) then 'composed'
-                when %6$scurrent_setting(%7$L, true) is distinct from %8$s then tg_op else 'again' end;
-  elsif tg_op = 'TRUNCATE' and not outbox.truncates(tg_relid, tg_when) then
-    return null;
-  end if;
-  if way = 'INSERT' then
-    %9$s;
-    get diagnostics captured = row_count;
+  if tg_op <> 'TRUNCATE' and outbox.as_watched(%1$L::regclass, %2$L, %3$L, %4$L::text[]) then
+    if new.xmax = 0 and (%5$s) and (%6$s) is not true then
+      %7$s;
+    else
+      if tg_op = 'DELETE' or tg_op = 'UPDATE' and (%6$s) then
+        %8$s;
+      end if;
+      if tg_op <> 'DELETE' then
+        %9$s;
+      end if;
+    end if;
   else
-    if way = 'DELETE' then
+    were := outbox.pin(outbox.spelling());
+    if tg_op <> 'TRUNCATE' then
       %10$s;
-      get diagnostics captured = row_count;
-    elsif way = 'UPDATE' then
+    elsif outbox.truncates(tg_relid, tg_when) then
       %11$s;
-      get diagnostics captured = row_count;
-      if captured = 0%22$s then
-        way := 'again';
-      end if;
     end if;
-    if way = 'again' then
-      %17$s;
-      if tg_op = 'INSERT' then
-        %12$s;
-      elsif tg_op = 'UPDATE' then
-        %13$s;
-      else
-        %14$s;
-      end if;
-      get diagnostics captured = row_count;
-      %18$s;
-    elsif captured is null then
-      were := outbox.pin(outbox.spelling() || '{row_security,off,enable_seqscan,off}');
-      %20$s
-      get diagnostics captured = row_count;
-      perform outbox.pin(were);
-    end if;
+    perform outbox.pin(were);
   end if;
-  %21$sif %16$scaptured > 0 and set_config(%7$L, %8$s, true) is not null
-     and not pg_try_advisory_xact_lock_shared(1869968482, 1) and pg_notification_queue_usage() < 0.5 then
-    %19$s
-    if captured > 0 and set_config(%7$L, %8$s, true) is not null
-       and not pg_try_advisory_xact_lock_shared(1869968482, 1) and pg_notification_queue_usage() < 0.5 then
-      perform pg_notify('outbox', '');
-    end if;
+  if %12$snot pg_try_advisory_xact_lock_shared(1869968482, 1) and pg_notification_queue_usage() < 0.5 then
+    perform pg_notify('outbox', '');
   end if;
   return null;
 end
-$body$, title, schema, tbl::text, outbox.signature(tbl), keys,
-    -- Transition tables do not have the values of virtual columns.
-    case when exists (select from unnest(outbox.column_names(tbl)) with ordinality u(name, n) join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
-                       where (u.name = any (cols) or w.mapping -> 'needs' ? u.name) and a.attgenerated = 'v') then 'tg_op = ''DELETE'' and ' else '' end,
-    seen, command, ways ->> 'INSERT', ways ->> 'DELETE', ways ->> 'UPDATE',
-    ways ->> 'INSERT again', ways ->> 'UPDATE again', ways ->> 'DELETE again', compose,
-    case when guarded then case when filtered then 'were[1] = ''rest'' or ' else format('current_setting(%L, true) = ''rest'' or ', seen) end else '' end,
-    pin, unpin,
-    case when guarded then format($rest$if way in ('INSERT', 'UPDATE') then  -- rows may have been left over
-      %s;
-      %s;
-      get diagnostics more = row_count;
-      captured := captured + more;
-      %s;
-    end if;$rest$, pin, ways ->> 'INSERT rest', unpin) else '' end,
-    case when w.mapping is null then format('execute %s, tg_relid, tg_op);', compose)
+$body$, tbl::oid, w.table_name, outbox.signature(tbl), keys, small,
+    (select string_agg(format('old.%1$I <> new.%1$I', c), ' or ') from unnest(keys) c),
+    outbox.copy_sql(w.table_name, tbl, keys, cols, w.mapping),
+    outbox.reread_sql(w.table_name, tbl, keys, cols, w.mapping, outbox.touched_sql('old', keys), large, case when filtered then was end),
+    outbox.reread_sql(w.table_name, tbl, keys, cols, w.mapping, outbox.touched_sql('new', keys), large),
+    case when w.mapping is null then compose || ' using old, new'
          else format($mapped$begin
-        execute %s, tg_relid, tg_op, mapping => %L);
+        %s using old, new;
       exception when syntax_error_or_access_rule_violation then  -- altered while an old snapshot shows it as it was
-        insert into outbox.change (table_name, op, key) values (%L, 'resync', '{}');
-      end;$mapped$, compose, w.mapping, w.table_name) end,
-    -- Nothing recorded does not say that nothing was captured: rows may all be outside of the filter.
-    case when filtered then format('were := array[current_setting(%1$L, true), set_config(%1$L, %2$s, true)];%3$s', seen, command, E'\n  ') else '' end,
-    case when filtered then format(' and current_setting(%L, true) = ''moved''', seen) else '' end);
+        execute outbox.resync_sql(%L);
+      end$mapped$, compose, w.table_name) end,
+    compose,
+    -- What is and stays outside of a filter rings no bell.
+    case when filtered then 'found and ' else '' end);
+  -- row_security = off: a policy must raise an error here, never hide a row. enable_seqscan = off: a plan made
+  -- while the table was small must not scan it when it is large.
   execute format(
     'create or replace function outbox.%I() returns trigger language plpgsql security definer'
-    ' set search_path = pg_catalog, pg_temp%s as %L',
-    'capture_' || watched_id,
+    ' set search_path = pg_catalog, pg_temp set row_security = off set enable_seqscan = off%s as %L',
+    title,
     (select string_agg(format(' set %s = %L', p.name, p.setting), '') from (
        select pins.setting, lag(pins.setting) over (order by n) as name, n
          from unnest(case when outbox.hashes_spelled(tbl, w.mapping) then outbox.spelling() || '{quote_all_identifiers,off}' else outbox.spelling(tbl, cols) end) with ordinality pins(setting, n)) p
       where p.n % 2 = 0),
     body);
-  execute format('revoke all on function outbox.%I() from public', 'capture_' || watched_id);
+  execute format('revoke all on function outbox.%I() from public', title);
   -- Whoever watches last is who can read the table now.
-  execute format('alter function outbox.%I() owner to %I', 'capture_' || watched_id, current_user);
+  execute format('alter function outbox.%I() owner to %I', title, current_user);
 end
 $$;

@@ -105,8 +105,9 @@ begin
 end
 $$;
 
--- Put the triggers of watched table `watched_id` on one relation (the root or a partition).
-create or replace function outbox.install_triggers(watched_id int, rel regclass) returns void
+-- Put the triggers of watched table `watched_id` on it and on its partitions. The one for rows is cloned by Postgres, to
+-- partitions that come later too, and its name is the table's alone: one that is attached may have such a trigger already.
+create or replace function outbox.install_triggers(watched_id int, tbl regclass) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -114,40 +115,43 @@ declare
   t record;
 begin
   for t in
-    select * from (values
-      ('outbox_insert', 'after insert', 'referencing new table as new_rows'),
-      ('outbox_update', 'after update', 'referencing old table as old_rows new table as new_rows'),
-      ('outbox_delete', 'after delete', 'referencing old table as old_rows'),
-      ('outbox_truncate', 'before truncate', ''),
-      ('outbox_truncated', 'after truncate', '')) v(name, event, tables)
+    select v.*, r.rel from (values
+      ('outbox_row_' || watched_id, 'after insert or update or delete', 'row'),
+      ('outbox_truncate', 'before truncate', 'statement'),
+      ('outbox_truncated', 'after truncate', 'statement')) v(name, event, each),
+      (select tbl union select relid from pg_partition_tree(tbl)) r(rel)
+      join pg_class c on c.oid = r.rel
+     where case each when 'row' then r.rel = tbl else v.name = 'outbox_truncate' or c.relkind = 'p' end
   loop
-    continue when t.name = 'outbox_truncated' and (select relkind <> 'p' from pg_class where oid = rel);
-    execute format('create or replace trigger %I %s on %s %s for each statement execute function outbox.%I(%L)',
-                   t.name, t.event, rel, t.tables, 'capture_' || watched_id, watched_id);
-    execute format('alter table %s enable always trigger %I', rel, t.name);
+    execute format('create or replace trigger %I %s on %s for each %s execute function outbox.%I(%L)',
+                   t.name, t.event, t.rel, t.each, 'capture_' || watched_id, watched_id);
+    execute format('alter table %s enable always trigger %I', t.rel, t.name);
   end loop;
 end
 $$;
 
--- Take them off every relation but those to `keep`: a table that has changed its name, a detached partition.
+-- Take them off every relation but those to `keep`: a table that has changed its name, a detached partition. Clones go
+-- with the trigger they are of. And any that are not (or no longer) of those above.
 create or replace function outbox.remove_triggers(watched_id int, keep regclass[]) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   root regclass;
+  ours oid := to_regproc('outbox.capture_' || watched_id);
+  name text[] := array['outbox_row_' || watched_id, 'outbox_truncate', 'outbox_truncated'];
   t    record;
 begin
   -- From the root down, as whoever writes through it: otherwise each might hold what the other waits for.
   for root in
     select distinct coalesce(pg_partition_root(g.tgrelid), g.tgrelid) from pg_trigger g
-     where g.tgfoid = to_regproc('outbox.capture_' || watched_id) and g.tgrelid <> all (keep)
+     where g.tgfoid = ours and (g.tgrelid <> all (keep) or g.tgname <> all (name))
   loop
     execute format('lock table %s in access exclusive mode', root);
   end loop;
   for t in
     select g.tgname, g.tgrelid::regclass as rel from pg_trigger g
-     where g.tgfoid = to_regproc('outbox.capture_' || watched_id) and not g.tgisinternal and g.tgrelid <> all (keep)
+     where g.tgfoid = ours and g.tgparentid = 0 and (g.tgrelid <> all (keep) or g.tgname <> all (name))
   loop
     execute format('drop trigger %I on %s', t.tgname, t.rel);
   end loop;
@@ -174,8 +178,6 @@ declare
   w      outbox.watched;
   name   text;
   w_id   int;
-  tree   regclass[];
-  part   regclass;
   known  boolean;
   filled boolean;
 begin
@@ -214,12 +216,9 @@ begin
     perform outbox.remove_triggers(w_id, '{}');
     return name;
   end if;
-  tree := array(select tbl union select relid from pg_partition_tree(tbl));
-  perform outbox.remove_triggers(w_id, tree);
+  perform outbox.remove_triggers(w_id, array(select tbl union select relid from pg_partition_tree(tbl)));
   perform outbox.compose_capture(w_id, tbl);
-  foreach part in array tree loop
-    perform outbox.install_triggers(w_id, part);
-  end loop;
+  perform outbox.install_triggers(w_id, tbl);
   perform outbox.compose_copy(w_id);
   perform outbox.notice(name);
   -- Rows that were there before are copied (0008): whoever asks for a snapshot from here on sees them, or their change.

@@ -18,7 +18,7 @@ begin
     execute format('lock table %s in access exclusive mode', root);
     for t in
       select g.tgname, g.tgrelid::regclass as rel from pg_trigger g join pg_proc p on p.oid = g.tgfoid
-       where p.pronamespace = to_regnamespace('outbox') and not g.tgisinternal
+       where p.pronamespace = to_regnamespace('outbox') and not g.tgisinternal and g.tgparentid = 0
          and coalesce(pg_partition_root(g.tgrelid), g.tgrelid) = root
     loop
       execute format('drop trigger %I on %s', t.tgname, t.rel);

@@ -25,7 +25,7 @@ def rewrite(conn: Connection, old: str, new: str) -> None:
 
 
 def always_copy(conn: Connection) -> None:
-    rewrite(conn, "then tg_op else", "or true then tg_op else")
+    rewrite(conn, "if new.xmax = 0 and", "if tg_op <> 'DELETE' and")
 
 
 def copy_moved_keys(conn: Connection) -> None:
