@@ -209,16 +209,16 @@ def _watched(row: Row) -> Iterator[Item]:
     findings: list[tuple[bool, Level, str, str]] = [
         (bool(row["unfit"]), "FAIL", str(row["unfit"]), again),
         (bool(row["bare"]), "FAIL", f"no capture triggers on {', '.join(row['bare'])}: changes made there are not recorded", again),
+        (
+            bool(row["untruncated"]) and not row["bare"], "FAIL",
+            f"no triggers for TRUNCATE on {', '.join(row['untruncated'])}: emptying it is not recorded", again,
+        ),
         (bool(row["asleep"]), "FAIL", f"disabled or not ALWAYS: {', '.join(row['asleep'])}", again),
         (
             bool(row["detached"]), "WARN",
             f"{', '.join(row['detached'])} was detached: its rows left the table without a trigger", f"{again}, then bring the table over again",
         ),
         (not row["as_watched"], "WARN", "its columns changed since it was watched: captured, by a slower way", again),
-        (
-            bool(row["subscribed"]), "WARN",
-            "rows arrive by logical replication, which fires no statement trigger: they are not captured", "watch the table on its publisher",
-        ),
     ]  # fmt: skip
     wrong = [Item(table, level, what, fix) for holds, level, what, fix in findings if holds]
     if wrong:

@@ -10,13 +10,16 @@ select w.table_name,
        coalesce(position(outbox.signature(to_regclass(w.table_name)) in p.prosrc) > 0, true) as as_watched,
        array(select r.relid::regclass::text
                from (select to_regclass(w.table_name) as relid union select relid from pg_partition_tree(to_regclass(w.table_name))) r
-              where w.capture and r.relid is not null and (select count(*) from pg_trigger t where t.tgrelid = r.relid and t.tgfoid = p.oid)
-                                  < case when (select relkind from pg_class where oid = r.relid) = 'p' then 5 else 4 end) as bare,
+              where w.capture and r.relid is not null
+                and not exists (select from pg_trigger t where t.tgrelid = r.relid and t.tgfoid = p.oid and t.tgtype & 1 = 1)) as bare,
+       array(select r.relid::regclass::text
+               from (select to_regclass(w.table_name) as relid union select relid from pg_partition_tree(to_regclass(w.table_name))) r
+              where w.capture and r.relid is not null and (select count(*) from pg_trigger t where t.tgrelid = r.relid and t.tgfoid = p.oid and t.tgtype & 1 = 0)
+                                  < case when (select relkind from pg_class where oid = r.relid) = 'p' then 2 else 1 end) as untruncated,
        array(select t.tgrelid::regclass::text || '.' || t.tgname from pg_trigger t where t.tgfoid = p.oid and t.tgenabled <> 'A') as asleep,
        array(select t.tgrelid::regclass::text from pg_trigger t
-              where t.tgfoid = p.oid and t.tgname = 'outbox_insert' and t.tgrelid <> to_regclass(w.table_name)
+              where t.tgfoid = p.oid and t.tgname = 'outbox_truncate' and t.tgrelid <> to_regclass(w.table_name)
                 and t.tgrelid not in (select relid from pg_partition_tree(to_regclass(w.table_name)))) as detached,
-       exists (select from pg_subscription_rel s where s.srrelid = to_regclass(w.table_name)) as subscribed,
        w.target,
        (select outbox.projected(outbox.row_columns(to_regclass(w.table_name), w.include, w.exclude), w.mapping)) as columns,
        (select json_object_agg(c.name, c.type) from outbox.projected_columns(to_regclass(w.table_name), w.include, w.exclude, w.mapping) c) as types,

@@ -313,8 +313,8 @@ $$;
 
 -- The statement that records the rows of the keys `touched` (a query for their columns) as they are now, in their lock.
 -- They are re-read from the root, where a row that changed partitions still is. `large` calls what makes the JSON of
--- a row that is not small. A row that does not pass the filter is deleted on the target, where it may have been, but
--- for one that `was` outside before.
+-- a row that is not small. A row that does not pass the filter is deleted on the target, unless it is said (`was`, SQL)
+-- that it cannot have been there.
 create or replace function outbox.reread_sql(
   of_table text, root regclass, keys text[], cols text[], mapping jsonb, touched text, large text default null, was text default null) returns text
 language plpgsql volatile
@@ -377,16 +377,19 @@ begin
 end
 $$;
 
--- The statement that marks a table whose rows cannot be told. One mark in a transaction is enough: whatever brings the table
--- over looks after its commit, and a savepoint that is taken back takes the mark and what says of it along.
-create or replace function outbox.resync_sql(of_table text) returns text
+-- The statement that marks a table whose rows cannot be told, once for all rows of a statement (`command`, by which it is
+-- told from others of the transaction; null: it is for no row). Whoever brings the table over looks after the commit, so that one mark more
+-- or less in a transaction is all the same; and a savepoint taken back takes back the mark with what says of it.
+create or replace function outbox.resync_sql(of_table text, command text) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  mark text := concat_ws(' ', of_table, pg_current_xact_id(), command);
 begin
-  return format('insert into outbox.change (table_name, op, key) select %1$L, ''resync'', ''{}'''
-                ' where case when current_setting(''outbox.resync'', true) is distinct from concat(%1$L, pg_current_xact_id())'
-                ' then set_config(''outbox.resync'', concat(%1$L, pg_current_xact_id()), true) is not null end', of_table);
+  return format('insert into outbox.change (table_name, op, key) select %L, ''resync'', ''{}''', of_table)
+         || case when command is not null then format(' where case when current_setting(''outbox.resync'', true) is distinct from %1$L'
+                                                      ' then set_config(''outbox.resync'', %1$L, true) is not null end', mark) else '' end;
 end
 $$;
 
@@ -394,7 +397,7 @@ $$;
 -- table is not as it was watched. $1 is OLD, $2 NEW. What outbox.watched knows is handed in: an old snapshot may not
 -- show that row.
 create or replace function outbox.capture_sql(
-  of_table text, key_columns text[], include text[], exclude text[], rel regclass, tg_op text, mapping jsonb default null) returns text
+  of_table text, key_columns text[], include text[], exclude text[], rel regclass, tg_op text, mapping jsonb, command text) returns text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -402,7 +405,7 @@ declare
   root     regclass := coalesce(pg_partition_root(rel), rel);
   namesake regclass := to_regclass(of_table);
   keys     text[] := coalesce(key_columns, outbox.primary_key(root));
-  resync   text := outbox.resync_sql(of_table);
+  resync   text := outbox.resync_sql(of_table, command);
 begin
   if namesake <> root then
     if exists (select from pg_trigger a join pg_trigger b on b.tgfoid = a.tgfoid and b.tgname = a.tgname
@@ -565,6 +568,7 @@ declare
   was     text := 'true';
   filtered bool;
   compose text;
+  command text := 'concat(tg_op, case tg_op when ''DELETE'' then old.cmax else new.cmin end)';
   body    text;
 begin
   select * into strict w from outbox.watched where id = watched_id;
@@ -577,9 +581,9 @@ begin
   if not exists (select from unnest(outbox.column_names(tbl)) with ordinality u(name, n) join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
                   where (u.name = any (cols) or w.mapping -> 'needs' ? u.name) and a.attgenerated = 'v') then
     small := (outbox.size_sql(tbl, cols, 'new')).small;
-    was := format('coalesce(%s, true)', outbox.inside_sql(w.mapping, 'old'));
+    was := format('new.%I is not null or coalesce(%s, true)', keys[1], outbox.inside_sql(w.mapping, 'old'));
   end if;
-  compose := format('execute outbox.capture_sql(%L, %L, %L, %L, tg_relid, tg_op, %L)', w.table_name, w.key_columns, w.include, w.exclude, w.mapping);
+  compose := format('execute outbox.capture_sql(%L, %L, %L, %L, tg_relid, tg_op, %L, ', w.table_name, w.key_columns, w.include, w.exclude, w.mapping);
   body := format($body$
 declare
   were text[];
@@ -614,13 +618,13 @@ $body$, tbl::oid, w.table_name, outbox.signature(tbl), keys, small,
     outbox.copy_sql(w.table_name, tbl, keys, cols, w.mapping),
     outbox.reread_sql(w.table_name, tbl, keys, cols, w.mapping, outbox.touched_sql('old', keys), large, case when filtered then was end),
     outbox.reread_sql(w.table_name, tbl, keys, cols, w.mapping, outbox.touched_sql('new', keys), large),
-    case when w.mapping is null then compose || ' using old, new'
+    case when w.mapping is null then concat(compose, command, ') using old, new')
          else format($mapped$begin
-        %s using old, new;
+        %s%s) using old, new;
       exception when syntax_error_or_access_rule_violation then  -- altered while an old snapshot shows it as it was
-        execute outbox.resync_sql(%L);
-      end$mapped$, compose, w.table_name) end,
-    compose,
+        execute outbox.resync_sql(%L, %s);
+      end$mapped$, compose, command, w.table_name, command) end,
+    compose || 'null)',
     -- What is and stays outside of a filter rings no bell.
     case when filtered then 'found and ' else '' end);
   -- row_security = off: a policy must raise an error here, never hide a row. enable_seqscan = off: a plan made

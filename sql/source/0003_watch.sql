@@ -130,31 +130,39 @@ begin
 end
 $$;
 
--- Take them off every relation but those to `keep`: a table that has changed its name, a detached partition. Clones go
--- with the trigger they are of. And any that are not (or no longer) of those above.
+-- Take off what is not wanted: these triggers on a relation that is not one to `keep` (a table that has changed its name, a
+-- detached partition), and on those to keep all others of the outbox. Clones go with the trigger they are of.
 create or replace function outbox.remove_triggers(watched_id int, keep regclass[]) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   root regclass;
-  ours oid := to_regproc('outbox.capture_' || watched_id);
-  name text[] := array['outbox_row_' || watched_id, 'outbox_truncate', 'outbox_truncated'];
   t    record;
 begin
-  -- From the root down, as whoever writes through it: otherwise each might hold what the other waits for.
   for root in
-    select distinct coalesce(pg_partition_root(g.tgrelid), g.tgrelid) from pg_trigger g
-     where g.tgfoid = ours and (g.tgrelid <> all (keep) or g.tgname <> all (name))
+    select distinct coalesce(pg_partition_root(u.rel), u.rel) from outbox.unwanted_triggers(watched_id, keep) u
   loop
+    -- From the root down, as whoever writes through it: otherwise each might hold what the other waits for.
     execute format('lock table %s in access exclusive mode', root);
   end loop;
-  for t in
-    select g.tgname, g.tgrelid::regclass as rel from pg_trigger g
-     where g.tgfoid = ours and g.tgparentid = 0 and (g.tgrelid <> all (keep) or g.tgname <> all (name))
-  loop
-    execute format('drop trigger %I on %s', t.tgname, t.rel);
+  for t in select u.name, u.rel from outbox.unwanted_triggers(watched_id, keep) u loop
+    execute format('drop trigger %I on %s', t.name, t.rel);
   end loop;
+end
+$$;
+
+create or replace function outbox.unwanted_triggers(watched_id int, keep regclass[]) returns table (name name, rel regclass)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+    select g.tgname, g.tgrelid::regclass
+      from pg_trigger g join pg_proc p on p.oid = g.tgfoid and p.pronamespace = 'outbox'::regnamespace and p.proname like 'capture\_%'
+     cross join lateral (select p.proname = 'capture_' || watched_id) o(ours)
+     where g.tgparentid = 0
+       and case when g.tgrelid = any (keep) then not ours or g.tgname <> all (array['outbox_row_' || watched_id, 'outbox_truncate', 'outbox_truncated']) else ours end;
 end
 $$;
 
