@@ -11,12 +11,14 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psycopg
-from psycopg import waiting
+from psycopg import generators, waiting
+from psycopg.adapt import Transformer
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import ExecStatus
 
 _IDLE, _INTERVAL, _COUNT, _UNACKNOWLEDGED = 5, 3, 3, 15_000  # seconds, and for the last milliseconds
 _CONNECT = 10.0  # in all: name, every address behind it, TLS, login
@@ -73,6 +75,40 @@ class Link(psycopg.AsyncConnection[Any]):
     """
 
     patience = PATIENCE
+    direct = False  # is there no pooler in between, which would lend a server process, and what it keeps, to others?
+    _named: Mapping[bytes, bytes] = {}
+
+    async def planned(self, statement: bytes, values: Sequence[bytes]) -> tuple[Any, ...]:
+        """The one row that a statement answers with, in binary; a direct connection plans it once.
+
+        Its prepared statements live and die with it. `direct` may be wrong where a pooler passes on whose process it
+        lends: then the name means nothing to the next one, nothing has run, and it is asked without.
+        """
+        if self.direct:
+            try:
+                if statement not in self._named:
+                    name = b"outboxd_%d" % len(self._named)
+                    self.pgconn.send_prepare(name, statement)
+                    await self._answered()
+                    self._named = {**self._named, statement: name}
+                self.pgconn.send_query_prepared(self._named[statement], values, result_format=1)
+                return await self._answered()
+            except (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement):
+                self.direct = False
+        self.pgconn.send_query_params(statement, values, result_format=1)
+        return await self._answered()
+
+    async def _answered(self) -> tuple[Any, ...]:
+        """What psycopg's cursors do, without what they do for statements that differ each time."""
+        async with self.lock:
+            (result,) = await self.wait(generators.execute(self.pgconn))
+        if result.status == ExecStatus.COMMAND_OK:
+            return ()
+        if result.status != ExecStatus.TUPLES_OK:
+            raise psycopg.errors.error_from_result(result)
+        loaded = Transformer(self)
+        loaded.set_pgresult(result)
+        return loaded.load_rows(0, 1, tuple)[0]
 
     async def several(self, statements: bytes, values: Mapping[str, Any] | None = None) -> list[list[Any]]:
         """The rows of each of several statements that answers with rows. They travel as one message, which only values
@@ -120,7 +156,7 @@ async def connect(
 ) -> Link:
     """An autocommit connection, or Unanswered within 10 s whatever hangs: a name server, an address, a login.
 
-    Nothing is prepared: a generic plan does not know a window's bounds and would scan the outbox, and behind a
+    psycopg prepares nothing: a generic plan does not know a window's bounds and would scan the outbox, and behind a
     transaction pooler a prepared statement belongs to somebody else. For the same reason `settings` are never SET:
     they come with the login, or, where a pooler refuses that, not at all.
     """

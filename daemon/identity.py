@@ -25,7 +25,8 @@ _ON = "nothing is applied until that is settled: `outboxd rebase` (a dry run fir
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What this server is, and since when it runs (Unix time in microseconds). A standby has no timeline here."""
+    """What this server is, and since when it runs (Unix time in microseconds). A standby has no timeline here.
+    `backend` is the server process that answered."""
 
     system: str
     in_recovery: bool
@@ -35,6 +36,7 @@ class Identity:
     migration: int
     timeline: int
     started_us: int
+    backend: int = 0
 
 
 @dataclass(frozen=True, slots=True)

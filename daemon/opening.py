@@ -8,6 +8,7 @@ Knows nothing of how a window is read on: daemon/pages.py. What a proof is, daem
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import structlog
@@ -16,7 +17,8 @@ from daemon.batch import Found, Limits, Question
 from daemon.connection import Link
 from daemon.errors import STANDBY, SourceUnfit
 from daemon.identity import Held, Named, reached, require_fit, require_held, require_kept, require_passed, to_add_up
-from daemon.pages import Pages, Part, as_change, limited, pruned
+from daemon.pages import Pages, Part, as_change, pruned
+from daemon.plan import Change
 from daemon.session import Session, array, bounds, first, query
 from daemon.snapshot import Snapshot, between
 from daemon.window import Window
@@ -37,6 +39,20 @@ class _Ended:
     cursor: Cursor
     ceiling: int
     durable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What window_open.sql and window_look.sql answer, in their order."""
+
+    snapshot: str
+    in_recovery: bool
+    started_us: int
+    ceiling: int
+    up_to_id: int
+    flushed: bool
+    opened_us: int
+    lsn: str
 
 
 class Floors:
@@ -81,10 +97,13 @@ class Opening:
         """The window after `cursor`. Raises SourceUnfit when there is none."""
         known = await self._begin(conn, cursor)
         if known and cursor == self.proven:  # up to date: the window is small
-            sets = await conn.several(query("window_look"), _after(cursor, limits, known + _DEEP))
-        else:
-            sets = await conn.several(query("window_open"))
-        return await self._opened(conn, cursor, limits, sets)
+            answer = await conn.planned(query("window_look"), _after(cursor, limits, known + _DEEP))
+            seen, columns = _Seen(*answer[:8]), answer[8:]
+            if seen.in_recovery or seen.snapshot is not None:
+                page = list(map(as_change, zip(*columns, strict=True))) if columns[0] else []
+                return await self._opened(conn, cursor, limits, seen, page if seen.ceiling <= known + _DEEP else None)
+        seen = _seen(await conn.several(query("window_open")))
+        return await self._opened(conn, cursor, limits, seen)
 
     async def open_as_of(self, conn: Link, cursor: Cursor, limits: Limits, question: Question) -> tuple[Pages, Found]:
         """The window after `cursor`, and what `question` asks as of its goal."""
@@ -94,7 +113,7 @@ class Opening:
             "most": question.rows, "max_bytes": question.bytes, "row_bytes": limits.row_bytes,
         }  # fmt: skip
         *sets, rows = await conn.several(query("window_copy"), asked)
-        return await self._opened(conn, cursor, limits, sets), rows
+        return await self._opened(conn, cursor, limits, _seen(sets)), rows
 
     def led_to(self, pages: Pages, part: Part) -> None:
         """This was read, through this connection."""
@@ -128,26 +147,28 @@ class Opening:
     def _known(self, cursor: Cursor) -> int:
         return self._ended.ceiling if self._ended and self._ended.cursor == cursor else 0
 
-    async def _opened(self, conn: Link, cursor: Cursor, limits: Limits, sets: Sequence[Sequence[Any]]) -> Pages:
+    async def _opened(
+        self, conn: Link, cursor: Cursor, limits: Limits, seen: _Seen, page: list[Change] | None = None
+    ) -> Pages:
         opened = time.monotonic()
-        [(snapshot, in_recovery, started_us)], *looked, [(ceiling,)], [(up_to_id,)], [(flushed, opened_us, lsn)] = sets
-        self.floors.newest = ceiling
-        if in_recovery:
+        if seen.in_recovery:
             raise SourceUnfit(STANDBY)
-        goal = Snapshot.parse(snapshot)
+        self.floors.newest = ceiling = seen.ceiling
+        goal = Snapshot.parse(seen.snapshot)
         require_passed(reached(cursor), goal)
         assert self._session.identity is not None
-        if cursor != self.proven or started_us != self._session.identity.started_us:
+        if cursor != self.proven or seen.started_us != self._session.identity.started_us:
             await self._prove(conn, cursor)
-        require_kept(up_to_id, cursor)
+        require_kept(seen.up_to_id, cursor)
         timeline = self._session.identity.timeline
-        window = Window(cursor, goal, self.floors.below(goal), ceiling, limits.changes, limits.bytes, timeline, lsn)
+        window = Window(
+            cursor, goal, self.floors.below(goal), ceiling, limits.changes, limits.bytes, timeline, seen.lsn
+        )
         # Two ways to the first page: by the window's transactions, which costs its rows, or up from the floor,
         # which costs the rows between floor and window: many, while a transaction is open for hours.
         known = self._known(cursor)
         by_id = ceiling - known > known - window.after
-        page = list(map(as_change, looked[0])) if looked and ceiling <= known + _DEEP else None
-        return Pages(window, self._session.identity.system, flushed, opened_us, opened, by_id, page)
+        return Pages(window, self._session.identity.system, seen.flushed, seen.opened_us, opened, by_id, page)
 
     async def _prove(self, conn: Link, cursor: Cursor) -> None:
         """This cursor comes from elsewhere: is everything it claims to have been applied still here?"""
@@ -176,9 +197,14 @@ async def _held(conn: Link, cursor: Cursor, mark: Mark) -> Held:
     return Held(up_to_id, count if to_add_up(mark, up_to_id) else None, total, [Named(*row) for row in rows])
 
 
-def _after(cursor: Cursor, limits: Limits, deep: int) -> dict[str, Any]:
+def _seen(sets: Sequence[Sequence[Any]]) -> _Seen:
+    return _Seen(*chain.from_iterable(row for (row,) in sets))
+
+
+def _after(cursor: Cursor, limits: Limits, deep: int) -> list[bytes]:
     """What to look for: changes of transactions that the cursor does not see, and these are all there are up to now.
     Beyond id `deep` they are too many to be sorted at once."""
     seen = reached(cursor)
-    runs = [*((xid, xid) for xid in sorted(seen.running)), (seen.xmax, _LAST_XID)]
-    return {**limited(limits, cursor.floor_id), **bounds(runs), "deep": deep}
+    runs = bounds([*((xid, xid) for xid in sorted(seen.running)), (seen.xmax, _LAST_XID)])
+    asked = (cursor.floor_id, runs["first"], runs["last"], deep, limits.changes, limits.bytes, limits.row_bytes)
+    return [str(one).encode() for one in asked]

@@ -102,7 +102,9 @@ class Session:
         self.conn.adapters.register_loader("xid8", IntLoader)
         self.conn.adapters.register_loader("xid8", Int8BinaryLoader)
         self.conn.adapters.register_loader("timestamptz", Int8BinaryLoader)
-        await self.identify(self.conn)
+        identity = await self.identify(self.conn)
+        # A pooler tells its clients numbers of its own.
+        self.conn.direct = identity.backend == self.conn.info.backend_pid
 
 
 def failure(exc: psycopg.Error) -> SourceUnavailable | SourceUnfit:

@@ -6,4 +6,4 @@ select (select system_identifier from pg_control_system())::text, pg_is_in_recov
        (select coalesce(max(version), 0) from outbox.migration),
        case when pg_is_in_recovery() then 0
             else ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int end,
-       (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint
+       (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint, pg_backend_pid()

@@ -1,4 +1,5 @@
--- What the source remembers of the target: where it last stood, so that one restored from a backup is recognised.
+-- What a relay asks of the source alone: to remember where its target last stood, so that one restored from a backup is
+-- recognised, and what has committed since it last looked.
 
 create table if not exists outbox.relay (
   relay        text primary key,
@@ -27,3 +28,68 @@ end
 $$;
 
 revoke all on function outbox.confirm(text, bigint, bigint, text) from public;
+
+-- One look of a relay that is up to date: the window after the one that it read to its end, and that window's changes. As
+-- window_open.sql, in one statement whose plans a session keeps: to plan them anew cost more than all the rest. Read
+-- committed: each statement in here sees with a snapshot of its own, newer than those before it. In any other transaction,
+-- which a role's default may begin, all would see with the first: then the answer is empty, and window_open.sql is asked.
+--  1. the snapshot, and 2. the ceiling, as there.
+--  3. the changes. The runs name the transactions that the last window did not see, the last run has no end. Whatever
+--     the snapshot sees has ended, so this later statement sees it as well; what has ended in between is left for the
+--     next look. So these are the window's changes, all of them. What still runs is not looked for, it may have written much.
+--     None when more ids were drawn than `deep`: all would be sorted, and are better read in stretches.
+--  4. only then what was pruned: TRUNCATE takes rows from older snapshots, too. 5. the log, as there.
+-- A generic plan is made when the outbox may be empty, and is kept when it holds millions: it may use nothing but the index
+-- on xid. (`offset 0`, and `id > after` outside it, where the index on id is of no use.)
+create or replace function outbox.look(
+  after bigint, firsts xid8[], lasts xid8[], deep bigint, most int, most_bytes bigint, row_bytes bigint,
+  out snapshot text, out in_recovery boolean, out started_us bigint, out ceiling bigint, out up_to_id bigint,
+  out flushed boolean, out opened_us bigint, out lsn text,
+  out xids xid8[], out ids bigint[], out tables text[], out ops text[], out shapes int[], out keys text[], out "rows" text[],
+  out sizes int[], out unflushed boolean[], out created timestamptz[])
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  goal    pg_snapshot;
+  written pg_lsn;
+begin
+  if current_setting('transaction_isolation') <> 'read committed' then
+    return;
+  end if;
+  in_recovery := pg_is_in_recovery();
+  if in_recovery then
+    return;
+  end if;
+  goal := pg_current_snapshot();
+  written := pg_current_wal_insert_lsn();
+  select case when s.is_called then s.last_value else 0 end into ceiling from outbox.change_id_seq s;
+  if ceiling <= deep then
+    select array_agg(c.xid), array_agg(c.id), array_agg(c.table_name), array_agg(c.op), array_agg(c.shape), array_agg(c.key),
+           array_agg(case when octet_length(c.row) <= row_bytes then c.row end), array_agg(coalesce(octet_length(c.row), 0)),
+           array_agg(c.unflushed), array_agg(c.created_at)
+      into xids, ids, tables, ops, shapes, keys, "rows", sizes, unflushed, created
+      from (select c.*, sum(case when octet_length(c.row) <= row_bytes then octet_length(c.row) end) over (order by c.id rows between unbounded preceding and 1 preceding) as before
+              from (select c.*
+                      from unnest(firsts, lasts) run(first, last)
+                     cross join lateral (select * from outbox.change c where c.xid >= run.first and c.xid <= run.last offset 0) c
+                     where (run.first < run.last or pg_visible_in_snapshot(run.first, goal)) and pg_visible_in_snapshot(c.xid, goal)
+                       and c.id > after
+                     order by c.id
+                     limit most) c
+             order by c.id) c
+     where coalesce(c.before, 0) < most_bytes;
+  end if;
+  select p.up_to_id into up_to_id from outbox.pruned p;
+  lsn := pg_current_wal_flush_lsn();
+  flushed := written <= lsn::pg_lsn;
+  opened_us := (extract(epoch from clock_timestamp()) * 1000000)::bigint - 946684800000000;
+  started_us := (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint;
+  snapshot := goal;
+end
+$$;
+
+revoke all on function outbox.look(bigint, xid8[], xid8[], bigint, int, bigint, bigint) from public;

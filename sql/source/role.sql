@@ -21,4 +21,5 @@ grant execute on function outbox.signature(regclass), outbox.primary_key(regclas
 grant insert, update, delete on outbox.held to outboxd;
 grant execute on function outbox.copy_of(text, text, text[], int, bigint, bigint), outbox.ask_copy(text, boolean, boolean), outbox.ask_verification(text, boolean),
   outbox.notice(text), outbox.fit_of(text[]), outbox.known(text) to outboxd;
-grant execute on function outbox.ring(), outbox.confirm(text, bigint, bigint, text), outbox.heartbeat(text, bigint, text) to outboxd;
+grant execute on function outbox.ring(), outbox.confirm(text, bigint, bigint, text), outbox.heartbeat(text, bigint, text),
+  outbox.look(bigint, xid8[], xid8[], bigint, int, bigint, bigint) to outboxd;

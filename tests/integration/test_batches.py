@@ -227,6 +227,9 @@ async def test_a_deep_backlog_is_read_with_the_rights_of_the_daemon(pair):
         conn.execute("grant usage on schema outbox to pg_monitor")
         conn.execute("grant select on all tables in schema outbox to pg_monitor")
         conn.execute("grant select on all sequences in schema outbox to pg_monitor")
+        conn.execute(
+            "grant execute on function outbox.look(bigint, xid8[], xid8[], bigint, int, bigint, bigint) to pg_monitor"
+        )
         name = f"reader_of_{pair.source.name}"
         run(conn, f"create role {name} login in role pg_monitor")
         run(conn, f"alter role {name} set default_transaction_isolation = 'repeatable read'")

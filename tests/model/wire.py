@@ -5,7 +5,7 @@ statement after the other; anything may happen in between.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,8 @@ class Connection:
         self._process = process
         self._database = database
         self._incarnation = database.incarnation
-        self.adapters = self
+        self.adapters = self.info = self
+        self.backend_pid = -1  # as of one behind a pooler: nothing is prepared
         self.broken = False
         self._effects: list[Callable[[], None]] | None = None  # of the transaction that is open
 
@@ -119,6 +120,16 @@ class Connection:
     async def several(self, text: bytes, parameters: Mapping[str, Any] | None = None) -> list[Rows]:
         results = await self.execute(text, parameters)
         return [rows for rows in results.all if rows is not NOTHING]
+
+    async def planned(self, text: bytes, values: Sequence[bytes]) -> tuple[Any, ...]:
+        """The look: its statements one after the other, and what they found as one row."""
+        names = ("after", "first", "last", "deep", "limit", "bytes", "row_bytes")
+        asked = {name: _value(value.decode()) for name, value in zip(names, values, strict=True)}
+        *seen, page = (await self.execute(text, asked)).all
+        return (
+            *(value for rows in seen for row in rows for value in row),
+            *(zip(*page, strict=True) if page else [None] * 10),
+        )
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
@@ -192,27 +203,27 @@ def _window_open(database: Database, _: Mapping[str, Any]) -> list[Statement]:
 
 
 def _window_look(database: Database, p: Mapping[str, Any]) -> list[Statement]:
-    """As window_open, and what the snapshot sees of the changes."""
-    inside, began = _within(p), list[str]()
-    begin, snapshot, *ceiling, last, commit = _window_open(database, p)
+    """As window_open, and between its statements what the snapshot sees of the changes; these come last."""
+    inside, looked = _within(p), list[Any]()
+    _, snapshot, ceiling, *pruned, log, _ = _window_open(database, p)
 
     def noted() -> Rows:
         rows = snapshot()
-        began.append(rows[0][0])
+        looked.append(rows[0][0])
         return rows
 
     def page() -> Rows:
-        visible = seen(began[0])
-        return _limited(
-            (
-                c
-                for c in database.kept
-                if database.sequence <= p["deep"] and p["after"] < c.id and inside(c.xid) and visible(c.xid)
-            ),
-            p,
-        )
+        visible = seen(looked[0])
+        found = (c for c in database.kept if p["after"] < c.id and inside(c.xid) and visible(c.xid))
+        looked.append(_limited(found, p) if looked[1] <= p["deep"] else [])
+        return []
 
-    return [begin, noted, page, ceiling[0], commit, *ceiling[1:], last]
+    def counted() -> Rows:
+        rows = ceiling()
+        looked.append(rows[0][0])
+        return rows
+
+    return [noted, counted, page, *pruned, log, lambda: looked[2]]
 
 
 def _by_id(database: Database, p: Mapping[str, Any]) -> list[Statement]:
@@ -397,6 +408,10 @@ def seen(snapshot: str) -> Callable[[int], bool]:
 def _within(p: Mapping[str, Any]) -> Callable[[int], bool]:
     runs = list(zip(_numbers(p["first"]), _numbers(p["last"]), strict=True))
     return lambda xid: any(first <= xid <= last for first, last in runs)
+
+
+def _value(text: str) -> int | str:
+    return text if text.startswith("{") else int(text)
 
 
 def _numbers(array: str) -> list[int]:
