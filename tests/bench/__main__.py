@@ -14,7 +14,8 @@ import click
 
 from daemon.demo.binaries import MissingPostgres, MissingPostgrest
 from daemon.demo.cluster import shared_folder
-from tests.bench.figures import Measured, Results, goals
+from tests.bench.figures import Measured, Results
+from tests.bench.goals import goals
 from tests.bench.run import WORKLOADS, Plan, steps
 from tests.bench.site import SETTINGS, machine, opened
 from tests.bench.systems import NAMES, BenchFailed

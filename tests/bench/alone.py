@@ -7,13 +7,13 @@ from datetime import datetime
 from itertools import product
 
 from tests.bench import cpu
+from tests.bench.bill import requests
 from tests.bench.catchup import arrived, warm
 from tests.bench.rows import assert_equal
 from tests.bench.site import Site
 from tests.bench.systems import KIND, NAMES, BenchFailed, Daemon, moving
 from tests.bench.workloads import BACKLOGS, build
 
-_REQUESTS = "outboxd_target_request_duration_seconds_count"
 _FALLS_ASLEEP = 3.0  # seconds
 # With heartbeats there would be something to do every 10 s. What they cost is measured beside it.
 SILENT = {"heartbeat_interval": "0"}
@@ -56,17 +56,6 @@ def _tenths(daemon: Daemon, began: float, changes: int) -> list[float]:
         rates.append((there - behind) / (moment - begun))
         behind, begun = there, moment
     return rates
-
-
-def requests(daemon: Daemon) -> float:
-    """To the target, of every kind, answered or not."""
-    return total(daemon, _REQUESTS)
-
-
-def total(daemon: Daemon, metric: str) -> float:
-    """A metric's sum over all of its labels."""
-    _, body = daemon.outboxd.get("/metrics")
-    return sum(float(line.rpartition(" ")[2]) for line in body.splitlines() if line.startswith(metric))
 
 
 def idle(site: Site, systems: Sequence[str], seconds: float) -> dict[str, dict[str, float]]:

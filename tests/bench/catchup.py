@@ -2,11 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import LiteralString
 
 from tests.bench import cpu
+from tests.bench.bill import NOTHING, sent
 from tests.bench.rows import assert_equal
 from tests.bench.site import Site, Stores, connect
 from tests.bench.systems import KIND, NAMES, BenchFailed, Mover, moving
@@ -19,7 +20,8 @@ _LOOK_HALF = 0.25
 
 @dataclass(frozen=True)
 class Caught:
-    """`shares` are of one core, by group; `half`: in how many of `looks` a transaction was seen half on the target."""
+    """`shares` are of one core, by group; `half`: in how many of `looks` a transaction was seen half on the target;
+    `bill`: what went to the target for a thousand changes, where that is known."""
 
     changes: int
     seconds: float
@@ -27,6 +29,7 @@ class Caught:
     shares: dict[str, float]
     half: int = 0
     looks: int = 0
+    bill: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -61,11 +64,11 @@ class _Onlooker:
 
 def catch_up(
     site: Site, system: str, workload: str, changes: int, *, deadline: float = DEADLINE, delay: float = 0.0,
-    tamper: Callable[[Stores], None] | None = None,
+    tamper: Callable[[Stores], None] | None = None, backlog: Backlog | None = None,
 ) -> Caught:  # fmt: skip
     """One measurement, on databases of its own. `tamper` is for those who test the bench."""
-    backlog, whose = BACKLOGS[workload], f"{NAMES[system]}, {workload}"
-    with site.stores(KIND[system]) as stores, moving(system, site, stores, delay=delay) as mover:
+    backlog, whose = backlog or BACKLOGS[workload], f"{NAMES[system]}, {workload}"
+    with site.stores(KIND[system], backlog.schema) as stores, moving(system, site, stores, delay=delay) as mover:
         warm(mover, stores, whose)
         waiting = build(backlog, stores, changes)
         if tamper:
@@ -74,9 +77,11 @@ def catch_up(
         caught = _clocked(site, mover, stores, backlog, deadline)
         if not caught:
             raise BenchFailed(f"{whose}: {waiting} changes did not arrive within {deadline:g} s: {mover.last_words()}")
+        now = sent(mover)  # a process of its own began with the clock
+        bill = now.since(NOTHING, waiting) if now else {}
         mover.stop()
         assert_equal(stores, whose)
-        return replace(caught, changes=waiting)
+        return replace(caught, changes=waiting, bill=bill)
 
 
 def warm(mover: Mover, stores: Stores, whose: str) -> None:

@@ -5,7 +5,7 @@ Knows pids and ticks. Must not know what the processes do.
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,10 +43,25 @@ def _tree(pid: int, *, below: bool = True) -> float:
     """A server's backends come and go: what one that ended had used is in its parent's account."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        # Of the living the scheduler's account, which is finer; ticks know of threads that have ended.
+        own = max(precisely(pid), _seconds(fields[11:13]))
     except OSError:
         return 0.0
-    own = sum(int(ticks) for ticks in fields[11 : 15 if below else 13]) / _TICK
-    return own + sum(map(_tree, children(pid))) if below else own
+    return own + _seconds(fields[13:15]) + sum(map(_tree, children(pid))) if below else own
+
+
+def _seconds(ticks: Sequence[str]) -> float:
+    return sum(map(int, ticks)) / _TICK
+
+
+def living(pid: int) -> dict[int, float]:
+    """Seconds of processor by child that is there now."""
+    return {child: _tree(child, below=False) for child in children(pid)}
+
+
+def beside(before: Mapping[int, float], after: Mapping[int, float]) -> float:
+    """Seconds that children have used which were there all the time: of a server all but the sessions that came and went."""
+    return sum(after[child] - used for child, used in before.items() if child in after)
 
 
 def memory(pid: int, what: str = "VmRSS") -> float:

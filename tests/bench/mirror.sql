@@ -11,7 +11,7 @@ grant select, insert, update, delete on "Wide" to service_role;
 -- When a row of native replication arrives: its worker stamps its commits with the source's time, so tests/bench/steady.py
 -- asks this. Written a moment before the commit, which waits for no flush there. Off until it is asked for.
 create schema bench;
-create table bench.arrival (id uuid not null, at timestamptz not null default clock_timestamp());
+create table bench.arrival (id text not null, at timestamptz not null default clock_timestamp());
 
 create function bench.arrived() returns trigger language plpgsql as $$
 begin

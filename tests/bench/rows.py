@@ -6,7 +6,7 @@ Only when they differ are the rows fetched and their keys named.
 from psycopg import sql
 
 from daemon.demo.compare import compare
-from tests.bench.site import TABLES, Stores, connect
+from tests.bench.site import Stores, connect
 from tests.bench.systems import BenchFailed
 
 _SPELLING = "set timezone = 'UTC'; set datestyle = 'ISO, YMD'; set extra_float_digits = 1"
@@ -17,7 +17,7 @@ def assert_equal(stores: Stores, whose: str) -> int:
     """How many rows both have; fails loudly when they are not the same ones."""
     rows = 0
     with connect(stores.source) as source, connect(stores.target) as target:
-        for table in TABLES:
+        for table in stores.tables:
             name = sql.Identifier(*(part.strip('"') for part in table.split(".")))
             sums = []
             for conn in (source, target):

@@ -13,11 +13,11 @@ from tests.bench.steady import steady
 from tests.bench.systems import KIND, NAMES
 from tests.bench.verifying import verifying
 from tests.bench.workloads import BACKLOGS
-from tests.bench.writers import WAYS, writers
+from tests.bench.writers import TPC_B_WAYS, WAYS, tpc_b, writers
 
-WORKLOADS = ("W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8", "W9", "W10", "W11")
-_ONCE = ("W6", "W7", "W10", "W11")  # long
-_BACKLOGS = ("W1", "W2", "W3", "W8")
+WORKLOADS = ("W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8", "W9", "W10", "W11", "W12")
+_ONCE = ("W6", "W7", "W9", "W10", "W11")  # long
+_BACKLOGS = ("W1", "W2", "W3", "W8", "W12")
 # One request a change: its rate on a short backlog is its rate on a long one.
 _SHORT = 1500
 _FAR = 0.025  # seconds each way
@@ -65,7 +65,7 @@ def steps(plan: Plan) -> Iterator[Step]:
 
 def _catch_ups(plan: Plan, systems: Sequence[str], workload: str, repeat: int) -> Iterator[Step]:
     for system in _turned(systems, repeat):
-        if system == "rows" and _spared(plan, workload, repeat):
+        if _spared(plan, workload, system, repeat):
             continue
         full = plan.changes // 10 if workload == "W8" else plan.changes
         changes = min(full, _SHORT) if system == "rows" else full
@@ -83,9 +83,11 @@ def _turned(systems: Sequence[str], repeat: int) -> list[str]:
     return [*systems[first:], *systems[:first]]
 
 
-def _spared(plan: Plan, workload: str, repeat: int) -> bool:
-    """One row a request is so far from all others that one look at it is enough."""
-    return repeat > 1 or workload not in (("W1",) if plan.quick else ("W1", "W2", "W3", "W4"))
+def _spared(plan: Plan, workload: str, system: str, repeat: int) -> bool:
+    """One row a request is so far from all others that one look at it is enough; W12 is beside native replication."""
+    if system == "rows":
+        return repeat > 1 or workload not in (("W1",) if plan.quick else ("W1", "W2", "W3", "W4"))
+    return workload == "W12" and ((system == "batch" and repeat > 1) or (plan.quick and system in ("batch", "direct")))
 
 
 def _caught(caught: Caught, workload: str, system: str, repeat: int) -> Measured:
@@ -95,18 +97,30 @@ def _caught(caught: Caught, workload: str, system: str, repeat: int) -> Measured
     if workload in BACKLOGS and BACKLOGS[workload].half:
         values |= {"half": caught.half, "looks": caught.looks}
     title = BACKLOGS["W1" if workload == "W9" else workload].title
-    return Measured(workload, system, repeat, values, caught.shares, title)
+    return Measured(workload, system, repeat, {**values, **caught.bill}, caught.shares, title)
 
 
 def _steady(plan: Plan, repeat: int) -> Iterator[Step]:
     for system in _turned(plan.systems, repeat):
-        if system == "rows" and _spared(plan, "W4", repeat):
+        if _spared(plan, "W4", system, repeat):
             continue
 
         def measure(site: Site, system: str = system) -> list[Measured]:
             return [Measured("W4", system, repeat, *steady(site, system, plan.steady))]
 
         yield Step(f"W4 {NAMES[system]} #{repeat}", measure)
+
+
+def _blocks(plan: Plan, repeat: int) -> Iterator[Step]:
+    """The second half of W12: how late its transactions arrive, 20 of them a second. Once."""
+    if repeat > 1:
+        return
+    for system in plan.among("native", "rest") if plan.quick else plan.among("native", "rest", "direct"):
+
+        def measure(site: Site, system: str = system) -> list[Measured]:
+            return [Measured("W12", system, repeat, *steady(site, system, plan.steady, workload="W12"))]
+
+        yield Step(f"W12 latency, {NAMES[system]} #{repeat}", measure)
 
 
 def _writers(plan: Plan, repeat: int) -> Iterator[Step]:
@@ -119,6 +133,14 @@ def _writers(plan: Plan, repeat: int) -> Iterator[Step]:
             return [Measured("W5", way, repeat, writers(site, way, seconds))]
 
         yield Step(f"W5 {WAYS[way]} #{repeat}", measure)
+    for way in () if repeat > 1 else ("none", "capture") if plan.quick else TPC_B_WAYS:
+        if way in KIND and way not in plan.systems:
+            continue
+
+        def tpc(site: Site, way: str = way) -> list[Measured]:
+            return [Measured("W5", way, repeat, tpc_b(site, way, 2 if plan.quick else 4))]
+
+        yield Step(f"W5 TPC-B, {WAYS[way]} #{repeat}", tpc)
 
 
 def _deep(plan: Plan, repeat: int) -> Iterator[Step]:
@@ -163,11 +185,8 @@ def _copying(plan: Plan, repeat: int) -> Iterator[Step]:
     for way in _turned([PIPE, *plan.among("rest", "direct")], repeat):
 
         def measure(site: Site, way: str = way) -> list[Measured]:
-            return [
-                Measured(
-                    "W10", way, repeat, copying(site, way, plan.changes * (5 if plan.quick else 10), plan.deadline)
-                )
-            ]
+            rows = plan.changes * (5 if plan.quick else 10)
+            return [Measured("W10", way, repeat, *copying(site, way, rows, plan.deadline))]
 
         yield Step(f"W10 {NAMES.get(way, 'COPY … TO | COPY … FROM')} #{repeat}", measure)
 
@@ -184,4 +203,5 @@ def _verifying(plan: Plan, repeat: int) -> Iterator[Step]:
 
 _OTHERS: Mapping[str, Callable[[Plan, int], Iterator[Step]]] = {
     "W4": _steady, "W5": _writers, "W6": _deep, "W7": _idle, "W8": _bulk, "W9": _far, "W10": _copying, "W11": _verifying,
+    "W12": _blocks,
 }  # fmt: skip

@@ -16,7 +16,7 @@ from supabase import Client, create_client
 _POLL = "select id, table_name, op, row from to_send where processed_at is null order by id limit 500"
 _MARK = "update to_send set processed_at = now() where id = any(%s)"
 _EMPTY = 0.1  # seconds of sleep when nothing waits
-_PARENTS_FIRST = ("Story", "Scenario", "Wide")
+_PARENTS_FIRST = ("Story", "Scenario", "Wide", "Item", "Sized")
 
 Waiting = list[tuple[int, str, str, dict[str, Any]]]
 

@@ -1,4 +1,4 @@
--- What people write by hand: a row trigger, and a table that says what is still to be sent.
+-- What people write by hand: a row trigger (each table gets one), and a table that says what is still to be sent.
 
 create table to_send (
   id           bigint generated always as identity primary key,
@@ -17,7 +17,3 @@ begin
   return null;
 end
 $$;
-
-create trigger note_change after insert or update or delete on "Story" for each row execute function note_change();
-create trigger note_change after insert or update or delete on "Scenario" for each row execute function note_change();
-create trigger note_change after insert or update or delete on "Wide" for each row execute function note_change();

@@ -5,11 +5,11 @@ Knows how they are set and what lies in them. Must not know what is measured.
 
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 
@@ -17,6 +17,7 @@ from daemon.demo.binaries import postgrest_binary
 from daemon.demo.cluster import Cluster
 from daemon.demo.supabase import prepare
 from tests.acceptance.cli import Cli
+from tests.bench.schemas import EXAMPLE, Schema
 from tests.databases import Database, clone
 
 # The same for every system, on both sides; the rest is as Postgres ships it. Commit timestamps are what latencies are
@@ -32,16 +33,21 @@ SETTINGS = {
     "track_commit_timestamp": "on",
     "max_connections": "200",
 }
-TABLES = ('public."Story"', 'public."Scenario"', 'public."Wide"')
 _HERE = Path(__file__).parent
+_MIRROR = """
+alter table {} enable row level security;
+grant select, insert, update, delete on {} to service_role;
+"""
+_NOTE = "create trigger note_change after insert or update or delete on {} for each row execute function note_change()"
 
 
 @dataclass(frozen=True)
 class Stores:
-    """The two databases of one measurement."""
+    """The two databases of one measurement, and the tables that are to be equal in the end."""
 
     source: Database
     target: Database
+    tables: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -49,16 +55,17 @@ class Site:
     folder: Path
     source: Cluster
     target: Cluster
-    templates: dict[str, Stores] = field(default_factory=dict)
+    templates: dict[tuple[str, str], Stores] = field(default_factory=dict)
 
     @contextmanager
-    def stores(self, kind: str) -> Iterator[Stores]:
+    def stores(self, kind: str, schema: Schema = EXAMPLE) -> Iterator[Stores]:
         """Fresh databases, as a system wants to find them: `plain`, `script` or `outboxd`."""
-        if kind not in self.templates:
-            self.templates[kind] = _template(kind, self.source, self.target)
-        template = self.templates[kind]
+        which = kind, schema.name
+        if which not in self.templates:
+            self.templates[which] = _template(kind, schema, self.source, self.target)
+        template = self.templates[which]
         with clone(template.source) as source, clone(template.target) as target:
-            yield Stores(source, target)
+            yield Stores(source, target, template.tables)
 
     def settle(self) -> None:
         """What building a backlog left to be written is written now, and in nobody's time."""
@@ -79,9 +86,12 @@ def opened(folder: Path, version: int | None = None) -> Iterator[Site]:
         yield Site(folder, source, target)
 
 
-def _template(kind: str, source: Cluster, target: Cluster) -> Stores:
+def _template(kind: str, schema: Schema, source: Cluster, target: Cluster) -> Stores:
+    name = f"{schema.name}_{kind}"
     stores = Stores(
-        Database(source, f"{kind}_source", "postgres"), Database(target, f"{kind}_target", "supabase_owner")
+        Database(source, f"{name}_source", "postgres"),
+        Database(target, f"{name}_target", "supabase_owner"),
+        schema.tables,
     )
     source.create_database(stores.source.name)
     target.create_database(stores.target.name)
@@ -90,17 +100,35 @@ def _template(kind: str, source: Cluster, target: Cluster) -> Stores:
     stores.target.install("example_mirror.sql")
     _run(stores.source, "bench.sql")
     _run(stores.target, "mirror.sql")
+    _add(stores, schema)
     if kind == "script":
         _run(stores.source, "script.sql")
+        _each(stores.source, schema.tables, _NOTE)
     elif kind == "outboxd":
         _set_up(stores)
+        if schema.script:  # both sides are equal already: nobody's warm-up shall copy them
+            _each(stores.source, ("outbox.copy",), "delete from {}")
     return stores
+
+
+def _add(stores: Stores, schema: Schema) -> None:
+    if schema.script:
+        for database in (stores.source, stores.target):
+            with database.connect() as conn:
+                conn.execute(schema.script.encode())
+        _each(stores.target, schema.more, _MIRROR)
+
+
+def _each(database: Database, tables: Sequence[str], statement: LiteralString) -> None:
+    with database.connect() as conn:
+        for table in tables:
+            conn.execute(statement.replace("{}", table).encode())
 
 
 def _set_up(stores: Stores) -> None:
     """As the README says, by the commands a person types."""
     outboxd = Cli({"source_dsn": stores.source.dsn, "target_dsn": stores.target.dsn})
-    for command in (("setup", "source"), ("setup", "target"), ("watch", *TABLES)):
+    for command in (("setup", "source"), ("setup", "target"), ("watch", *stores.tables)):
         said = outboxd(*command)
         if said.code != 0:
             raise RuntimeError(f"outboxd {' '.join(command)} failed: {said.err}")

@@ -19,7 +19,7 @@ from psycopg import sql
 from daemon.demo.child import Outboxd
 from daemon.demo.process import Command, end, poll_until, spawn
 from daemon.demo.supabase import EmbeddedSupabase
-from tests.bench.site import TABLES, Site, Stores, connect
+from tests.bench.site import Site, Stores, connect
 
 NAMES = {
     "native": "native replication",
@@ -112,7 +112,7 @@ class Native:
     def create(self) -> None:
         database = self.stores.source
         with connect(database) as conn:
-            conn.execute(f"create publication bench for table {', '.join(TABLES)}".encode())
+            conn.execute(f"create publication bench for table {', '.join(self.stores.tables)}".encode())
         address = f"host=127.0.0.1 port={database.cluster.port} dbname={database.name} user=postgres"
         self._tell(
             f"create subscription {{}} connection '{address}' publication bench with (enabled = false, copy_data = false)"
@@ -150,7 +150,7 @@ class Script:
 
     @property
     def groups(self) -> Mapping[str, int]:
-        return {**self.before, "consumer": self.process.process.pid}
+        return {**self.before, "script": self.process.process.pid}
 
 
 @dataclass(eq=False)
@@ -185,7 +185,7 @@ class Daemon:
 
     @property
     def groups(self) -> Mapping[str, int]:
-        return {**self.before, "consumer": self.outboxd.pid}
+        return {**self.before, "daemon": self.outboxd.pid}
 
 
 @contextmanager

@@ -5,10 +5,12 @@ Knows columns and words. Must not know how anything was measured.
 
 from collections.abc import Iterator, Mapping
 
-from tests.bench.figures import Goal, Results, Spread, goals
+from tests.bench.figures import Goal, Results, Spread
+from tests.bench.goals import goals
 from tests.bench.systems import NAMES
+from tests.bench.table_costs import costs
 from tests.bench.workloads import BACKLOGS
-from tests.bench.writers import WAYS
+from tests.bench.writers import TPC_B_CLIENTS, WAYS
 
 _WIDTH = 24
 _HOW = """
@@ -18,6 +20,8 @@ _HOW = """
   on the target. Afterwards every row of both sides is compared. Native replication is CREATE SUBSCRIPTION with its
   defaults, so its commits on the target are not flushed and it checks no foreign key there. The script sends the last
   change of each key, without order, retry or transaction; row by row it is given a short backlog, once.
+  CPU of source and target is that of all their processes, from /proc; what PostgREST and the gateway use stands apart.
+  The source beyond its writers is what all of its processes use but the sessions of those who write.
 """
 
 
@@ -37,7 +41,7 @@ def rendered(results: Results, machine: Mapping[str, str]) -> str:
 
 
 def _catch_ups(results: Results) -> Iterator[str]:
-    for workload in ("W1", "W2", "W3", "W8", "W9"):
+    for workload in ("W1", "W2", "W3", "W8", "W9", "W12"):
         seen = [system for system in NAMES if results.spread(workload, system, "rate")]
         if not seen:
             continue
@@ -46,6 +50,7 @@ def _catch_ups(results: Results) -> Iterator[str]:
         yield f"    {'':<{_WIDTH}} {'changes':>8}  {'changes/s: median (min – max)':<34} {'x native, same repeat':<24} start-up  CPU, of one core"
         for system in seen:
             yield _catch_up(results, workload, system)
+        yield from costs(results, workload, "rate")
 
 
 def _catch_up(results: Results, workload: str, system: str) -> str:
@@ -69,10 +74,14 @@ def _catch_up(results: Results, workload: str, system: str) -> str:
 
 
 def _late(results: Results) -> Iterator[str]:
-    for workload, far in (("W4", ""), ("W9", ", 50 ms of round trip away")):
+    for workload, load in (
+        ("W4", "300 transactions a second"),
+        ("W9", "300 transactions a second, 50 ms of round trip away"),
+        ("W12", "20 transactions of 300 changes a second"),
+    ):
         seen = [system for system in NAMES if results.spread(workload, system, "p50")]
         if seen:
-            yield f"\n{workload}  300 transactions a second, commit → visible on the target, ms: median (min – max) of the repeats{far}"
+            yield f"\n{workload}  {load}: commit → visible on the target, ms: median (min – max) of the repeats"
             yield f"    {'':<{_WIDTH}} {'rows':>6}  {'p50':<22} {'p95':<24} {'p99':<24} {'max':<24} CPU, of one core"
         for system in seen:
             rows = results.spread(workload, system, "rows")
@@ -82,17 +91,17 @@ def _late(results: Results) -> Iterator[str]:
             ]
             shares = _shares(results.shares(workload, system, with_value="p50"))
             yield f"    {NAMES[system]:<{_WIDTH}} {rows.middle if rows else 0:>6,.0f}  {' '.join(cells)} {shares}"
+        yield from costs(results, workload, "changes/s")
 
 
 def _writers(results: Results) -> Iterator[str]:
     seen = [way for way in WAYS if results.of("W5", way)]
     if not seen:
         return
-    clients = list(results.of("W5", seen[0])[0].values)
+    clients = list(dict.fromkeys(name for way in seen for one in results.of("W5", way) for name in one.values))
+    titles = {"1": "1 client", "tpc-b": f"pgbench's TPC-B, {TPC_B_CLIENTS} clients"}
     yield "\nW5  writers, one-row inserts, transactions a second: median (min – max), x no outbox in the same repeat"
-    yield f"    {'':<38}" + "".join(
-        f"{number + (' client' if number == '1' else ' clients'):<42}" for number in clients
-    )
+    yield f"    {'':<38}" + "".join(f"{titles.get(number, f'{number} clients'):<42}" for number in clients)
     for way in seen:
         cells = []
         for number in clients:
@@ -140,6 +149,7 @@ def _copying(results: Results) -> Iterator[str]:
             if not at:
                 yield "\nW10  a table copied as a whole, rows a second: median (min – max)"
             yield f"    {name:<{_WIDTH}} {_spread(rate, ',.0f')}"
+    yield from costs(results, "W10", "rate", what="row")
 
 
 def _verifying(results: Results) -> Iterator[str]:
@@ -153,7 +163,7 @@ def _verifying(results: Results) -> Iterator[str]:
         for values in (one.values for one in results.of("W11", system)):
             yield (
                 f"    {NAMES[system]:<{_WIDTH}} {values['rate']:,.0f} rows/s, x {values['rate'] / rate:.2f} of COPY TO | md5; "
-                f"{values['bytes']:.0f} bytes a row to the target, {values['requests']:.2f} requests per 1 000 rows"
+                f"{values['bytes'] / 1000:.0f} bytes a row to the target, {values['requests']:.2f} requests per 1 000 rows"
             )
             if "found in" in values:
                 yield from _verified(values)
@@ -184,11 +194,11 @@ def _to_reach(results: Results) -> Iterator[str]:
 
 def _goal(goal: Goal) -> str:
     assert goal.seen
-    digits = ".2f" if goal.unit in ("x", "%") else ".1f"
+    digits = ".2f" if goal.unit in ("x", "%", "µs") else ",.1f"
     word = "reached" if goal.reached else "NOT reached"
     sense = {">=": "≥", "<=": "≤", "<": "<"}[goal.sense]
-    bound = f"{sense} {goal.bound:g} {goal.unit}"
-    return f"    {goal.workload}  {goal.what:<46} {bound:<10} {_spread(goal.seen, digits):<28} {word}"
+    bound = f"{sense} {goal.bound:,.12g} {goal.unit}"
+    return f"    {goal.workload:<3}  {goal.what:<46} {bound:<10} {_spread(goal.seen, digits):<28} {word}"
 
 
 def _spread(spread: Spread, digits: str) -> str:

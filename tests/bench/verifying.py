@@ -15,19 +15,19 @@ from psycopg import sql
 
 from daemon.demo.process import poll_until
 from tests.bench import cpu
-from tests.bench.alone import SILENT, requests, total
+from tests.bench.alone import SILENT
+from tests.bench.bill import requests, sent
 from tests.bench.bulk import ROWS
 from tests.bench.catchup import warm
 from tests.bench.load import write
 from tests.bench.rows import assert_equal
 from tests.bench.site import Site, Stores, connect
-from tests.bench.steady import CLIENTS, RATE, STAMPS, latencies, percentiles
+from tests.bench.steady import CLIENTS, RATE, latencies, percentiles
 from tests.bench.systems import KIND, NAMES, BenchFailed, Daemon, moving
 
 HAND = "md5"
 DRIFT = 1000
 _LOOK = 0.005  # seconds
-_BYTES = "outboxd_request_size_bytes_sum"
 _COPY = 'copy (select * from "Story" order by "id") to stdout'
 _COUNT = 'select count(*) from "Story"'
 _ASK = """select outbox.ask_verification('public."Story"', %s)"""
@@ -125,15 +125,14 @@ def _pass(daemon: Daemon, stores: Stores, deadline: float, *, repair: bool = Fal
 
 def _compared(daemon: Daemon, stores: Stores, deadline: float) -> dict[str, float]:
     _pass(daemon, stores, deadline)  # the ranges find their size
-    asked, sent = requests(daemon), total(daemon, _BYTES)
+    before = sent(daemon)
     done = _pass(daemon, stores, deadline)
     if done["drift"]:
         raise BenchFailed(f"W11: {done['drift']:g} rows of equal tables were said to differ")
-    rows = done["rows"]
-    return {
-        "rows": rows, "rate": rows / done["seconds"], "bytes": (total(daemon, _BYTES) - sent) / rows,
-        "requests": (requests(daemon) - asked) / (rows / 1000),
-    }  # fmt: skip
+    rows, after = done["rows"], sent(daemon)
+    assert before
+    assert after
+    return {"rows": rows, "rate": rows / done["seconds"], **after.since(before, rows)}
 
 
 def _by_hand(stores: Stores, rows: float) -> float:
@@ -204,4 +203,4 @@ def _late(daemon: Daemon, site: Site, stores: Stores, seconds: float) -> list[fl
         wanted = source.execute(_COUNT).fetchall()
         if not poll_until(lambda: target.execute(_COUNT).fetchall() == wanted, 60.0):
             raise BenchFailed(f"W11: not everything arrived within 60 s: {daemon.last_words()}")
-    return latencies(stores, since, STAMPS)
+    return latencies(stores, since)

@@ -9,6 +9,7 @@ from typing import LiteralString
 
 from psycopg import sql
 
+from tests.bench.schemas import EXAMPLE, PUBLISHED, Schema
 from tests.bench.site import Stores, connect
 
 WARM = 1000
@@ -27,6 +28,8 @@ class Backlog:
     last: LiteralString
     arrived: LiteralString
     half: LiteralString | None = None
+    schema: Schema = EXAMPLE
+    arguments: tuple[int, ...] = ()  # of the procedure, behind how often
 
 
 BACKLOGS = {
@@ -58,6 +61,12 @@ BACKLOGS = {
         "call bench.wide(0, 0)",
         'select count(*) = 1 from "Wide" where "id" = 0',
     ),
+    "W12": Backlog(
+        "changes of 100-byte rows, 100 inserts, 100 updates and 100 deletes a transaction", "w12", 300,
+        "call bench.block(nextval('bench.block'), true)",
+        'select count(*) = 1 from "Item" where "id" = -1',
+        schema=PUBLISHED,
+    ),
 }  # fmt: skip
 
 
@@ -70,7 +79,9 @@ def warm_up(stores: Stores) -> None:
 def build(backlog: Backlog, stores: Stores, changes: int) -> int:
     """So many changes and one transaction more; how many changes that is."""
     each = max(1, changes // backlog.per_transaction // _WRITERS)
-    call = sql.SQL("call bench.{}({})").format(sql.Identifier(backlog.procedure), sql.Literal(each))
+    call = sql.SQL("call bench.{}({})").format(
+        sql.Identifier(backlog.procedure), sql.SQL(", ").join(map(sql.Literal, (each, *backlog.arguments)))
+    )
 
     def write(_: int) -> None:
         with connect(stores.source) as conn:

@@ -1,0 +1,2 @@
+-- One transaction of W12, for pgbench.
+call bench.block(nextval('bench.block'));
