@@ -130,7 +130,7 @@ def test_a_chain_of_keys(scratch: Connection) -> None:
 
 @pytest.mark.parametrize("form", ["", "with (format csv)", "with (format binary)"])
 def test_copy_in_is_captured(scratch: Connection, form: str) -> None:
-    """COPY fires statement triggers like any INSERT."""
+    """COPY fires triggers like any INSERT."""
     scratch.execute(
         "create table t (id int primary key, note text); create table seed as select i, 'n' || i from generate_series(1, 50) i"
     )
@@ -220,14 +220,17 @@ def test_a_large_table_is_never_scanned(app: Connection) -> None:
     watch(app, "t")
     counters = "select seq_scan, idx_scan from pg_stat_xact_user_tables where relname = 't'"
     app.execute("insert into t values (1), (2), (3); analyze t")
-    again = "insert into t values (0); delete from t where id = 0; "  # the first of a command is copied, what follows re-read
-    app.execute(again + "update t set n = 0")  # planned for three rows
+    locked = "select from t for update; "  # so that what is written next is re-read
+    app.execute(
+        locked + "update t set n = 0; delete from t where id = 3; insert into t values (3)"
+    )  # planned for three rows
     with app.transaction():
         ((scans, probes),) = rows(app, counters)
-        app.execute("insert into t values (0); insert into t select i, 0 from generate_series(4, 3000) i")
+        app.execute("insert into t select i, 0 from generate_series(4, 3000) i on conflict do nothing")
+        app.execute("insert into t select i, 0 from generate_series(4, 3000) i on conflict (id) do update set n = 1")
         for i in range(100, 107):
-            app.execute(f"insert into t values (-{i}); update t set n = {i} where id = {i}")
-        app.execute("insert into t values (-1); delete from t where id between 10 and 19")
+            app.execute(f"select from t where id = {i} for update; update t set n = {i} where id = {i}")
+        app.execute("delete from t where id between 10 and 19")
         ((scans_now, probes_now),) = rows(app, counters)
         assert scans_now == scans
         assert probes_now - probes >= 2997 + 7 + 10

@@ -13,7 +13,7 @@ TABLE = """
                        deleted_at timestamptz, total int not null default 0);
 """
 
-# Triggers by name. {0} is where they sort: statement triggers fire in order of their names, ours is called outbox_….
+# Triggers by name. {0} is where they sort: triggers of one kind fire in order of their names, ours is called outbox_….
 TRIGGERS = {
     "after row, updates the same row": """
         create function f() returns trigger language plpgsql as $$ begin

@@ -45,6 +45,12 @@ STATEMENTS = [
     "insert into part values ({k}, {v}, {j}) on conflict (id) do update set item = excluded.item",
     "update part set item = {k} where id = {j}",
     "delete from part where item = {k}",
+    "select 1 from item where id = {k} for update",
+    "select 1 from item for key share",
+    "insert into item (id) select i from generate_series({k}, {k} + 2) i on conflict (id) do update set b = item.b + 1",
+    "with own as (select id from item where a > {v} for no key update) update item set a = {v} from own where own.id = item.id",
+    "do $s$ begin perform 1 from item where id = {k} for share; begin perform 1 from item where id = {k} for update;"
+    " update item set b = {v} where id = {k}; if {v} % 2 = 0 then raise 'no'; end if; exception when raise_exception then null; end; end $s$",
     "truncate part",
     "truncate item cascade",
 ]  # fmt: skip
@@ -64,6 +70,8 @@ ACTIONS = [
     "update item set b = n.n from (select id, row_number() over (order by id) n from item) n where n.id = item.id;",
     "insert into part (id, item) values (r.id, r.id) on conflict (id) do update set a = part.a + 1;",
     "update part set a = a + 1 where item = r.id;",
+    "perform 1 from item where id = r.id for update;",
+    "begin perform 1 from item where id = r.id for share; raise 'no'; exception when raise_exception then null; end;",
 ]  # fmt: skip
 ROW = {"item": "coalesce(new.id, old.id) id, coalesce(new.a, old.a) a, coalesce(new.b, old.b) b",
        "part": "coalesce(new.item, old.item, 1) id, 1 a, 1 b"}  # fmt: skip
@@ -86,7 +94,7 @@ THE_APPLICATIONS_OWN = (
 
 @dataclass(frozen=True)
 class Trigger:
-    """A trigger of the application; statement triggers fire in the order of their names, ours is called outbox_…"""
+    """A trigger of the application; those of one kind fire in the order of their names, ours is called outbox_…"""
 
     name: str
     table: str
