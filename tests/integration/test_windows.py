@@ -208,8 +208,10 @@ def blocks_touched(database: Database, name: str, parameters: Parameters) -> int
     text = query(name) if isinstance(parameters, Mapping) else re.sub(rb"\$\d", b"%s", query(name))
     given = parameters if isinstance(parameters, Mapping) else [value.decode() for value in parameters]
     with database.connect() as conn:
-        for _ in range(2):
-            row = conn.execute(b"explain (analyze, buffers, format json) " + text, given).fetchone()
+        explained = [
+            conn.execute(b"explain (analyze, buffers, format json) " + text, given).fetchone() for _ in range(2)
+        ]
+    row = explained[-1]
     assert row is not None
     plan = row[0][0]["Plan"]
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
