@@ -68,6 +68,15 @@ def test_a_row_that_is_not_on_the_target_fails_the_bench(site: Site, system: str
         catch_up(site, system, "W1", CHANGES, tamper=losing(7))
 
 
+def test_a_row_of_a_workloads_own_table_fails_the_bench_too(site: Site):
+    def tamper(stores: Stores) -> None:
+        with connect(stores.target) as conn:  # one that no commit touches
+            conn.execute('delete from "Item" where "id" = 19999')
+
+    with pytest.raises(BenchFailed, match=r'native replication, W12: the rows of public."Item" differ .* 1 missing'):
+        catch_up(site, "native", "W12", CHANGES, tamper=tamper)
+
+
 def test_a_system_that_does_not_catch_up_fails_the_bench(site: Site):
     with pytest.raises(BenchFailed, match=f"native replication, W1: {CHANGES + 1} changes did not arrive within 1 s"):
         catch_up(site, "native", "W1", CHANGES, deadline=1.0, tamper=losing(0))

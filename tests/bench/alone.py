@@ -1,13 +1,14 @@
 """outboxd alone: a deep backlog (W6), and nothing to do (W7)."""
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import datetime
-from itertools import product
+from itertools import pairwise, product
 
 from tests.bench import cpu
-from tests.bench.bill import requests
+from tests.bench.bill import sent
 from tests.bench.catchup import arrived, warm
 from tests.bench.rows import assert_equal
 from tests.bench.site import Site
@@ -31,31 +32,45 @@ def deep(site: Site, changes: int, deadline: float) -> dict[str, float]:
         if not arrived(BACKLOGS["W6"].arrived, stores, deadline):
             raise BenchFailed(f"{whose}: {waiting} changes did not arrive within {deadline:g} s: {mover.last_words()}")
         ended = time.time()
-        tenths = _tenths(mover, began, waiting)
+        tenths = rates_of_tenths(_batches(mover, began), began)
         values = {
             "changes": waiting, "rate": waiting / (ended - began), "first": tenths[0], "last": tenths[-1],
             "last / first": tenths[-1] / tenths[0], "slowest tenth": min(tenths),
-            "rss": cpu.memory(mover.outboxd.pid, "VmHWM"), "requests": requests(mover) / (waiting / 1000),
+            "rss": cpu.memory(mover.outboxd.pid, "VmHWM"), "requests": sent(mover).requests / (waiting / 1000),
         }  # fmt: skip
         mover.stop()
         assert_equal(stores, whose)
         return values | {f"tenth {number}": rate for number, rate in enumerate(tenths, 1)}
 
 
-def _tenths(daemon: Daemon, began: float, changes: int) -> list[float]:
-    """Changes a second of each tenth, by what its log says of each batch."""
-    applied, at, begun = 0, [], began
-    for line in daemon.outboxd.said():
-        if line["event"] == "batch_applied":
-            applied += line["changes"]
+def _batches(daemon: Daemon, began: float) -> Iterator[tuple[float, int]]:
+    """When each was applied and its changes, by the log of this run: from the file, because whoever waits for the claim
+    has read on."""
+    for text in daemon.outboxd.log.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text) if text.startswith("{") else {}
+        if line.get("event") == "batch_applied":
             moment = datetime.fromisoformat(line["timestamp"]).timestamp()
-            at.append((applied, moment))
-    rates, behind = [], 0
-    for number in range(1, 11):
-        there, moment = next((entry for entry in at if entry[0] >= changes * number / 10), at[-1])
-        rates.append((there - behind) / (moment - begun))
-        behind, begun = there, moment
-    return rates
+            if moment >= began:
+                yield moment, line["changes"]
+
+
+def rates_of_tenths(batches: Iterable[tuple[float, int]], began: float) -> list[float]:
+    """Changes a second of each tenth of all that the batches carry. One that lies in two tenths is split between them."""
+    moments, sums = [began], [0]
+    for moment, carried in batches:
+        moments.append(moment)
+        sums.append(sums[-1] + carried)
+    tenth = sums[-1] / 10
+    reached = [_when(tenth * number, moments, sums) for number in range(11)]
+    return [tenth / max(later - at, 1e-6) for at, later in pairwise(reached)]
+
+
+def _when(wanted: float, moments: Sequence[float], sums: Sequence[int]) -> float:
+    """The moment at which so many were applied, as if a batch went evenly from the one before to its own."""
+    for (since, at), (behind, there) in zip(pairwise(moments), pairwise(sums), strict=True):
+        if there >= wanted and there > behind:
+            return since + (at - since) * (wanted - behind) / (there - behind)
+    return moments[-1]
 
 
 def idle(site: Site, systems: Sequence[str], seconds: float) -> dict[str, dict[str, float]]:
@@ -82,7 +97,7 @@ def idle(site: Site, systems: Sequence[str], seconds: float) -> dict[str, dict[s
 
 
 def _state(daemon: Daemon) -> tuple[float, float, int]:
-    asked = requests(daemon)  # first: being asked is work, too
+    asked = sent(daemon).requests  # first: being asked is work, too
     return asked, cpu.precisely(daemon.outboxd.pid), cpu.sleeps(daemon.outboxd.pid)
 
 
@@ -93,5 +108,5 @@ def _since(daemon: Daemon, before: tuple[float, float, int], seconds: float) -> 
         "cpu": (used - before[1]) / seconds * 100,
         "wake-ups": (sleeps - before[2]) / seconds,
         "rss": cpu.memory(pid),
-        "requests": requests(daemon) - before[0],
+        "requests": sent(daemon).requests - before[0],
     }

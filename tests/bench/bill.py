@@ -1,8 +1,8 @@
-"""The bill: what outboxd sends to the target, by its own metrics. Of other systems nothing is known."""
+"""The bill: what outboxd sends to the target, by its own metrics."""
 
 from dataclasses import dataclass
 
-from tests.bench.systems import Daemon, Mover
+from tests.bench.systems import Daemon
 
 _REQUESTS = "outboxd_target_request_duration_seconds_count"
 _BYTES = "outboxd_request_size_bytes_sum"
@@ -27,20 +27,12 @@ class Sent:
 NOTHING = Sent(0, 0)
 
 
-def sent(mover: Mover) -> Sent | None:
+def sent(daemon: Daemon) -> Sent:
     """Asked over HTTP: the answer is the daemon's work, too, so ask while no clock runs."""
-    if not isinstance(mover, Daemon):
-        return None
-    _, body = mover.outboxd.get("/metrics")
+    _, body = daemon.outboxd.get("/metrics")
     return Sent(total(body, _REQUESTS), total(body, _BYTES))
 
 
 def total(metrics: str, name: str) -> float:
     """A metric's sum over all of its labels."""
     return sum(float(line.rpartition(" ")[2]) for line in metrics.splitlines() if line.startswith(name))
-
-
-def requests(daemon: Daemon) -> float:
-    now = sent(daemon)
-    assert now
-    return now.requests

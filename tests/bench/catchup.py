@@ -10,7 +10,7 @@ from tests.bench import cpu
 from tests.bench.bill import NOTHING, sent
 from tests.bench.rows import assert_equal
 from tests.bench.site import Site, Stores, connect
-from tests.bench.systems import KIND, NAMES, BenchFailed, Mover, moving
+from tests.bench.systems import KIND, NAMES, BenchFailed, Daemon, Mover, moving
 from tests.bench.workloads import BACKLOGS, WARMED, Backlog, build, warm_up
 
 DEADLINE = 300.0  # seconds
@@ -21,7 +21,7 @@ _LOOK_HALF = 0.25
 @dataclass(frozen=True)
 class Caught:
     """`shares` are of one core, by group; `half`: in how many of `looks` a transaction was seen half on the target;
-    `bill`: what went to the target for a thousand changes, where that is known."""
+    `daemon`: what outboxd's sent to the target for a thousand changes, and the most memory that it had."""
 
     changes: int
     seconds: float
@@ -29,7 +29,7 @@ class Caught:
     shares: dict[str, float]
     half: int = 0
     looks: int = 0
-    bill: Mapping[str, float] = field(default_factory=dict)
+    daemon: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -77,11 +77,17 @@ def catch_up(
         caught = _clocked(site, mover, stores, backlog, deadline)
         if not caught:
             raise BenchFailed(f"{whose}: {waiting} changes did not arrive within {deadline:g} s: {mover.last_words()}")
-        now = sent(mover)  # a process of its own began with the clock
-        bill = now.since(NOTHING, waiting) if now else {}
+        daemon = _daemon(mover, waiting)
         mover.stop()
         assert_equal(stores, whose)
-        return replace(caught, changes=waiting, bill=bill)
+        return replace(caught, changes=waiting, daemon=daemon)
+
+
+def _daemon(mover: Mover, changes: int) -> dict[str, float]:
+    """Its process began with the clock. Of other systems nothing is known."""
+    if not isinstance(mover, Daemon):
+        return {}
+    return {**sent(mover).since(NOTHING, changes), "rss": cpu.memory(mover.outboxd.pid, "VmHWM")}
 
 
 def warm(mover: Mover, stores: Stores, whose: str) -> None:

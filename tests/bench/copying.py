@@ -10,7 +10,7 @@ from tests.bench.bulk import ROWS
 from tests.bench.catchup import arrived, warm
 from tests.bench.rows import assert_equal
 from tests.bench.site import Site, Stores, connect
-from tests.bench.systems import KIND, NAMES, BenchFailed, moving
+from tests.bench.systems import KIND, NAMES, BenchFailed, Daemon, moving
 
 PIPE = "copy"
 _DONE = """select coalesce((select state = 'done' from outboxd.copy where table_name = 'public."Story"'), false)"""
@@ -32,6 +32,7 @@ def copying(site: Site, way: str, rows: int, deadline: float) -> tuple[dict[str,
         return {"rows": rows, "rate": rows / seconds}, shares
     whose = f"{NAMES[way]}, W10"
     with site.stores(KIND[way]) as stores, moving(way, site, stores) as mover:
+        assert isinstance(mover, Daemon)
         warm(mover, stores, whose)
         with connect(stores.source) as conn:
             conn.execute("""select outbox.unwatch('public."Story"')""")
@@ -45,8 +46,7 @@ def copying(site: Site, way: str, rows: int, deadline: float) -> tuple[dict[str,
             raise BenchFailed(f"{whose}: {rows} rows were not copied within {deadline:g} s: {mover.last_words()}")
         seconds = time.time() - began
         shares = before.until(cpu.used(groups))
-        now = sent(mover)
-        bill = now.since(NOTHING, rows) if now else {}
+        bill = sent(mover).since(NOTHING, rows)
         mover.stop()
         return {"rows": assert_equal(stores, whose), "rate": rows / seconds, **bill}, shares
 

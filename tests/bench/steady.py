@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import LiteralString
 
 from tests.bench import cpu
-from tests.bench.bill import sent
+from tests.bench.bill import NOTHING, sent
 from tests.bench.catchup import DEADLINE, arrived, warm
 from tests.bench.load import BLOCK, STORY, write
 from tests.bench.rows import assert_equal
 from tests.bench.site import Site, Stores, connect
-from tests.bench.systems import KIND, NAMES, BenchFailed, Mover, moving
+from tests.bench.systems import KIND, NAMES, BenchFailed, Daemon, Mover, moving
 from tests.bench.workloads import BACKLOGS, Backlog
 
 RATE = 300
@@ -88,13 +88,12 @@ def _taken(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """What the load took: of the processor by group, of the source beyond those who wrote, and what was sent."""
     groups = {"source": site.source.pid, "target": site.target.pid, **mover.groups}
-    was = sent(mover)
+    was = sent(mover) if isinstance(mover, Daemon) else NOTHING
     before, others = cpu.used(groups), cpu.living(site.source.pid)
     rate = _write(load, site, stores, seconds)
     after, still = cpu.used(groups), cpu.living(site.source.pid)
-    now = sent(mover)
     changes = rate * load.changes
-    bill = now.since(was, changes * seconds) if was and now else {}
+    bill = sent(mover).since(was, changes * seconds) if isinstance(mover, Daemon) else {}
     beyond = cpu.beside(others, still) / (after.at - before.at)
     return {"tx/s": rate, "changes/s": changes, "beyond": beyond * 100, **bill}, before.until(after)
 

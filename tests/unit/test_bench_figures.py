@@ -1,5 +1,8 @@
 """The bench's arithmetic: ratios are taken within a repeat, a figure is judged by its median, and what a change costs."""
 
+import pytest
+
+from tests.bench.alone import rates_of_tenths
 from tests.bench.bill import Sent, total
 from tests.bench.cpu import Used, beside
 from tests.bench.figures import Measured, Results, Spread
@@ -95,3 +98,11 @@ def test_the_table_shows_what_a_change_costs_and_the_bill():
     (line,) = [line for line in text.splitlines() if "outboxd, Data API" in line and "1.50" in line]
     assert line.split()[3:] == ["3.00", "9.00", "1.50", "0.50,", "400"]
     assert "Data API: CPU of the daemon, a change          ≤ 1.5 µs   1.50                         reached" in text
+
+
+def test_a_batch_that_lies_in_several_tenths_is_split_between_them():
+    # 1 000 changes in one second, then 1 000 in two: the first five tenths at 1 000 a second, the others at 500.
+    assert rates_of_tenths([(101.0, 1000), (103.0, 1000)], began=100.0) == pytest.approx([1000] * 5 + [500] * 5)
+    # Batches finer than a tenth, and the last half as fast.
+    fine = [(100 + at / 20, 50) for at in range(1, 20)] + [(101.05, 50)]
+    assert rates_of_tenths(fine, began=100.0) == pytest.approx([1000] * 9 + [100 / 0.15])
