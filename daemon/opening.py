@@ -16,8 +16,9 @@ from daemon.batch import Found, Limits, Question
 from daemon.connection import Link
 from daemon.errors import STANDBY, SourceUnfit
 from daemon.identity import Held, Named, reached, require_fit, require_held, require_kept, require_passed, to_add_up
-from daemon.pages import Pages, Part, as_change, limited, pruned
+from daemon.pages import Pages, Part, limited, pruned
 from daemon.session import Session, array, bounds, first, query
+from daemon.sheaf import as_change, bind
 from daemon.snapshot import Snapshot, between
 from daemon.window import Window
 from outbox import Cursor, Mark
@@ -146,7 +147,7 @@ class Opening:
         # which costs the rows between floor and window: many, while a transaction is open for hours.
         known = self._known(cursor)
         by_id = ceiling - known > known - window.after
-        page = list(map(as_change, looked[0])) if looked and ceiling <= known + _DEEP else None
+        page = bind(map(as_change, looked[0])) if looked and ceiling <= known + _DEEP else None
         return Pages(window, self._session.identity.system, flushed, opened_us, opened, by_id, page)
 
     async def _prove(self, conn: Link, cursor: Cursor) -> None:
