@@ -85,8 +85,9 @@ class Batch:
         """One by one, in id order: for those that look at few."""
         return tuple(unbind(self.sheaves))
 
-    def __len__(self) -> int:
-        """How many changes."""
+    @property
+    def count(self) -> int:
+        """How many changes. (No length: a batch without any may well tell something.)"""
         return count(self.sheaves)
 
     @property

@@ -199,7 +199,7 @@ class Copier:
             return Outgoing(batch.sheaves, (*notes, *batch.checked.notes), None)
         if batch.copied is None or batch.copied.copy is None:
             sheaves = tuple(sheaf for sheaf in batch.sheaves if sheaf.table not in self.out)
-            return Outgoing(sheaves, tuple(notes), None, len(batch) - count(sheaves))
+            return Outgoing(sheaves, tuple(notes), None, batch.count - count(sheaves))
         copy = batch.copied.copy
         if batch.copied.begins:
             self.out.discard(copy.table)

@@ -296,7 +296,7 @@ class Relay:
             return
         if not alone(batch):  # a heartbeat does not keep anybody awake
             self._pace.found(time.monotonic())
-            self._sizing.applied(len(batch), batch.size, seconds, time.monotonic())
+            self._sizing.applied(batch.count, batch.size, seconds, time.monotonic())
         if batch.copied is not None:
             await self._copied(batch.copied, seconds)
             return
@@ -320,9 +320,9 @@ class Relay:
         if alone(batch) or (batch.checked is not None and not batch.checked.mends):
             pass  # says nothing of how large a batch may be
         elif exc.kind is Kind.SIZE:
-            self._sizing.refused(len(batch), batch.size, time.monotonic())
+            self._sizing.refused(batch.count, batch.size, time.monotonic())
         elif exc.kind is Kind.AMBIGUOUS and self._failures:  # twice at the same place: is it too large?
-            self._sizing.suspected(len(batch), batch.size)
+            self._sizing.suspected(batch.count, batch.size)
 
     async def _copied(self, progress: Progress, seconds: float) -> None:
         """Rows of a table have arrived."""

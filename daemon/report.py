@@ -39,7 +39,7 @@ class Observed:
         self.on_change: Callable[[], None] = lambda: None
 
     def batch_read(self, batch: Batch, seconds: float) -> None:
-        self._metrics.batch_read(0 if batch.copied or batch.checked else len(batch), seconds)
+        self._metrics.batch_read(0 if batch.copied or batch.checked else batch.count, seconds)
 
     def batch_applied(self, batch: Batch, plan: Plan, answer: Answer, seconds: float) -> None:
         until = batch.read_us / 1e6 + seconds
@@ -65,7 +65,7 @@ class Observed:
         self._metrics.cursor_moved(newest_id)
         # What a batch proves is newer than the gauges' last look, which on a busy source always finds something
         # in flight: left alone, that would seem to grow old until the next look.
-        gone = len(batch) + len(batch.beats)
+        gone = batch.count + len(batch.beats)
         left = max(1, int(max(0.0, self._metrics.lag.backlog()) - gone)) if batch.more else 0
         self._metrics.lag.observe(until - newest_at / 1e6 if batch.more else 0.0, left)
 
