@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from daemon.copies import Progress
-from daemon.plan import Change
+from daemon.sheaf import Change, Sheaves, count, unbind
 from daemon.verification import Checked
 from outbox import Cursor
 
@@ -62,13 +62,13 @@ def stretch(asked: Question, found: Found) -> Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Changes in id order, of whole transactions, and the cursor they lead to.
+    """Changes of whole transactions, and the cursor they lead to.
 
     `torn` counts transactions that are only begun here because each alone is larger than the limit. `more`: the
     window goes on. `read_us` is the source's clock when the batch was read.
     """
 
-    changes: tuple[Change, ...]
+    sheaves: Sheaves
     cursor: Cursor
     shapes: Mapping[int, tuple[str, ...]]
     torn: int
@@ -81,9 +81,24 @@ class Batch:
     beats: tuple[Change, ...] = ()  # heartbeats, once they are set apart: see daemon.heartbeat
 
     @property
+    def changes(self) -> tuple[Change, ...]:
+        """One by one, in id order: for those that look at few."""
+        return tuple(unbind(self.sheaves))
+
+    @property
+    def count(self) -> int:
+        """How many changes. (No length: a batch without any may well tell something.)"""
+        return count(self.sheaves)
+
+    @property
+    def size(self) -> int:
+        """Bytes of their rows."""
+        return sum(sum(sheaf.sizes) for sheaf in self.sheaves)
+
+    @property
     def tells(self) -> bool:
         """Is there something for the target in it?"""
-        return bool(self.changes or self.beats) or self.copied is not None or self.checked is not None
+        return bool(self.sheaves or self.beats) or self.copied is not None or self.checked is not None
 
 
 @dataclass(frozen=True, slots=True)

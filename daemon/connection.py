@@ -16,9 +16,10 @@ from typing import Any
 
 import psycopg
 from psycopg import generators, waiting
-from psycopg.adapt import Transformer
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader, Transformer
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import ExecStatus
+from psycopg.pq import ExecStatus, Format
 
 _IDLE, _INTERVAL, _COUNT, _UNACKNOWLEDGED = 5, 3, 3, 15_000  # seconds, and for the last milliseconds
 _CONNECT = 10.0  # in all: name, every address behind it, TLS, login
@@ -65,6 +66,15 @@ SETTINGS: Mapping[str, str] = {
 
 class Unanswered(psycopg.OperationalError):
     """The other side kept silent for too long; the connection is closed."""
+
+
+class _AsBytes(Loader):
+    """A text as the bytes that came."""
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> bytes:
+        return bytes(data)
 
 
 class Link(psycopg.AsyncConnection[Any]):
@@ -120,6 +130,13 @@ class Link(psycopg.AsyncConnection[Any]):
                 sets.append(await results.fetchall())
             if not results.nextset():
                 return sets
+
+    async def pieces(self, statement: bytes, values: Mapping[str, Any]) -> list[Any]:
+        """The rows of a statement, texts as the bytes that came: what is only handed on need not be read."""
+        cursor = self.cursor(binary=True)
+        cursor.adapters.register_loader("text", _AsBytes)
+        await cursor.execute(statement, values)
+        return await cursor.fetchall()
 
     async def wait(self, gen: Any, *_: Any, **__: Any) -> Any:
         """Every wait of psycopg passes here."""

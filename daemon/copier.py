@@ -31,8 +31,9 @@ from daemon.copies import (
     row,
 )  # fmt: skip
 from daemon.errors import CaptureLost, CopyRefused, DaemonError, Kind, TargetError, advice
-from daemon.plan import Change, Group
+from daemon.plan import Group
 from daemon.ranges import Look
+from daemon.sheaf import Change, Sheaves, bind, count
 from daemon.source import Source
 from daemon.target import Answer, Target
 
@@ -47,7 +48,7 @@ class Outgoing:
     """What of a batch is sent: without changes of tables that are out (`left_out`: how many), with what is to be noted,
     and held keys that flow again."""
 
-    changes: tuple[Change, ...]
+    sheaves: Sheaves
     notes: tuple[Group, ...]
     fresh: str | None  # of this table the rows are as of the cursor
     left_out: int = 0
@@ -195,16 +196,16 @@ class Copier:
         notes = [note(copy, begins=False) for copy in self._noting.values()]
         self._noting = {}
         if batch.checked is not None:
-            return Outgoing(batch.changes, (*notes, *batch.checked.notes), None)
+            return Outgoing(batch.sheaves, (*notes, *batch.checked.notes), None)
         if batch.copied is None or batch.copied.copy is None:
-            changes = tuple(c for c in batch.changes if c.table not in self.out) if self.out else batch.changes
-            return Outgoing(changes, tuple(notes), None, len(batch.changes) - len(changes))
+            sheaves = tuple(sheaf for sheaf in batch.sheaves if sheaf.table not in self.out)
+            return Outgoing(sheaves, tuple(notes), None, batch.count - count(sheaves))
         copy = batch.copied.copy
         if batch.copied.begins:
             self.out.discard(copy.table)
             self._fit.discard(copy.table)
         notes.append(note(copy, begins=batch.copied.begins))
-        return Outgoing(batch.changes, tuple(notes), copy.table if batch.copied.begins and copy.prune else None)
+        return Outgoing(batch.sheaves, tuple(notes), copy.table if batch.copied.begins and copy.prune else None)
 
     async def arrived(self, progress: Progress) -> None:
         """The target has it."""
@@ -292,4 +293,4 @@ def _after(
     *, more: bool = False,
 ) -> Batch:  # fmt: skip
     """What was read as a batch of its own, which stays at the cursor where the window has led."""
-    return replace(end, changes=changes, shapes=shapes or {}, torn=0, more=more, copied=progress)
+    return replace(end, sheaves=bind(changes), shapes=shapes or {}, torn=0, more=more, copied=progress)

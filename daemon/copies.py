@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from daemon.plan import Change, Group
+from daemon.plan import Group
+from daemon.sheaf import Change
 
 COLUMNS = -1  # the shape of copied rows: they are no changes, and their columns come with them
 
@@ -95,7 +96,7 @@ def note(copy: Copy, *, begins: bool) -> Group:
         "state": copy.state, "wish": copy.wish, "step": copy.step, "after": copy.after, "rows": copy.rows,
         "extra": copy.extra, "pruned": copy.pruned, "prune": copy.prune, "reason": copy.reason, "begins": begins,
     }  # fmt: skip
-    return Group(copy.table, "copy", 0, (), (json.dumps(told, ensure_ascii=False, separators=(",", ":")),), ())
+    return Group(copy.table, "copy", 0, (), json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 def begun_by(copy: Copy | None, wish: Wish) -> bool:

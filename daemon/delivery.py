@@ -21,7 +21,8 @@ from daemon.errors import Kind, Refusal, TargetError, alone, classify
 from daemon.failpoint import reach
 from daemon.hold import BEHIND, Key, Letter, Why, key_of, part, refuse
 from daemon.letters import Letters, Wanted
-from daemon.plan import Change, Group, Plan, plan, table_order
+from daemon.plan import Group, Plan, plan, table_order
+from daemon.sheaf import Sheaves, bind, count, split, unbind
 from daemon.target import Answer, Target, digest_of
 from outbox import Cursor
 
@@ -51,7 +52,7 @@ class Parcel:
     says nothing of their table. `left_out`: how many changes are not in it, for their table is out.
     """
 
-    changes: Sequence[Change]
+    sheaves: Sheaves
     shapes: Mapping[int, tuple[str, ...]]
     cursor: Cursor
     epoch: int
@@ -70,7 +71,7 @@ class Load:
     """What of a parcel is to be sent, and the plan for it."""
 
     parcel: Parcel
-    flow: Sequence[Change]
+    flow: Sheaves
     hold: set[Key] = field(default_factory=set)
     release: set[Key] = field(default_factory=set)
     planned: Plan = field(init=False)
@@ -128,9 +129,9 @@ class Delivery:
         """Part what flows from what waits, and plan it. What waits is written down on the source first."""
         again = parcel.retried
         if parcel.copied and self.held:
-            among = {key_of(change) for change in parcel.changes}
+            among = {(sheaf.table, key) for sheaf in parcel.sheaves for key in split(sheaf.keys)}
             again = frozenset(key for key in self.held if key in among or key[0] == parcel.fresh)
-        parted = part(parcel.changes, self.held - again if again else self.held, self._row_bytes)
+        parted = part(parcel.sheaves, self.held - again if again else self.held, self._row_bytes)
         load = Load(parcel, parted.flow, release=set(again | parted.freed))
         await self._keep(load, parted.letters)
         self._plan(load)
@@ -170,7 +171,7 @@ class Delivery:
         changes = [change for change in wanted.retry if key_of(change) in keys]
         log.info("letters_retried", changes=len(changes), discarded_keys=len(wanted.discard & self.held))
         try:
-            load = await self.prepare(Parcel(changes, wanted.shapes, cursor, epoch, batch_no, after, keys))
+            load = await self.prepare(Parcel(bind(changes), wanted.shapes, cursor, epoch, batch_no, after, keys))
             sending = asyncio.create_task(self.send(load))
             if self._cover is not None:
                 self._cover(sending, wanted, load)
@@ -209,12 +210,13 @@ class Delivery:
         """Which keys the target refuses; or its answer, when it stands elsewhere by now. Raises `exc` when no row can
         be blamed for it."""
         parcel, planned, flow = load.parcel, load.planned, load.flow
-        if exc.kind is Kind.SIZE and len(flow) == 1:
-            kind = alone(exc, flow[0].size)
+        if exc.kind is Kind.SIZE and count(flow) == 1:
+            (change,) = unbind(flow)
+            kind = alone(exc, change.size)
             if kind is not Kind.DATA:
                 raise TargetError(kind, f"{exc}, for a single change", exc.refusal) from None
-            too_large = Why(f"the target refuses a row of {flow[0].size} bytes as too large ({exc})", "54000")
-            return {key_of(flow[0]): too_large}
+            too_large = Why(f"the target refuses a row of {change.size} bytes as too large ({exc})", "54000")
+            return {key_of(change): too_large}
         if exc.kind is not Kind.DATA:
             raise exc
         answer = await self._target.isolate(planned, parcel.cursor, parcel.epoch, parcel.batch_no, after=parcel.after)
@@ -225,7 +227,7 @@ class Delivery:
             raise exc  # row by row all of it fits: the target has changed meanwhile
         if parcel.retried:
             return refused  # held they are already
-        whole = parcel.copied and not parcel.picked and len(refused) == len(flow) >= _WHOLE
+        whole = parcel.copied and not parcel.picked and len(refused) == count(flow) >= _WHOLE
         if whole and exc.refusal.sqlstate not in _REFERENCES:
             table = flow[0].table
             every = f"the target refuses every row of {table} ({exc.refusal.sqlstate}): its columns are of other types, or need what the source does not have"
@@ -288,16 +290,22 @@ class Delivery:
 def _read(refused: Collection[Mapping[str, Any]], planned: Plan, exc: TargetError) -> dict[Key, Why]:
     """The target's list of refused rows, by key. Raises when what refuses one is no matter of the row."""
     found: dict[Key, Why] = {}
+    keys = {part: _group(planned, part).keys for part in {one["part"] for one in refused}}
     for one in refused:
-        group, why = planned.groups[one["part"] // 2 - 1], one["why"]
+        group, why = _group(planned, one["part"]), one["why"]
         names = Refusal(why.get("sqlstate"), None, why.get("table") or group.table, why.get("constraint"), why.get("column"), why.get("message"))  # fmt: skip
         kind = classify(names.sqlstate)
         if kind is not Kind.DATA:
             raise TargetError(kind, f"the target refused the batch ({names.sqlstate})", names)
         if group.op == "truncate":
             raise exc  # nobody can hold one row of it
-        found[group.table, group.keys[one["pos"]]] = _why(names, group.op, one.get("relative") or {}, planned)
+        found[group.table, keys[one["part"]][one["pos"]]] = _why(names, group.op, one.get("relative") or {}, planned)
     return found
+
+
+def _group(planned: Plan, part: int) -> Group:
+    """By where its rows stand among the document's records."""
+    return planned.groups[part // 2 - 1]
 
 
 def _why(names: Refusal, op: str, relative: Mapping[str, Any], planned: Plan) -> Why:
@@ -310,7 +318,7 @@ def _why(names: Refusal, op: str, relative: Mapping[str, Any], planned: Plan) ->
         return Why(
             f"{reason}: the row of {table} it refers to is held",
             names.sqlstate,
-            (table, planned.groups[relative["part"] // 2 - 1].keys[relative["pos"]]),
+            (table, _group(planned, relative["part"]).keys[relative["pos"]]),
         )
     if "key" in relative:
         return Why(f"{reason}: the row of {table} it refers to is held", names.sqlstate, (table, relative["key"]))

@@ -26,7 +26,7 @@ class Doorway:
         self._empty = asyncio.Event()
         self._empty.set()
 
-    async def send(self, document: str) -> str:
+    async def send(self, document: bytes) -> str:
         """What the door does; of kind AUTH while there is none."""
         if self._door is None:
             raise TargetError(Kind.AUTH, self.lacking or "the target is not set", Refusal("SETTINGS"))

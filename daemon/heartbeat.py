@@ -18,8 +18,9 @@ import structlog
 from daemon.batch import Batch
 from daemon.breaker import BreakerOpen
 from daemon.errors import SourceUnavailable, SourceUnfit
-from daemon.plan import Change, Group
+from daemon.plan import Group
 from daemon.progress import Pulse, Status
+from daemon.sheaf import Change, unbind
 from daemon.source import Source
 from daemon.target import Answer
 from outbox import Cursor
@@ -33,15 +34,15 @@ _LOOK = 1.0  # seconds between looks whether this process leads, and has claimed
 
 def apart(batch: Batch) -> Batch:
     """The batch with its heartbeats by themselves: what is counted, planned, held or sized are its changes."""
-    if batch.copied is not None or not any(change.table == TABLE for change in batch.changes):
+    if batch.copied is not None or not any(sheaf.table == TABLE for sheaf in batch.sheaves):
         return batch
-    beats = tuple(change for change in batch.changes if change.table == TABLE)
-    return replace(batch, changes=tuple(change for change in batch.changes if change.table != TABLE), beats=beats)
+    beats = unbind(sheaf for sheaf in batch.sheaves if sheaf.table == TABLE)
+    return replace(batch, sheaves=tuple(sheaf for sheaf in batch.sheaves if sheaf.table != TABLE), beats=tuple(beats))
 
 
 def alone(batch: Batch) -> bool:
     """Is there nothing in it but heartbeats?"""
-    return bool(batch.beats) and not batch.changes
+    return bool(batch.beats) and not batch.sheaves
 
 
 def notes(batch: Batch, relay: str, pulse: Pulse) -> tuple[Group, ...]:
@@ -49,7 +50,7 @@ def notes(batch: Batch, relay: str, pulse: Pulse) -> tuple[Group, ...]:
     beat = _own(batch, relay)
     if beat is None or beat.row is None or not pulse.taken:
         return ()
-    return (Group(TABLE, "heartbeat", 0, (), (beat.row,), ()),)
+    return (Group(TABLE, "heartbeat", 0, (), beat.row.encode()),)
 
 
 def known(answer: Answer) -> bool:

@@ -3,10 +3,10 @@
 Knows changes and the keys the target holds. Knows nothing of connections, nor why the target refuses. Pure.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from daemon.plan import Change
+from daemon.sheaf import GLUE, Change, Sheaf, Sheaves, bind, unbind
 
 Key = tuple[str, str]  # table, and the key as outbox.change has it
 
@@ -38,7 +38,7 @@ class Letter:
 class Parted:
     """A batch's changes: those that `flow`, those that wait as `letters`, and keys a TRUNCATE has `freed`."""
 
-    flow: tuple[Change, ...]
+    flow: Sheaves
     letters: tuple[Letter, ...] = ()
     freed: frozenset[Key] = frozenset()
 
@@ -48,14 +48,16 @@ def key_of(change: Change) -> Key:
     return change.table, change.key
 
 
-def part(changes: Sequence[Change], held: Collection[Key], row_bytes: int) -> Parted:
+def part(sheaves: Sheaves, held: Collection[Key], row_bytes: int) -> Parted:
     """Changes of held keys join them, in order; what is too large to be sent is held as well.
 
     Promise I4: from its first held change on nothing of a key flows, until a TRUNCATE of its table: what came
     before that is of no row any more.
     """
-    if not held and not any(map(_is_oversize, changes)):
-        return Parted(tuple(changes))
+    touched = _touched(sheaves, held)
+    if not touched:
+        return Parted(sheaves)
+    changes = unbind(sheaf for sheaf in sheaves if sheaf.table in touched)
     emptied = {change.table: at for at, change in enumerate(changes) if change.op == "truncate"}
     last = {key_of(change): change for change in changes}
     too_large = {key for key, change in last.items() if _is_oversize(change)}
@@ -68,11 +70,30 @@ def part(changes: Sequence[Change], held: Collection[Key], row_bytes: int) -> Pa
             letters.append(Letter(change, _too_large(change, row_bytes) if oversize else BEHIND))
         elif not oversize:  # one that is not the last of its key has been overtaken
             flow.append(change)
-    return Parted(tuple(flow), tuple(letters), frozenset(key for key in held if key[0] in emptied))
+    others = tuple(sheaf for sheaf in sheaves if sheaf.table not in touched)
+    return Parted((*others, *bind(flow)), tuple(letters), frozenset(key for key in held if key[0] in emptied))
 
 
-def refuse(changes: Iterable[Change], refused: Mapping[Key, Why]) -> Parted:
+def _touched(sheaves: Sheaves, held: Collection[Key]) -> set[str]:
+    """The tables of which something may have to wait: these are looked at change by change."""
+    of_table: dict[str, set[bytes]] = {}
+    for table, key in held:
+        of_table.setdefault(table, set()).add(key.encode())
+    return {sheaf.table for sheaf in sheaves if _oversize(sheaf) or _meets(sheaf, of_table.get(sheaf.table))}
+
+
+def _oversize(sheaf: Sheaf) -> bool:
+    return sheaf.op == "too_large" or (sheaf.op == "upsert" and sheaf.rows is None)
+
+
+def _meets(sheaf: Sheaf, keys: set[bytes] | None) -> bool:
+    return keys is not None and (sheaf.op == "truncate" or not keys.isdisjoint(sheaf.keys.split(GLUE)))
+
+
+def refuse(sheaves: Sheaves, refused: Mapping[Key, Why]) -> Parted:
     """Take refused keys out of what flows: all changes of such a key wait, the last of them with the reason."""
+    tables = {table for table, _ in refused}
+    changes = unbind(sheaf for sheaf in sheaves if sheaf.table in tables)
     flow: list[Change] = []
     letters: list[Letter] = []
     last = {key_of(change): change.id for change in changes}
@@ -82,7 +103,8 @@ def refuse(changes: Iterable[Change], refused: Mapping[Key, Why]) -> Parted:
             flow.append(change)
         else:
             letters.append(Letter(change, why if change.id == last[key_of(change)] else BEHIND))
-    return Parted(tuple(flow), tuple(letters))
+    others = tuple(sheaf for sheaf in sheaves if sheaf.table not in tables)
+    return Parted((*others, *bind(flow)), tuple(letters))
 
 
 def _is_oversize(change: Change) -> bool:

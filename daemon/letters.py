@@ -10,8 +10,8 @@ from typing import Any
 
 from daemon.errors import SourceUnavailable
 from daemon.hold import Key, Letter, Why
-from daemon.plan import Change
 from daemon.session import query
+from daemon.sheaf import Change
 from daemon.source import Source
 from outbox import Cursor
 

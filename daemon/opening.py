@@ -17,9 +17,9 @@ from daemon.batch import Found, Limits, Question
 from daemon.connection import Link
 from daemon.errors import STANDBY, SourceUnfit
 from daemon.identity import Held, Named, reached, require_fit, require_held, require_kept, require_passed, to_add_up
-from daemon.pages import Pages, Part, as_change, pruned
-from daemon.plan import Change
+from daemon.pages import Pages, Part, pruned
 from daemon.session import Session, array, bounds, first, query
+from daemon.sheaf import Sheaves, as_change, bind
 from daemon.snapshot import Snapshot, between
 from daemon.window import Window
 from outbox import Cursor, Mark
@@ -100,7 +100,7 @@ class Opening:
             answer = await conn.planned(query("window_look"), _after(cursor, limits, known + _DEEP))
             seen, columns = _Seen(*answer[:8]), answer[8:]
             if seen.in_recovery or seen.snapshot is not None:
-                page = list(map(as_change, zip(*columns, strict=True))) if columns[0] else []
+                page = bind(map(as_change, zip(*columns, strict=True))) if columns[0] else ()
                 return await self._opened(conn, cursor, limits, seen, page if seen.ceiling <= known + _DEEP else None)
         seen = _seen(await conn.several(query("window_open")))
         return await self._opened(conn, cursor, limits, seen)
@@ -148,7 +148,7 @@ class Opening:
         return self._ended.ceiling if self._ended and self._ended.cursor == cursor else 0
 
     async def _opened(
-        self, conn: Link, cursor: Cursor, limits: Limits, seen: _Seen, page: list[Change] | None = None
+        self, conn: Link, cursor: Cursor, limits: Limits, seen: _Seen, page: Sheaves | None = None
     ) -> Pages:
         opened = time.monotonic()
         if seen.in_recovery:

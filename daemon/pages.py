@@ -5,22 +5,19 @@ opened, nor whether it is this source's: daemon/opening.py. What of a page may b
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from daemon.batch import Limits
 from daemon.connection import Link
 from daemon.identity import require_kept
-from daemon.plan import Change
 from daemon.session import array, bounds, first, query
+from daemon.sheaf import Sheaf, Sheaves, count, merge
 from daemon.window import Cut, Window, fetched
 from outbox import Cursor
 
 _LONGEST_SPAN = 500_000  # ids looked at for one page, where the window has few
-
-as_change = partial(tuple.__new__, Change)  # what Change._make does, without its checks
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +25,7 @@ class Part:
     """Changes of whole transactions, and the cursor they lead to. `torn`: the last is only begun here. `durable`: a
     crash of the source cannot take the cursor back."""
 
-    changes: tuple[Change, ...]
+    sheaves: Sheaves
     cursor: Cursor
     torn: bool
     more: bool
@@ -49,7 +46,7 @@ class Pages:
     opened_us: int
     opened: float
     by_id: bool
-    looked: list[Change] | None
+    looked: Sheaves | None
     _span: int = field(init=False, default=0)
 
     @property
@@ -75,7 +72,7 @@ class Pages:
             if looked is not None:
                 page, upto = looked, _end(looked, window.ceiling, limits)
             else:
-                page, upto = await self._page(conn, limits) if window.goal != window.reached else ([], window.ceiling)
+                page, upto = await self._page(conn, limits) if window.goal != window.reached else ((), window.ceiling)
             beyond = await self._beyond(conn, page, upto) if page and upto < window.ceiling else {}
             if looked is None or upto < window.ceiling:
                 # Promise I1: one that no longer leads may prune by a cursor that the target, restored, has taken back.
@@ -83,7 +80,7 @@ class Pages:
             if cut := window.cut(page, upto=upto, beyond=beyond):
                 return await self._part(conn, limits, cut)
 
-    async def _page(self, conn: Link, limits: Limits) -> tuple[list[Change], int]:
+    async def _page(self, conn: Link, limits: Limits) -> tuple[Sheaves, int]:
         """The next changes of the window in id order, and the id up to which these are all."""
         window = self.window
         asked, upto = limited(limits, window.after), window.ceiling
@@ -91,33 +88,33 @@ class Pages:
             # A stretch of ids at a time: without statistics Postgres would sort all that is left for each page.
             upto = min(upto, window.after + max(self._span, limits.changes + limits.changes // 4))
             snapshots = {"from_snapshot": str(window.reached), "to_snapshot": str(window.goal)}
-            page = await self._changes(conn, "window_by_id", {**asked, "upto": upto, **snapshots})
+            page = await self._sheaves(conn, "window_by_id", {**asked, "upto": upto, **snapshots})
         else:
             self.by_id = True  # for the pages that follow: each begins where the last one ended
-            page = await self._changes(conn, "window_by_xid", {**asked, "upto": upto, **bounds(window.runs())})
+            page = await self._sheaves(conn, "window_by_xid", {**asked, "upto": upto, **bounds(window.runs())})
         end = _end(page, upto, limits)
         self._span = 0 if end < upto else min(2 * (upto - window.after), _LONGEST_SPAN)
         return page, end
 
-    async def _beyond(self, conn: Link, page: Sequence[Change], upto: int) -> dict[int, int]:
+    async def _beyond(self, conn: Link, page: Sheaves, upto: int) -> dict[int, int]:
         asked = {"upto": upto, "ceiling": self.window.ceiling, **bounds(self.window.unknown(page))}
         return dict(await (await conn.execute(query("window_beyond"), asked, binary=True)).fetchall())
 
     async def _part(self, conn: Link, limits: Limits, cut: Cut) -> Part:
-        changes = cut.changes
+        sheaves = cut.sheaves
         if cut.rest:
             begun = {"xids": array(cut.rest), "above": array(cut.rest.values()), "upto": cut.upto}
             begun["row_bytes"] = limits.row_bytes
-            changes = (*await self._changes(conn, "window_rest", begun), *changes)
-        if any(change.unflushed for change in changes):
+            sheaves = merge((*await self._sheaves(conn, "window_rest", begun), *sheaves))
+        if any(sheaf.unflushed for sheaf in sheaves):
             await self.flush(conn)
-        durable = self.flushed or bool(changes)
-        cursor = self.window.move(changes, self.system, to_goal=cut.ended and (self.flushed or not changes))
-        return Part(changes, cursor, cut.torn, not cut.ended, durable)
+        durable = self.flushed or bool(sheaves)
+        cursor = self.window.move(sheaves, self.system, to_goal=cut.ended and (self.flushed or not sheaves))
+        return Part(sheaves, cursor, cut.torn, not cut.ended, durable)
 
-    async def _changes(self, conn: Link, name: str, parameters: Mapping[str, Any]) -> list[Change]:
-        results = await conn.execute(query(name), parameters, binary=True)
-        return list(map(as_change, await results.fetchall()))
+    async def _sheaves(self, conn: Link, name: str, parameters: Mapping[str, Any]) -> Sheaves:
+        """They come in pieces, each of a stretch of ids: what the source joins at once stays small."""
+        return merge(Sheaf.of(piece) for piece in await conn.pieces(query(name), parameters))
 
 
 def limited(limits: Limits, after: int) -> dict[str, int]:
@@ -130,6 +127,7 @@ async def pruned(conn: Link) -> int:
     return first(await (await conn.execute(query("pruned"))).fetchone())
 
 
-def _end(page: Sequence[Change], upto: int, limits: Limits) -> int:
+def _end(page: Sheaves, upto: int, limits: Limits) -> int:
     """The id up to which the page has all: it may be full."""
-    return page[-1].id if len(page) >= limits.changes or fetched(page) >= limits.bytes else upto
+    full = count(page) >= limits.changes or fetched(page) >= limits.bytes
+    return max(sheaf.ids[-1] for sheaf in page) if full else upto

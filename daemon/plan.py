@@ -9,30 +9,12 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from daemon.errors import CaptureLost
+from daemon.sheaf import GLUE, Change, Sheaf, glue, split, unbind
 
-SEPARATOR = "\x1e"  # cannot occur inside JSON text (RFC 7464 uses it the same way)
-
-
-class Change(NamedTuple):
-    """One row of outbox.change.
-
-    `key` and `row` are JSON text, `size` is the row's in bytes, `created_us` the source's clock, in microseconds since
-    2000-01-01.
-    """
-
-    xid: int
-    id: int
-    table: str
-    op: str
-    shape: int | None
-    key: str
-    row: str | None
-    size: int
-    unflushed: bool
-    created_us: int
+SEPARATOR = b"\x1e"  # cannot occur inside JSON text (RFC 7464 uses it the same way)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +22,35 @@ class Group:
     """Rows of one table for one statement: rows to upsert, keys to delete, keys a truncate must keep, keys that are
     held from here on (`hold`) or no longer (`release`).
 
-    `rank` is the table's: parents have a lower one than their children. `keys` are the rows' keys, one by one.
+    `rank` is the table's: parents have a lower one than their children. `texts` are the rows side by side, `named` their
+    keys (see daemon.sheaf).
     """
 
     table: str
     op: str
     rank: int
     columns: tuple[str, ...]
-    rows: tuple[str, ...]
-    keys: tuple[str, ...]
+    texts: bytes
+    named: bytes = b""
     span: tuple[str | None, str | None] | None = None
 
-    def records(self) -> tuple[str, str]:
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """One by one; JSON is never empty."""
+        return tuple(split(self.texts)) if self.texts else ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The rows' keys, one by one."""
+        return tuple(split(self.named)) if self.named else ()
+
+    def records(self) -> tuple[bytes, bytes]:
         """The group's two records of the document."""
         head: dict[str, Any] = {"table": self.table, "op": self.op, "rank": self.rank, "columns": self.columns}
         if self.span is not None:
             head["span"] = self.span
-        return json.dumps(head, ensure_ascii=False, separators=(",", ":")), "[" + ",".join(self.rows) + "]"
+        said = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
+        return said, b"[" + self.texts.replace(GLUE, b",") + b"]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +60,7 @@ class Plan:
     groups: tuple[Group, ...]
     counts: Mapping[tuple[str, str], int]
     superseded: int
-    body: str = field(repr=False)
+    body: bytes = field(repr=False)
     digest: str
 
     @property
@@ -98,7 +92,7 @@ def table_order(tables: Iterable[str], references: Iterable[tuple[str, str]]) ->
 
 
 def plan(
-    changes: Sequence[Change],
+    sheaves: Iterable[Sheaf],
     order: Mapping[str, int],
     shapes: Mapping[int, tuple[str, ...]],
     *,
@@ -108,41 +102,96 @@ def plan(
 ) -> Plan:
     """What is left of every key: upserts parents first, then truncates and deletes children first.
 
-    `changes` are in id order; `hold` and `release` are keys (table, key) that the target records as held, or strikes
-    out, with the batch; `notes` further groups that say no rows. Raises CaptureLost. Promise I4: per key, id order is commit order, so the last
+    `hold` and `release` are keys (table, key) that the target records as held, or strikes out, with the batch; `notes`
+    further groups that say no rows. Raises CaptureLost. Promise I4: per key, id order is commit order, so the last
     change is the row's newest state; a delete never touches a key upserted in the same plan, because of each key
     only one thing is left.
     """
-    left: dict[str, dict[str, Change]] = {}
-    truncated: set[str] = set()
-    shapes = dict(shapes)
-    table, by_key = "", dict[str, Change]()
+    of_table: dict[str, list[Sheaf]] = {}
+    counts = Counter[tuple[str, str]]()
+    for sheaf in sheaves:
+        of_table.setdefault(sheaf.table, []).append(sheaf)
+        counts[sheaf.table, sheaf.op] += len(sheaf)
+    ranked = sorted((order.get(table, len(order)), table) for table in of_table)
+    left = {table: _left(of_table[table], rank, shapes) for rank, table in ranked}
+    writes = [group for rest in left.values() for group in rest.upserts]
+    removals = [group for rest in reversed(left.values()) for group in rest.removals]
+
+    groups = (*writes, *removals, *_marks("release", release), *_marks("hold", hold), *notes)
+    body = SEPARATOR.join(record for group in groups for record in group.records())
+    superseded = sum(counts.values()) - sum(rest.changes for rest in left.values())
+    return Plan(groups, counts, superseded, body, digest(body))
+
+
+def digest(body: bytes) -> str:
+    """Tells one body from every other. (SHA-256, which processors have: BLAKE2 takes two to three times as long.)"""
+    return hashlib.sha256(body).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What is left of a table's changes, and of how many of them."""
+
+    upserts: Sequence[Group]
+    removals: Sequence[Group]
+    changes: int
+
+
+def _left(sheaves: Sequence[Sheaf], rank: int, shapes: Mapping[int, tuple[str, ...]]) -> _Left:
+    """By the columns of the sheaves, where there is one of upserts and one of deletes at most: the usual case. Where the
+    order of single changes of several kinds says what is left, one by one."""
+    kinds = {sheaf.op: sheaf for sheaf in sheaves}
+    upserts, deletes = kinds.pop("upsert", None), kinds.pop("delete", None)
+    if kinds or len(sheaves) > (upserts is not None) + (deletes is not None) or (upserts and upserts.rows is None):
+        return _one_by_one(unbind(sheaves), rank, shapes)
+    written, gone = _last_ids(upserts), _last_ids(deletes)
+    for key in written.keys() & gone.keys():
+        del (gone if written[key] > gone[key] else written)[key]
+    made, removed = [], []
+    if upserts and written:
+        assert upserts.shape is not None
+        texts, named = _rows(upserts, written)
+        made = [Group(upserts.table, "upsert", rank, shapes[upserts.shape], texts, named)]
+    if deletes and gone:
+        named = GLUE.join(gone)
+        removed = [Group(deletes.table, "delete", rank, (), named, named)]
+    return _Left(made, removed, len(written) + len(gone))
+
+
+def _last_ids(sheaf: Sheaf | None) -> dict[bytes, int]:
+    """The id of each key's last change; the keys in the order in which they come."""
+    return dict(zip(sheaf.keys.split(GLUE), sheaf.ids, strict=True)) if sheaf else {}
+
+
+def _rows(sheaf: Sheaf, keys: Mapping[bytes, int]) -> tuple[bytes, bytes]:
+    """The last row of each of these keys, and the keys: of a key that comes twice the dict has the second row."""
+    if len(keys) == len(sheaf):
+        return sheaf.rows or b"", sheaf.keys
+    last = dict(zip(sheaf.keys.split(GLUE), (sheaf.rows or b"").split(GLUE), strict=True))
+    return GLUE.join(map(last.__getitem__, keys)), GLUE.join(keys)
+
+
+def _one_by_one(changes: Sequence[Change], rank: int, shapes: Mapping[int, tuple[str, ...]]) -> _Left:
+    """What is left of a table's changes, in id order."""
+    table, shapes = changes[0].table, dict(shapes)
+    left: dict[str, Change] = {}
+    truncated = False
     for change in changes:
-        if change.table != table:
-            table = change.table
-            by_key = left.setdefault(table, {})
         if change.op == "upsert":
-            before = by_key.get(change.key)
-            by_key[change.key] = (
+            before = left.get(change.key)
+            left[change.key] = (
                 change if before is None or before.shape == change.shape else _over(before, change, shapes)
             )
         elif change.op == "delete":
-            by_key[change.key] = change
+            left[change.key] = change
         elif change.op == "truncate":
-            by_key.clear()
-            truncated.add(table)
+            left.clear()
+            truncated = True
         else:
             raise CaptureLost(table)
-
-    groups = (*_groups(left, truncated, order, shapes), *_marks("release", release), *_marks("hold", hold), *notes)
-    body = SEPARATOR.join(record for group in groups for record in group.records())
-    return Plan(
-        groups,
-        Counter((change.table, change.op) for change in changes),
-        len(changes) - sum(map(len, left.values())) - len(truncated),
-        body,
-        hashlib.blake2b(body.encode(), digest_size=16).hexdigest(),
-    )
+    gone = glue(change.key for change in left.values() if change.op == ("upsert" if truncated else "delete"))
+    removed = [Group(table, "truncate" if truncated else "delete", rank, (), gone, gone)] if gone or truncated else []
+    return _Left([*_upserts(table, left.values(), rank, shapes)], removed, len(left) + truncated)
 
 
 def _over(before: Change, change: Change, shapes: dict[int, tuple[str, ...]]) -> Change:
@@ -162,34 +211,19 @@ def _over(before: Change, change: Change, shapes: dict[int, tuple[str, ...]]) ->
     return change._replace(shape=shape, row=before.row.rstrip()[:-1] + "," + change.row.lstrip()[1:])
 
 
-def _groups(
-    left: Mapping[str, Mapping[str, Change]],
-    truncated: Collection[str],
-    order: Mapping[str, int],
-    shapes: Mapping[int, tuple[str, ...]],
+def _upserts(
+    table: str, changes: Iterable[Change], rank: int, shapes: Mapping[int, tuple[str, ...]]
 ) -> Iterator[Group]:
-    ranked = sorted((order.get(table, len(order)), table) for table in left)
-    for rank, table in ranked:
-        rows: dict[tuple[str, ...], tuple[list[str], list[str]]] = {}  # after an ALTER TABLE there may be both kinds
-        shape, texts, keys = None, list[str](), list[str]()
-        for change in left[table].values():
-            if change.row is not None and change.shape is not None:  # an upsert
-                if change.shape != shape:
-                    shape = change.shape
-                    texts, keys = rows.setdefault(shapes[shape], ([], []))
-                texts.append(change.row)
-                keys.append(change.key)
-        for columns, (texts, keys) in rows.items():
-            yield Group(table, "upsert", rank, columns, tuple(texts), tuple(keys))
-    for rank, table in reversed(ranked):
-        if table in truncated:
-            keep = tuple(change.key for change in left[table].values() if change.op == "upsert")
-            yield Group(table, "truncate", rank, (), keep, keep)
-        elif gone := tuple(change.key for change in left[table].values() if change.op == "delete"):
-            yield Group(table, "delete", rank, (), gone, gone)
+    rows: dict[tuple[str, ...], list[Change]] = {}  # after an ALTER TABLE there may be both kinds
+    for change in changes:
+        if change.row is not None and change.shape is not None:  # an upsert
+            rows.setdefault(shapes[change.shape], []).append(change)
+    for columns, alike in rows.items():
+        texts, named = glue(change.row or "" for change in alike), glue(change.key for change in alike)
+        yield Group(table, "upsert", rank, columns, texts, named)
 
 
 def _marks(op: str, marked: Collection[tuple[str, str]]) -> Iterator[Group]:
     for table in sorted({table for table, _ in marked}):
-        keys = tuple(sorted(key for of_table, key in marked if of_table == table))
+        keys = glue(sorted(key for of_table, key in marked if of_table == table))
         yield Group(table, op, 0, (), keys, keys)

@@ -73,7 +73,7 @@ class Ranges:
         if made is None:
             self.looked = True
             return batch
-        if not batch.changes:
+        if not batch.sheaves:
             return made
         self._next = made
         return batch

@@ -168,7 +168,7 @@ class Relay:
         started = time.monotonic()
         batch = apart(await self._ranges.read(cursor))
         if batch.copied is None and batch.checked is None:
-            self.verifier.passed(changes=bool(batch.changes), more=batch.more)
+            self.verifier.passed(changes=bool(batch.sheaves), more=batch.more)
         self._dry = not (batch.tells or self._ranges.looked)
         if not batch.tells:
             # Nothing happened up to here: start the next window later. The target need not know.
@@ -246,7 +246,7 @@ class Relay:
         """Send a batch behind those that are on their way. What follows is read from where it leads, meanwhile if the
         train goes `on`: until the target has answered that is a guess, which costs a turn when it is wrong, and no more.
         """
-        if not self._delivery.order.keys() >= {change.table for change in batch.changes} - self.copier.out:
+        if not self._delivery.order.keys() >= {sheaf.table for sheaf in batch.sheaves} - self.copier.out:
             self._learn(await self._target.describe())  # mapped since the claim, or not at all
         before = self._flights.last
         if before is not None and before.load.settles:
@@ -264,7 +264,7 @@ class Relay:
         if on and batch.more:
             await self._read_ahead()
         parcel = Parcel(
-            outgoing.changes, batch.shapes, batch.cursor, self.status.epoch, batch_no + 1, after,
+            outgoing.sheaves, batch.shapes, batch.cursor, self.status.epoch, batch_no + 1, after,
             notes=(*outgoing.notes, *notes(batch, self._target.relay, self.status.pulse)), fresh=outgoing.fresh,
             copied=batch.copied is not None or batch.checked is not None, picked=batch.checked is not None,
             left_out=outgoing.left_out,
@@ -296,7 +296,7 @@ class Relay:
             return
         if not alone(batch):  # a heartbeat does not keep anybody awake
             self._pace.found(time.monotonic())
-            self._sizing.applied(len(batch.changes), _size(batch), seconds, time.monotonic())
+            self._sizing.applied(batch.count, batch.size, seconds, time.monotonic())
         if batch.copied is not None:
             await self._copied(batch.copied, seconds)
             return
@@ -306,7 +306,7 @@ class Relay:
         self._observer.left_out(flight.load.parcel.left_out)
         if (latency := arrived(batch, self._target.relay, answer, seconds, self.status.pulse)) is not None:
             self._observer.heartbeat_arrived(batch, latency, seconds)
-        ids = [change.id for change in (*batch.changes[:1], *batch.changes[-1:], *batch.beats)]
+        ids = [*(sheaf.ids[at] for sheaf in batch.sheaves for at in (0, -1)), *(beat.id for beat in batch.beats)]
         log.log(
             10 if alone(batch) else 20,
             "batch_applied", changes=planned.changes, superseded=planned.superseded, gear=answer.more.get("gear", 1),
@@ -320,9 +320,9 @@ class Relay:
         if alone(batch) or (batch.checked is not None and not batch.checked.mends):
             pass  # says nothing of how large a batch may be
         elif exc.kind is Kind.SIZE:
-            self._sizing.refused(len(batch.changes), _size(batch), time.monotonic())
+            self._sizing.refused(batch.count, batch.size, time.monotonic())
         elif exc.kind is Kind.AMBIGUOUS and self._failures:  # twice at the same place: is it too large?
-            self._sizing.suspected(len(batch.changes), _size(batch))
+            self._sizing.suspected(batch.count, batch.size)
 
     async def _copied(self, progress: Progress, seconds: float) -> None:
         """Rows of a table have arrived."""
@@ -356,7 +356,7 @@ class Relay:
         return True
 
     def _succeeded(self, batch: Batch, planned: Plan, seconds: float) -> None:
-        oldest = min(change.created_us for change in (*batch.changes, *batch.beats))
+        oldest = min([*(min(sheaf.times) for sheaf in batch.sheaves), *(beat.created_us for beat in batch.beats)])
         self.status.behind_seconds = max(0.0, (batch.read_us - oldest) / 1e6 + seconds)
         self.status.applied += planned.changes
         if not alone(batch):
@@ -597,7 +597,3 @@ class Relay:
         if (state, problem) != (status.state, status.problem):
             status.state, status.problem, status.problem_kind, status.since = state, problem, kind, time.time()
             self._observer.state_changed(state)
-
-
-def _size(batch: Batch) -> int:
-    return sum(change.size for change in batch.changes)

@@ -39,13 +39,13 @@ class Observed:
         self.on_change: Callable[[], None] = lambda: None
 
     def batch_read(self, batch: Batch, seconds: float) -> None:
-        self._metrics.batch_read(0 if batch.copied or batch.checked else len(batch.changes), seconds)
+        self._metrics.batch_read(0 if batch.copied or batch.checked else batch.count, seconds)
 
     def batch_applied(self, batch: Batch, plan: Plan, answer: Answer, seconds: float) -> None:
         until = batch.read_us / 1e6 + seconds
         self._metrics.batch_applied(
             plan.counts,
-            latencies=[until - change.created_us / 1e6 for change in batch.changes],
+            latencies=[until - at / 1e6 for sheaf in batch.sheaves for at in sheaf.times],
             superseded=plan.superseded,
             duplicate=answer.what == "duplicate",
             gear=int(answer.more.get("gear", 1)),
@@ -56,17 +56,18 @@ class Observed:
 
     def heartbeat_arrived(self, batch: Batch, latency: float, seconds: float) -> None:
         self._metrics.heartbeat_arrived(latency)
-        if not batch.changes:  # else it has been told
+        if not batch.sheaves:  # else it has been told
             self._passed(batch, batch.read_us / 1e6 + seconds)
 
     def _passed(self, batch: Batch, until: float) -> None:
-        newest = max((*batch.changes[-1:], *batch.beats[-1:]), key=lambda change: change.id)
-        self._metrics.cursor_moved(newest.id)
+        ends = [(sheaf.ids[-1], sheaf.times[-1]) for sheaf in batch.sheaves]
+        newest_id, newest_at = max([*ends, *((beat.id, beat.created_us) for beat in batch.beats)])
+        self._metrics.cursor_moved(newest_id)
         # What a batch proves is newer than the gauges' last look, which on a busy source always finds something
         # in flight: left alone, that would seem to grow old until the next look.
-        gone = len(batch.changes) + len(batch.beats)
+        gone = batch.count + len(batch.beats)
         left = max(1, int(max(0.0, self._metrics.lag.backlog()) - gone)) if batch.more else 0
-        self._metrics.lag.observe(until - newest.created_us / 1e6 if batch.more else 0.0, left)
+        self._metrics.lag.observe(until - newest_at / 1e6 if batch.more else 0.0, left)
 
     def stage(self, name: str, seconds: float) -> None:
         self._metrics.stage_took(name, seconds)

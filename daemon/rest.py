@@ -50,7 +50,7 @@ class RestDoor:
         self._client: supabase.AsyncClient | None = None
         self._http: httpx.AsyncClient | None = None
 
-    async def send(self, document: str) -> str:
+    async def send(self, document: bytes) -> str:
         """POST the document; the body of a 200 is the answer."""
         try:
             # httpx' own timeouts are per chunk: a body that drips would never end.
@@ -68,7 +68,7 @@ class RestDoor:
             raise _rest_error(response, body)
         return body.decode(errors="replace")
 
-    async def _exchange(self, document: str) -> tuple[httpx.Response, bytes]:
+    async def _exchange(self, document: bytes) -> tuple[httpx.Response, bytes]:
         client = await self._opened()
         headers = {
             **client.postgrest.headers,
@@ -79,7 +79,7 @@ class RestDoor:
         url = f"{self._url}/rest/v1/rpc/outboxd"
         body = bytearray()
         async with client.postgrest.session.stream(
-            "POST", url, content=document.encode(), headers=headers, extensions=dict(EXTENSIONS)
+            "POST", url, content=document, headers=headers, extensions=dict(EXTENSIONS)
         ) as response:
             async for piece in response.aiter_bytes():
                 body += piece

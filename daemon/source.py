@@ -6,6 +6,7 @@ reading the same window twice gives the same changes.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import psycopg
@@ -17,8 +18,8 @@ from daemon.errors import CopyRefused, SourceForeign, SourceUnavailable
 from daemon.identity import Identity, reached, require_schema
 from daemon.opening import Opening
 from daemon.pages import Pages
-from daemon.plan import Change
 from daemon.session import Session, array, bounds, failure, query
+from daemon.sheaf import Sheaves
 from daemon.snapshot import stretches
 from outbox import Cursor
 from outbox.migrations import migrations
@@ -72,7 +73,7 @@ class Source:
             if self._pages is None or not older:
                 self._pages = await self._opening.open(conn, cursor, self.limits)
             batch = await self._next(conn, self._pages)
-            if older and beyond and not batch.changes:
+            if older and beyond and not batch.sheaves:
                 # What was left of a window from before this call is nothing: look at what has come since.
                 self._pages = await self._opening.open(conn, batch.cursor, self.limits)
                 batch = await self._next(conn, self._pages)
@@ -215,19 +216,25 @@ class Source:
 
     async def _next(self, conn: Link, pages: Pages) -> Batch:
         part = await pages.next(conn, self.limits)
-        await self._learn_shapes(conn, {c.shape for c in part.changes if c.shape is not None} - self._shapes.keys())
+        await self._learn_shapes(
+            conn, {sheaf.shape for sheaf in part.sheaves if sheaf.shape is not None} - self._shapes.keys()
+        )
         self._opening.led_to(pages, part)
         self._pages = pages if part.more else None
-        headers, left_out = await self._headers(conn, part.changes) if self.traced else ((), 0)
+        headers, left_out = await self._headers(conn, part.sheaves) if self.traced else ((), 0)
         return Batch(
-            part.changes, part.cursor, self._shapes, int(part.torn), part.more, pages.now_us,
+            part.sheaves, part.cursor, self._shapes, int(part.torn), part.more, pages.now_us,
             headers=headers, headers_left_out=left_out,
         )  # fmt: skip
 
-    async def _headers(self, conn: Link, changes: Sequence[Change]) -> tuple[tuple[str, ...], int]:
+    async def _headers(self, conn: Link, sheaves: Sheaves) -> tuple[tuple[str, ...], int]:
         """The first of the changes' headers, and how many there are beyond them."""
-        asked = {"limit": _HEADERS, "bytes": _HEADER_BYTES, **bounds(stretches(change.id for change in changes))}
-        rows = await (await conn.execute(query("batch_headers"), asked)).fetchall() if changes else []
+        asked = {
+            "limit": _HEADERS,
+            "bytes": _HEADER_BYTES,
+            **bounds(stretches(sorted(chain.from_iterable(sheaf.ids for sheaf in sheaves)))),
+        }
+        rows = await (await conn.execute(query("batch_headers"), asked)).fetchall() if sheaves else []
         return tuple(text for text, _ in rows), rows[0][1] - len(rows) if rows else 0
 
     async def _learn_shapes(self, conn: Link, unknown: Collection[int]) -> None:

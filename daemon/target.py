@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import psycopg
 from psycopg import sql
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
 
 from daemon.breaker import Breaker
 from daemon.connection import SETTINGS, cause, connect, turned_away
@@ -73,7 +75,7 @@ def _behind(after: str | None) -> dict[str, str]:
 class Door(Protocol):
     """A transport: carries one document there and one answer back."""
 
-    async def send(self, document: str) -> str:
+    async def send(self, document: bytes) -> str:
         """The answer's JSON. Raises TargetError, of kind AMBIGUOUS when the document may have been applied."""
 
     async def close(self) -> None:
@@ -144,8 +146,8 @@ class Target:
         """Let go of the transport."""
         await self._door.close()
 
-    async def _ask(self, header: Mapping[str, Any], body: str = "") -> Answer:
-        document = json.dumps(header, separators=(",", ":")) + (SEPARATOR + body if body else "")
+    async def _ask(self, header: Mapping[str, Any], body: bytes = b"") -> Answer:
+        document = SEPARATOR.join((json.dumps(header, separators=(",", ":")).encode(), *([body] if body else [])))
         started, outcome = time.monotonic(), "retryable"
         # That the target can say where it stands does not mean that it can take a batch.
         with self.breaker.attempt(light=header["mode"] in _QUESTIONS) as attempt:
@@ -252,7 +254,7 @@ class PostgresDoor:
         self._call = sql.SQL("select {}(%s)::text").format(sql.Identifier(exposed_schema, "outboxd"))
         self._idle: list[_Line] = []
 
-    async def send(self, document: str) -> str:
+    async def send(self, document: bytes) -> str:
         """Call the function in a transaction of its own."""
         line: _Line | None = None
         try:
@@ -286,6 +288,7 @@ class PostgresDoor:
 
     async def _opened(self) -> "_Line":
         conn = await connect(self._dsn, self._name, settings=_SETTINGS, patience=self._deadline)
+        conn.adapters.register_dumper(bytes, _AsText)
         try:
             row = await (await conn.execute("show statement_timeout")).fetchone()
         except BaseException:
@@ -293,13 +296,23 @@ class PostgresDoor:
             raise
         return _Line(conn, row is not None and row[0] == _SETTINGS["statement_timeout"])
 
-    async def _called(self, line: "_Line", document: str) -> Any:
+    async def _called(self, line: "_Line", document: bytes) -> Any:
         if line.told:
             return await (await line.conn.execute(self._call, (document,))).fetchone()
         # A pooler swallowed them. What is SET for a session there may reach somebody else's.
         async with line.conn.transaction():
             await line.conn.execute(_LOCALLY)
             return await (await line.conn.execute(self._call, (document,))).fetchone()
+
+
+class _AsText(Dumper):
+    """A document as the text that it is."""
+
+    oid = 25
+    format = Format.BINARY
+
+    def dump(self, obj: bytes) -> bytes:
+        return obj
 
 
 @dataclass(frozen=True, slots=True)

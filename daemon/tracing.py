@@ -63,14 +63,14 @@ class Tracing:
 
         Two batches may be on their way: no span is the current one, and none is within another.
         """
-        if not load.parcel.changes:
+        if not load.parcel.sheaves:
             return {}
         from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind, format_span_id, format_trace_id
 
         headers, beyond = ((), 0) if load.parcel.copied else (batch.headers, batch.headers_left_out)
         links = links_of(headers)
-        tables = sorted({change.table for change in load.parcel.changes})
+        tables = sorted({sheaf.table for sheaf in load.parcel.sheaves})
         attributes: dict[str, Any] = {
             "outboxd.relay": self._relay,
             "outboxd.batch_no": load.parcel.batch_no,

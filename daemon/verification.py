@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from daemon.plan import Group
+from daemon.sheaf import glue
 
 KINDS = ("missing", "different", "extra")
 _NEXT = {"rows": "extra", "extra": "done"}
@@ -153,22 +154,23 @@ def note(record: Verification) -> Group:
     """The group of a batch that has the target record this."""
     told = {name: value for name, value in asdict(record).items() if name not in {"table", "seen"}}
     return Group(
-        record.table, "verification", 0, (), (json.dumps(told, ensure_ascii=False, separators=(",", ":")),), ()
+        record.table, "verification", 0, (), json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
     )
 
 
 def question(table: str, op: Op, columns: Sequence[str], rows: Sequence[tuple[str, str]]) -> Group:
     """The group that has the target compare: rows by their keys, with their text or its digest."""
     if op == "digest":
-        texts = tuple(f'{key.rstrip()[:-1]},"outboxd digest":"{digest}"}}' for key, digest in rows)
+        texts = [f'{key.rstrip()[:-1]},"outboxd digest":"{digest}"}}' for key, digest in rows]
     else:
-        texts = tuple(key if op == "present" else text for key, text in rows)
-    return Group(table, op, 0, tuple(columns), texts, tuple(key for key, _ in rows))
+        texts = [key if op == "present" else text for key, text in rows]
+    return Group(table, op, 0, tuple(columns), glue(texts), glue(key for key, _ in rows))
 
 
 def answered(group: Group, compared: Mapping[str, Any], held: Collection[tuple[str, str]]) -> tuple[list[Drift], int]:
     """What differs by the target's answer, and how many of these keys are held: these wait as dead letters."""
-    drifts = [Drift(group.keys[at], kind, tuple(columns or ())) for at, kind, columns in compared["found"]]
+    keys = group.keys
+    drifts = [Drift(keys[at], kind, tuple(columns or ())) for at, kind, columns in compared["found"]]
     apart = [one for one in drifts if (group.table, one.key) not in held]
     return apart, len(drifts) - len(apart)
 

@@ -20,6 +20,7 @@ from daemon.batch import Batch, Found, Question, stretch
 from daemon.copies import COLUMNS, choose, gone, row
 from daemon.errors import CopyRefused, Kind, TargetError
 from daemon.ranges import Look
+from daemon.sheaf import bind
 from daemon.source import Source
 from daemon.stride import Stride
 from daemon.target import Answer, Target
@@ -320,7 +321,7 @@ class Verifier:
                     gone(then.table, key, now) if size < 0 else row(then.table, key, text, size, now)
                     for key, text, size in rows
                 )
-                return self._sends(replace(end, changes=changes, shapes={COLUMNS: columns}), checked)
+                return self._sends(replace(end, sheaves=bind(changes), shapes={COLUMNS: columns}), checked)
             if suspects.op == "present":
                 absent = [(key, "", 0) for key, _, size in rows if size < 0]
                 checked = _checked(before, then, "present", (), absent, keys=len(rows))
@@ -365,9 +366,9 @@ class Verifier:
             return None
         self._noted = self._clock()
         self._flying.append(checked)
-        changes, shapes = (end.changes, end.shapes) if checked.mends else ((), {})
+        sheaves, shapes = (end.sheaves, end.shapes) if checked.mends else ((), {})
         more = not checked.again and checked.before != checked.then and self._goes_on(checked.then)
-        return replace(end, changes=changes, shapes=shapes, torn=0, more=more, checked=checked)
+        return replace(end, sheaves=sheaves, shapes=shapes, torn=0, more=more, checked=checked)
 
     def _known(self, before: Verification) -> Verification:
         """What is known of the pass that has come to `before`, if what is under way is equal."""
@@ -459,7 +460,7 @@ class Verifier:
             self._looked_again(checked.keys, drifts, held)
             return
         digests = checked.group is not None and checked.group.op == "digest"  # one that differs may be of the same row
-        light = replace(checked, group=None if checked.group is None else replace(checked.group, rows=(), keys=()))
+        light = replace(checked, group=None if checked.group is None else replace(checked.group, texts=b"", named=b""))
         self._landed.append(_Landed(light, tuple(drifts), held, bool(drifts) and (digests or checked.then.repair)))
         self._gather()
 
@@ -568,4 +569,4 @@ def _checked(
     """A comparison of what was read: rows without their text are too large to be."""
     group = question(then.table, op, columns, [(key, text) for key, text, _ in rows if text is not None])
     unread = tuple(key for key, text, _ in rows if text is None)
-    return Checked(before, then, (), group if group.rows else None, len(rows) if keys is None else keys, unread)
+    return Checked(before, then, (), group if group.texts else None, len(rows) if keys is None else keys, unread)

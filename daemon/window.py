@@ -4,10 +4,14 @@ Knows which transactions of a page may be sent and the cursor they lead to. Know
 are handed in. Pure.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from itertools import compress, count
+from typing import NamedTuple
 
-from daemon.plan import Change
+from daemon.sheaf import Sheaf, Sheaves, of_others, select
+from daemon.sheaf import count as counted
 from daemon.snapshot import Run, Snapshot, between, cut
 from outbox import Cursor, Mark, Span
 
@@ -15,25 +19,28 @@ _MODULO = 10**15
 _LAST = 16
 
 
-@dataclass(slots=True)
-class _Begun:
+class _Begun(NamedTuple):
     """What went by of a transaction that is not sent yet: the id of its first change, rows and bytes."""
 
     first: int
     rows: int = 0
     size: int = 0
 
+    def plus(self, more: "_Begun") -> "_Begun":
+        """With what came later."""
+        return _Begun(self.first, self.rows + more.rows, self.size + more.size)
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
     """What may be sent now.
 
-    `changes` are of the page; the transactions in `rest` began on earlier pages and belong here too, with their
+    `sheaves` are of the page; the transactions in `rest` began on earlier pages and belong here too, with their
     changes above the id given and up to `upto`. `torn`: a transaction is only begun here, because it is larger than
     a batch by itself. `ended`: this is the last of the window.
     """
 
-    changes: tuple[Change, ...]
+    sheaves: Sheaves
     rest: Mapping[int, int]
     upto: int
     torn: bool
@@ -72,32 +79,32 @@ class Window:
         """The window's transactions."""
         return between(self.reached, self.goal)
 
-    def unknown(self, page: Sequence[Change]) -> list[Run]:
+    def unknown(self, page: Sheaves) -> list[Run]:
         """Transactions that may have changes beyond this page, and of which it is not known yet."""
-        return between(self.reached, self.goal, self._last, 1 + max((change.xid for change in page), default=0))
+        return between(self.reached, self.goal, self._last, 1 + max((max(sheaf.xids) for sheaf in page), default=0))
 
-    def cut(self, page: Sequence[Change], *, upto: int, beyond: Mapping[int, int]) -> Cut | None:
+    def cut(self, page: Sheaves, *, upto: int, beyond: Mapping[int, int]) -> Cut | None:
         """Take what ends on the page, as far as a batch may hold it; None when the next page is needed first.
 
         The page holds the window's changes from `after` to id `upto`. `beyond`: of `unknown`, those with changes
         beyond the page, and the id of their last. At most a batch's worth of whole transactions is taken, plus
         the one that fills it: many that ran side by side may end on one page.
         """
-        before = self.after
         self._last.update(beyond)
-        if whole := self._whole(page, upto):
+        if page and not self._torn and (whole := self._whole(page, upto)):
             return whole
-        last = {change.xid: change.id for change in page} | self._last
+        before, ids = self.after, _last_ids(page)
+        last = ids | self._last
         taken, torn, rows, size = set[int](), 0, 0, 0
-        for change in page:
-            self.after = change.id
-            if change.id <= self._torn.get(change.xid, 0):
+        for id_, xid, length in _outline(page):
+            self.after = id_
+            if id_ <= self._torn.get(xid, 0):
                 continue  # on the target already
-            begun = self._note(change)
-            if change.id == last[change.xid]:
-                taken.add(change.xid)
+            self._begun[xid] = begun = self._begun.get(xid, _Begun(id_)).plus(_Begun(id_, 1, length))
+            if id_ == last[xid]:
+                taken.add(xid)
             elif self._is_full(begun.rows, begun.size):
-                torn = change.xid
+                torn = xid
             else:
                 continue
             rows, size = rows + begun.rows, size + begun.size
@@ -109,36 +116,56 @@ class Window:
         self._last.update((xid, id_) for xid, id_ in last.items() if id_ > self.after)
         if not (taken or torn or ended):
             return None
-        wanted = taken | {torn} if torn else taken
-        changes = tuple(c for c in page if c.id <= self.after and c.xid in wanted and c.id > self._torn.get(c.xid, 0))
+        wanted, upto, sent = taken | {torn} if torn else taken, self.after, self._torn
+        sheaves = select(page, lambda sheaf: [
+            id_ <= upto and xid in wanted and id_ > sent.get(xid, 0) for id_, xid in zip(sheaf.ids, sheaf.xids, strict=True)
+        ])  # fmt: skip
         rest = {xid: self._begun[xid].first - 1 for xid in wanted if self._begun[xid].first <= before}
         begun_here = torn != 0 and torn not in self._torn
         self._advance(taken, torn)
-        return Cut(changes, rest, before, begun_here, ended)
+        return Cut(sheaves, rest, before, begun_here, ended)
 
-    def _whole(self, page: Sequence[Change], upto: int) -> Cut | None:
-        """The cut, when all transactions of the page begin and end there and fit: the quick way, and the usual one."""
-        xids = {change.xid for change in page}
-        if not page or self._torn or self._begun or not self._last.keys().isdisjoint(xids):
-            return None
-        size = fetched(page)
-        if len(page) > self.max_changes or size - fetched(page[-1:]) >= self.max_bytes:
-            return None
-        self.after, after = page[-1].id if self._is_full(len(page), size) else upto, self.after
-        self._advance(xids, 0)
-        return Cut(tuple(page), {}, after, torn=False, ended=self.after >= self.ceiling)
+    def _whole(self, page: Sheaves, upto: int) -> Cut | None:
+        """The cut, when all transactions that end on the page fit: the quick way, and the usual one. Of single changes
+        it looks at none but those of transactions that go on beyond the page or began before it.
 
-    def move(self, sent: Iterable[Change], system: str, *, to_goal: bool) -> Cursor:
+        It is the slow way's cut. There the loop breaks only at a change that fills the batch, and what is taken only
+        grows: if in the end it does not fill it, no change did; if it would not without the last change's transaction,
+        then that change alone can have.
+        """
+        last = _last_ids(page)
+        end = max(sheaf.ids[-1] for sheaf in page)
+        final = next(sheaf.xids[-1] for sheaf in page if sheaf.ids[-1] == end)
+        stay = {xid for xid in last.keys() & self._last.keys() if self._last[xid] > upto}
+        begun = last.keys() & self._begun.keys()
+        here = _weighed(page, stay | begun | {final})
+        so_far = {xid: self._begun[xid].plus(more) if xid in begun else more for xid, more in here.items()}
+        ends = begun - stay
+        rows = counted(page) - sum(here[xid].rows for xid in stay) + sum(self._begun[xid].rows for xid in ends)
+        size = fetched(page) - sum(here[xid].size for xid in stay) + sum(self._begun[xid].size for xid in ends)
+        full = self._is_full(rows, size)
+        filled_before = final in stay or self._is_full(rows - so_far[final].rows, size - so_far[final].size)
+        tears = any(self._is_full(so_far[xid].rows, so_far[xid].size) for xid in stay)
+        if tears or (full and filled_before) or len(stay) == len(last):
+            return None
+        before, self.after = self.after, end if full else upto
+        rest = {xid: self._begun[xid].first - 1 for xid in ends}
+        self._begun.update((xid, so_far[xid]) for xid in stay)
+        self._advance(last.keys() - stay, 0)
+        sheaves = of_others(page, stay) if stay else page
+        return Cut(sheaves, rest, before, torn=False, ended=self.after >= self.ceiling)
+
+    def move(self, sent: Sheaves, system: str, *, to_goal: bool) -> Cursor:
         """The cursor after the changes of a cut, which must be durable; with `to_goal`, so must the goal be.
 
         Promise I1: the cursor claims no transaction id, and its floor no id, that a crash of the source could
         give away again. What a transaction wrote that was flushed lies beyond those; the goal itself may not.
         """
-        sent, floors = list(sent), [self.goal_floor]
+        floors = [self.goal_floor]
         if to_goal:
             self.reached, self._torn = self.goal, {}
         else:
-            floors += [max((change.id for change in sent), default=0)]
+            floors += [max((sheaf.ids[-1] for sheaf in sent), default=0)]
             floors += [begun.first - 1 for begun in self._begun.values()]
         floor = max(self.cursor.floor_id, min(floors))
         ended = self.after >= self.ceiling and not self._torn
@@ -156,16 +183,10 @@ class Window:
         spans = before.spans or (() if self.cursor.torn else (Span(self.cursor.snapshot, 0, 0, 0),))
         return Mark(self.timeline, self.lsn, spans, before.last)
 
-    def _note(self, change: Change) -> _Begun:
-        begun = self._begun.setdefault(change.xid, _Begun(change.id))
-        begun.rows += 1
-        begun.size += fetched((change,))
-        return begun
-
     def _is_full(self, rows: int, size: int) -> bool:
         return rows >= self.max_changes or size >= self.max_bytes
 
-    def _advance(self, taken: set[int], torn: int) -> None:
+    def _advance(self, taken: AbstractSet[int], torn: int) -> None:
         for known in (self._last, self._torn, self._begun):
             for xid in known.keys() & taken:
                 del known[xid]
@@ -175,27 +196,67 @@ class Window:
         self.reached = cut(self.reached, self.goal, taken, self._last)
 
 
-def fetched(changes: Iterable[Change]) -> int:
+def fetched(page: Iterable[Sheaf]) -> int:
     """Bytes of these changes' rows; one that is too large is not fetched."""
-    return sum(change.size for change in changes if change.row is not None)
+    return sum(sheaf.fetched for sheaf in page)
 
 
-def sent_too(mark: Mark, sent: Sequence[Change]) -> Mark:
+def _last_ids(page: Sheaves) -> dict[int, int]:
+    """The last id of each transaction."""
+    last: dict[int, int] = {}
+    for sheaf in page:
+        here = dict(zip(sheaf.xids, sheaf.ids, strict=True))
+        for xid in last.keys() & here.keys():
+            here[xid] = max(here[xid], last[xid])
+        last = last | here if last else here
+    return last
+
+
+def _outline(page: Sheaves) -> Iterable[tuple[int, int, int]]:
+    """Id, transaction and fetched bytes of each change, in id order."""
+    found = [
+        (id_, xid, 0 if sheaf.rows is None else size)
+        for sheaf in page
+        for id_, xid, size in zip(sheaf.ids, sheaf.xids, sheaf.sizes, strict=True)
+    ]
+    found.sort()
+    return found
+
+
+def _weighed(page: Sheaves, xids: AbstractSet[int]) -> dict[int, _Begun]:
+    """What the page has of these transactions."""
+    found: dict[int, _Begun] = {}
+    for sheaf in page:
+        theirs = compress(zip(sheaf.ids, sheaf.xids, sheaf.sizes, strict=True), map(xids.__contains__, sheaf.xids))
+        for id_, xid, size in theirs:
+            here = found.get(xid, _Begun(id_))
+            more = here.plus(_Begun(id_, 1, 0 if sheaf.rows is None else size))
+            found[xid] = more._replace(first=min(more.first, id_))
+    return found
+
+
+def sent_too(mark: Mark, sent: Sheaves) -> Mark:
     """The mark after these changes, too."""
     spans = mark.spans
     if spans:
         now = spans[-1]
-        lowest = min(change.id for change in sent)
-        times = (now.sum + sum(change.created_us for change in sent)) % _MODULO
-        spans = (*spans[:-1], Span(now.since, min(now.first_id or lowest, lowest), now.count + len(sent), times))
+        lowest = min(sheaf.ids[0] for sheaf in sent)
+        times = (now.sum + sum(sum(sheaf.times) for sheaf in sent)) % _MODULO
+        spans = (*spans[:-1], Span(now.since, min(now.first_id or lowest, lowest), now.count + counted(sent), times))
     newest = {xid: (xid, id_, at) for xid, id_, at in mark.last}
-    ends = {change.xid: change for change in sent}
-    for xid in (
-        *(newest.keys() & ends.keys()),
-        *sorted(ends)[-_LAST:],
-        max(sent, key=lambda change: change.id).xid,
-    ):
-        newest[xid] = (xid, ends[xid].id, ends[xid].created_us)
+    newest |= _ends(sent, newest.keys())
     highest = max(newest.values(), key=lambda entry: entry[1])
     last = {highest, *sorted(newest.values())[1 - _LAST :]}
     return replace(mark, spans=spans, last=tuple(sorted(last)))
+
+
+def _ends(sent: Sheaves, named: AbstractSet[int]) -> dict[int, tuple[int, int, int]]:
+    """The last changes of the transactions `named`, of those with the highest numbers, and of the one that wrote last. (Of
+    others, too, perhaps not the last one: their numbers are below sixteen that are here.)"""
+    ends: dict[int, tuple[int, int, int]] = {}
+    for sheaf in sent:
+        last_at = dict(zip(sheaf.xids, count(), strict=False))
+        for xid in (*(named & last_at.keys()), *sorted(last_at)[-_LAST:], sheaf.xids[-1]):
+            at = last_at[xid]
+            ends[xid] = max(ends.get(xid, (xid, 0, 0)), (xid, sheaf.ids[at], sheaf.times[at]))
+    return ends

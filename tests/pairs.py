@@ -9,10 +9,10 @@ import psycopg
 
 from daemon.batch import Batch, Limits
 from daemon.breaker import Breaker, Thresholds
-from daemon.plan import Change
 from daemon.progress import Observer, Timing
 from daemon.prune import Pruner
 from daemon.relay import Relay
+from daemon.sheaf import Change
 from daemon.source import Source
 from daemon.target import Door, PostgresDoor, Target
 from daemon.wakeup import Bell

@@ -107,7 +107,7 @@ class WatchedDoor:
         self.gate.set()
         self.reached = asyncio.Event()
 
-    async def send(self, document: str) -> str:
+    async def send(self, document: bytes) -> str:
         mode = json.loads(document.split(SEPARATOR, 1)[0])["mode"]
         self.modes.append(mode)
         if mode == "apply":

@@ -19,8 +19,9 @@ from daemon.demo.keys import ApiKeys
 from daemon.demo.process import free_port
 from daemon.demo.supabase import EmbeddedSupabase
 from daemon.errors import TargetError
-from daemon.plan import Change, Plan, plan
+from daemon.plan import Plan, plan
 from daemon.rest import RestDoor
+from daemon.sheaf import Change, bind
 from daemon.target import Door, PostgresDoor, Target
 from outbox import Cursor
 from tests.contract.wire import Wire
@@ -214,7 +215,7 @@ def upserts(*items: tuple[int, str]) -> Plan:
         Change(1, number, "public.item", "upsert", 1, f'{{"id":{id_}}}', f'{{"id":{id_},"v":"{v}"}}', 20, False, 0)
         for number, (id_, v) in enumerate(items, 1)
     ]
-    return plan(changes, {"public.item": 0}, {1: ("id", "v")})
+    return plan(bind(changes), {"public.item": 0}, {1: ("id", "v")})
 
 
 def parts(*pairs: Sequence[int]) -> Plan:
@@ -225,7 +226,7 @@ def parts(*pairs: Sequence[int]) -> Plan:
         )
         for number, (id_, item) in enumerate(pairs, 1)
     ]
-    return plan(changes, {"public.part": 0}, {1: ("id", "item_id")})
+    return plan(bind(changes), {"public.part": 0}, {1: ("id", "item_id")})
 
 
 def at(xid: int) -> Cursor:

@@ -73,10 +73,10 @@ class Late:
         self.arrives, self.ends, self.worked = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.commits = True
 
-    async def send(self, document: str) -> str:
+    async def send(self, document: bytes) -> str:
         await self.arrives.wait()
         async with await psycopg.AsyncConnection.connect(self._dsn) as conn:
-            row = await (await conn.execute("select public.outboxd(%s)::text", (document,))).fetchone()
+            row = await (await conn.execute("select public.outboxd(%s)::text", (document.decode(),))).fetchone()
             self.worked.set()
             await self.ends.wait()
             if not self.commits:

@@ -33,7 +33,7 @@ class Relay:
     _standing: dict[str, Any] = field(default_factory=dict)
 
     async def ask(self, header: dict[str, Any], *records: Any) -> Any:
-        document = SEPARATOR.join(json.dumps(one) for one in (header, *records))
+        document = SEPARATOR.join(json.dumps(one).encode() for one in (header, *records))
         return json.loads(await self.door.send(document))
 
     async def apply(self, *groups: tuple[str, list[str], list[dict[str, Any]]], table: str = "public.item") -> Any:
@@ -253,11 +253,11 @@ async def test_nobody_waits_for_another_who_makes_the_same(target: Database, dir
         "cursor": {"snapshot": "9:9:"},
     }
     group = {"table": "public.item", "op": "upsert", "rank": 0, "columns": list(ROW)}
-    document = SEPARATOR.join(json.dumps(one) for one in (header, group, [{**ROW, "id": 99}]))
+    document = SEPARATOR.join(json.dumps(one).encode() for one in (header, group, [{**ROW, "id": 99}]))
     with target.connect() as slow:
         slow.execute("""select public.outboxd('{"mode": "claim", "relay": "slow"}')""")
         with slow.transaction():
-            answer = slow.execute("select public.outboxd(%s)", (document,)).fetchone()
+            answer = slow.execute("select public.outboxd(%s)", (document.decode(),)).fetchone()
             assert answer is not None
             assert answer[0]["answer"] == "applied"
             slow.execute("set local idle_in_transaction_session_timeout = '60s'")

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from daemon.batch import Limits
-from daemon.plan import Change
+from daemon.sheaf import Change
 from outbox import Cursor
 from tests.databases import Database
 from tests.pairs import Pair, batches, changes, reading, run

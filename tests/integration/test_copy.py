@@ -60,9 +60,9 @@ class Looking:
         self._columns = columns
         self.seen: list[tuple[str, str | None, dict[str, str]]] = []
 
-    async def send(self, document: str) -> str:
+    async def send(self, document: bytes) -> str:
         answer = await self._door.send(document)
-        if '"mode":"apply"' in document:
+        if b'"mode":"apply"' in document:
             self.look()
         return answer
 

@@ -331,14 +331,14 @@ class LateDoor:
 
     def __init__(self, dsn: str) -> None:
         self._door = PostgresDoor(dsn)
-        self.kept: str | None = None
+        self.kept: bytes | None = None
         self.delivered = False
 
-    async def send(self, document: str) -> str:
-        if '"op":"hold"' in document and self.kept is None:
+    async def send(self, document: bytes) -> str:
+        if b'"op":"hold"' in document and self.kept is None:
             self.kept = document
             raise TargetError(Kind.AMBIGUOUS, "no answer in time")
-        if self.kept and not self.delivered and '"mode":"apply"' in document:
+        if self.kept and not self.delivered and b'"mode":"apply"' in document:
             self.delivered = True
             await self._door.send(self.kept)
         return await self._door.send(document)

@@ -26,7 +26,7 @@ class NarrowDoor:
     def __post_init__(self) -> None:
         self._door = PostgresDoor(self.dsn)
 
-    async def send(self, document: str) -> str:
+    async def send(self, document: bytes) -> str:
         if json.loads(document.split(SEPARATOR, 1)[0])["mode"] == "apply":
             if len(document) > self.limit:
                 self.refused += 1
@@ -125,7 +125,7 @@ async def test_a_statement_timeout_halves_the_batch_and_spares_a_single_change(n
     notes.write("insert into note select n, 'n' from generate_series(1, 64) n")
 
     class Slow(NarrowDoor):
-        async def send(self, document: str) -> str:
+        async def send(self, document: bytes) -> str:
             if json.loads(document.split(SEPARATOR, 1)[0])["mode"] == "apply" and self.refused < 20:
                 self.refused += 1
                 raise TargetError(Kind.SIZE, "the target answered 57014", Refusal("57014"))

@@ -18,9 +18,9 @@ class Told:
 
     def __init__(self, pair: Pair) -> None:
         self._door = PostgresDoor(pair.target.dsn)
-        self.documents: list[str] = []
+        self.documents: list[bytes] = []
 
-    async def send(self, document: str) -> str:
+    async def send(self, document: bytes) -> str:
         self.documents.append(document)
         return await self._door.send(document)
 
@@ -46,7 +46,11 @@ def sparse(pair: Pair) -> Pair:
 
 def left_outside(told: Told) -> set[int]:
     """Rows that do not travel of which something was said."""
-    return {n for n in range(1, ROWS + 1) if n not in INSIDE and any(f"key-{n:04}-" in text for text in told.documents)}
+    return {
+        n
+        for n in range(1, ROWS + 1)
+        if n not in INSIDE and any(f"key-{n:04}-".encode() in text for text in told.documents)
+    }
 
 
 async def test_rows_are_looked_for_some_at_a_time(sparse: Pair) -> None:

@@ -595,15 +595,15 @@ class Stops:
         self.modes: list[str] = []
         self.longest = 0.0
 
-    async def send(self, document: str) -> str:
+    async def send(self, document: bytes) -> str:
         began = time.monotonic()
         try:
             return await self._sent(document)
         finally:
             self.longest = max(self.longest, time.monotonic() - began)
 
-    async def _sent(self, document: str) -> str:
-        self.modes.append(json.loads(document.split("\x1e", 1)[0])["mode"])
+    async def _sent(self, document: bytes) -> str:
+        self.modes.append(json.loads(document.split(b"\x1e", 1)[0])["mode"])
         fails = self._choices.random() < self.often
         if fails and self._choices.random() < 0.3:
             raise TargetError(Kind.TRANSIENT, "no connection (test)")
@@ -792,11 +792,11 @@ class Deaf(Stops):
         super().__init__(dsn)
         self.most = most
 
-    async def send(self, document: str) -> str:
+    async def send(self, document: bytes) -> str:
         answer = await super().send(document)
-        if '"op":"digest"' in document and self.most is None:
+        if b'"op":"digest"' in document and self.most is None:
             raise TargetError(Kind.AMBIGUOUS, "no answer in time (test)")
-        if '"op":"digest"' in document and document.count("outboxd digest") > (self.most or 0):
+        if b'"op":"digest"' in document and document.count(b"outboxd digest") > (self.most or 0):
             raise TargetError(Kind.SIZE, "too large (test)")
         return answer
 

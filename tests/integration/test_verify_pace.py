@@ -15,7 +15,7 @@ from tests.integration.test_verify import ask, counts, drifted, verified
 from tests.pairs import QUICK, Pair, Parts
 from tests.silent import Silent
 
-SEPARATOR = "\x1e"
+SEPARATOR = b"\x1e"
 
 
 class Door(PostgresDoor):
@@ -30,7 +30,7 @@ class Door(PostgresDoor):
         self._spoil = list(spoil)
         self._second = asyncio.Event() if together else None
 
-    async def send(self, document: str) -> str:
+    async def send(self, document: bytes) -> str:
         parts = document.split(SEPARATOR)
         heads = [json.loads(part) for part in parts[1::2]]
         bodies = dict(zip((head["op"] for head in heads), parts[2::2], strict=True))

@@ -178,7 +178,7 @@ async def test_a_window_is_a_value(pair, writer):
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """The queries for changes, with their parameters, as they are asked."""
     queries: Asked = []
-    read = Pages._changes
+    read = Pages._sheaves
 
     async def spy(self, conn, name, parameters):
         queries.append((name, parameters))
@@ -198,7 +198,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
         queries.append(("window_look", values))
         return await looks(self, statement, values)
 
-    monkeypatch.setattr(Pages, "_changes", spy)
+    monkeypatch.setattr(Pages, "_sheaves", spy)
     monkeypatch.setattr(Link, "planned", spy_on_looks)
     return queries
 

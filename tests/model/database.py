@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from daemon.plan import Change
+from daemon.sheaf import Change
 
 TABLES = ("public.account", "public.entry")
 SHAPE = {0: ("id", "v"), 1: ("id", "v")}

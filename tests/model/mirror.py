@@ -54,7 +54,7 @@ class Mirror:
         held = f", holds {sorted(self.held)}" if self.held else ""
         return f"target {self.rows} at {at}, batch {self.batch_no}, epoch {self.epoch}{held}"
 
-    def call(self, document: str) -> Iterator[str]:
+    def call(self, document: bytes) -> Iterator[str]:
         """The function, one yield a transaction; the last one is the answer."""
         first, *records = document.split(SEPARATOR)
         header = json.loads(first)
@@ -73,7 +73,7 @@ class Mirror:
             case "apply":
                 yield from self._apply(header, records)
 
-    def _apply(self, header: dict[str, Any], records: list[str]) -> Iterator[str]:
+    def _apply(self, header: dict[str, Any], records: list[bytes]) -> Iterator[str]:
         if answer := self._turned_away(header):
             yield answer
             return
@@ -145,7 +145,7 @@ class Mirror:
         })  # fmt: skip
 
 
-def _groups(records: list[str]) -> list[Group]:
+def _groups(records: list[bytes]) -> list[Group]:
     return [(json.loads(records[at]), json.loads(records[at + 1])) for at in range(0, len(records), 2)]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Any
 
-from daemon.plan import Change
+from daemon.sheaf import Change
 from tests.model.database import Database, Key
 from tests.model.mirror import Applied, Mirror
 from tests.model.wire import seen

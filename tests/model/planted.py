@@ -4,7 +4,7 @@ What the model must find. Each is a context in which the wrong piece is in place
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,8 +17,9 @@ from daemon.flight import Flight
 from daemon.letters import Letters
 from daemon.opening import Floors, Opening
 from daemon.pages import Pages, Part
-from daemon.plan import Change, Plan
+from daemon.plan import Plan
 from daemon.relay import Relay
+from daemon.sheaf import Sheaves, bind, unbind
 from daemon.source import Source
 from daemon.target import Target
 from daemon.window import Cut, Window
@@ -85,7 +86,7 @@ class WithoutAfter(Mirror):
 class Uncounted(Mirror):
     """Any batch is applied, whatever its number."""
 
-    def _apply(self, header: dict[str, Any], records: list[str]) -> Iterator[str]:
+    def _apply(self, header: dict[str, Any], records: list[bytes]) -> Iterator[str]:
         if header["epoch"] == self.epoch:
             header = {**header, "batch_no": self.batch_no + 1, "after": self.digest or ""}
         yield from super()._apply(header, records)
@@ -103,13 +104,15 @@ def ids_after_the_last() -> Iterator[None]:
             pages = await self._opening.open(conn, cursor, self.limits)
             opened = pages.window
             everything = {"from_snapshot": "3:3:", "to_snapshot": str(opened.goal), "after": cursor.floor_id}
-            page = await pages._changes(
+            page = await pages._sheaves(
                 conn, "window_by_id", {**everything, "upto": opened.ceiling, "limit": 10**6, "bytes": 10**6}
             )
-            await self._learn_shapes(conn, {c.shape for c in page if c.shape is not None} - self._shapes.keys())
+            await self._learn_shapes(
+                conn, {sheaf.shape for sheaf in page if sheaf.shape is not None} - self._shapes.keys()
+            )
             await conn.execute(session.query("flush"))
-            last = max((change.id for change in page), default=cursor.floor_id)
-            return Batch(tuple(page), Cursor(str(opened.goal), last, (), "7001"), self._shapes, 0, False, 0)
+            last = max((sheaf.ids[-1] for sheaf in page), default=cursor.floor_id)
+            return Batch(page, Cursor(str(opened.goal), last, (), "7001"), self._shapes, 0, False, 0)
 
     with patch.object(Source, "read", read):
         yield
@@ -119,23 +122,24 @@ def ids_after_the_last() -> Iterator[None]:
 def cut_by_id() -> Iterator[None]:
     """A page is a batch: what a transaction has beyond it comes later."""
 
-    def cut(self: Window, page: Sequence[Change], *, upto: int, beyond: Mapping[int, int]) -> Cut | None:
+    def cut(self: Window, page: Sheaves, *, upto: int, beyond: Mapping[int, int]) -> Cut | None:
         before = self.after
         self._last.update(beyond)
-        unfinished = {change.xid for change in page} & self._last.keys()
+        xids = {xid for sheaf in page for xid in sheaf.xids}
+        unfinished = xids & self._last.keys()
         unfinished = {xid for xid in unfinished if self._last[xid] > upto}
-        changes = tuple(change for change in page if change.id > self._torn.get(change.xid, 0))
-        taken = {change.xid for change in page} - unfinished
+        sheaves = bind(change for change in unbind(page) if change.id > self._torn.get(change.xid, 0))
+        taken = xids - unfinished
         self.after = upto
         ended = self.after >= self.ceiling
-        if not (changes or ended):
+        if not (sheaves or ended):
             return None
         for xid in taken:
             self._last.pop(xid, None)
             self._torn.pop(xid, None)
         self._torn.update(dict.fromkeys(unfinished, upto))
         self.reached = snapshot.cut(self.reached, self.goal, taken, self._last)
-        return Cut(changes, {}, before, bool(unfinished), ended)
+        return Cut(sheaves, {}, before, bool(unfinished), ended)
 
     with patch.object(Window, "cut", cut):
         yield
@@ -292,7 +296,7 @@ class NotRecorded(Mirror):
 def flows_past_a_held_change() -> Iterator[None]:
     """A later change of a held key does not wait."""
 
-    with patch.object(delivery, "part", lambda changes, _, row_bytes: hold.part(changes, (), row_bytes)):
+    with patch.object(delivery, "part", lambda sheaves, _, row_bytes: hold.part(sheaves, (), row_bytes)):
         yield
 
 
@@ -353,8 +357,10 @@ def newest_by_transaction() -> Iterator[None]:
     real = Relay._send
 
     async def send(self: Relay, batch: Batch, *, on: bool) -> None:
-        ordered = tuple(sorted(batch.changes, key=lambda change: (change.xid, change.id)))
-        await real(self, Batch(ordered, batch.cursor, batch.shapes, batch.torn, batch.more, batch.read_us), on=on)
+        ids = [change.id for change in batch.changes]
+        ordered = sorted(batch.changes, key=lambda change: (change.xid, change.id))
+        sheaves = bind(change._replace(id=id_) for id_, change in zip(ids, ordered, strict=True))
+        await real(self, Batch(sheaves, batch.cursor, batch.shapes, batch.torn, batch.more, batch.read_us), on=on)
 
     with patch.object(Relay, "_send", send):
         yield

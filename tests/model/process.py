@@ -34,9 +34,9 @@ class Request:
 
     __slots__ = ("answer", "document", "future", "mode", "number", "running", "sender")
 
-    def __init__(self, number: int, sender: "Process", document: str, future: "asyncio.Future[str]") -> None:
+    def __init__(self, number: int, sender: "Process", document: bytes, future: "asyncio.Future[str]") -> None:
         self.number, self.sender, self.document, self.future = number, sender, document, future
-        self.mode = document.partition(",")[0].split('"')[3]
+        self.mode = document.partition(b",")[0].decode().split('"')[3]
         self.running: Any = None  # the target's transactions, once it has begun
         self.answer: str | None = None
 
@@ -144,7 +144,7 @@ class Door:
     def __init__(self, process: Process) -> None:
         self._process = process
 
-    async def send(self, document: str) -> str:
+    async def send(self, document: bytes) -> str:
         if self._process.dead:
             raise Gone
         return await self._process.world.post(self._process, document).future

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from daemon import session as daemon_session
-from daemon.plan import Change
+from daemon.sheaf import Change
 from daemon.source import NEEDS
 from tests.model.database import SHAPE, Database, Letter
 
@@ -116,6 +116,10 @@ class Connection:
             return rows
 
         return Results(await self._process.call(name, [self._alive(run)]))
+
+    async def pieces(self, text: bytes, parameters: Mapping[str, Any]) -> Rows:
+        """Changes, as the statements for pages have them: in sheaves, of a few ids each."""
+        return _pieces((await self.execute(text, parameters)).all[-1])
 
     async def several(self, text: bytes, parameters: Mapping[str, Any] | None = None) -> list[Rows]:
         results = await self.execute(text, parameters)
@@ -416,6 +420,20 @@ def _value(text: str) -> int | str:
 
 def _numbers(array: str) -> list[int]:
     return list(map(int, array[1:-1].split(","))) if len(array) > 2 else []
+
+
+def _pieces(changes: Iterable[Change]) -> Rows:
+    sheaves: dict[tuple[Any, ...], list[Change]] = {}
+    for c in changes:
+        sheaves.setdefault((c.id >> 2, c.table, c.op, c.shape, c.row is None), []).append(c)
+    return [
+        (
+            table, op, shape, any(c.unflushed for c in alike),
+            b"".join(number.to_bytes(8, "big") for c in alike for number in (c.id, c.xid, c.created_us, c.size)),
+            "\x1d".join(c.key for c in alike).encode(), None if bare else "\x1d".join(c.row or "" for c in alike).encode(),
+        )
+        for (_, table, op, shape, bare), alike in sheaves.items()
+    ]  # fmt: skip
 
 
 def _limited(changes: Iterable[Change], p: Mapping[str, Any]) -> Rows:

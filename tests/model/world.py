@@ -77,7 +77,9 @@ class World:
             elif isinstance(argument, Call):
                 words.append(argument.name)
             elif isinstance(argument, Request):
-                words.append(f"request {argument.number} of relay {argument.sender.number}: {argument.document}")
+                words.append(
+                    f"request {argument.number} of relay {argument.sender.number}: {argument.document.decode()}"
+                )
             else:
                 words.append(str(argument))
         return " ".join(words)
@@ -183,7 +185,7 @@ class World:
 
     # -- network and target -------------------------------------------------------------------------------------
 
-    def post(self, sender: Process, document: str) -> Request:
+    def post(self, sender: Process, document: bytes) -> Request:
         """A request leaves a process."""
         self._posted += 1
         request = Request(self._posted, sender, document, sender.loop.create_future())

@@ -12,10 +12,10 @@ class Slow:
         self.may = asyncio.Event()
         self.closed = False
 
-    async def send(self, document: str) -> str:
+    async def send(self, document: bytes) -> str:
         await self.may.wait()
         assert not self.closed
-        return document
+        return document.decode()
 
     async def close(self) -> None:
         self.closed = True
@@ -26,11 +26,11 @@ async def test_the_old_door_is_closed_when_nothing_is_on_its_way_through_it() ->
     old, new = Slow(), Slow()
     new.may.set()
     doorway = Doorway(old)
-    asking = asyncio.create_task(doorway.send("where?"))
+    asking = asyncio.create_task(doorway.send(b"where?"))
     await asyncio.sleep(0)
     exchanging = asyncio.create_task(doorway.exchange(new))
     await asyncio.sleep(0)
-    assert await doorway.send("there?") == "there?"
+    assert await doorway.send(b"there?") == "there?"
     assert not old.closed
     old.may.set()
     assert await asking == "where?"

@@ -1,7 +1,10 @@
 """Which changes flow and which wait."""
 
-from daemon.hold import BEHIND, Parted, Why, part, refuse
-from daemon.plan import Change
+from collections.abc import Collection
+
+from daemon.hold import BEHIND, Key, Parted, Why, refuse
+from daemon.hold import part as part_of
+from daemon.sheaf import Change, bind, unbind
 
 LIMIT = 100
 
@@ -13,13 +16,17 @@ def change(
     return Change(at, at, table, op, 1, name, row if op == "upsert" else None, size, False, 0)
 
 
+def part(changes: list[Change], held: Collection[Key], limit: int) -> Parted:
+    return part_of(bind(changes), held, limit)
+
+
 def ids(parted: Parted) -> tuple[list[int], list[int]]:
-    return [c.id for c in parted.flow], [letter.change.id for letter in parted.letters]
+    return [c.id for c in unbind(parted.flow)], [letter.change.id for letter in parted.letters]
 
 
 def test_without_held_keys_everything_flows():
     changes = [change(1), change(2, "delete"), change(3, key=2)]
-    assert part(changes, set(), LIMIT) == Parted(tuple(changes))
+    assert part(changes, set(), LIMIT) == Parted(bind(changes))
 
 
 def test_changes_of_a_held_key_join_it_in_order():
@@ -64,6 +71,6 @@ def test_a_large_row_before_a_truncate_is_dropped_and_after_it_held():
 
 def test_refusing_a_key_takes_all_its_changes_and_blames_the_last():
     why = Why("because", "23514")
-    parted = refuse([change(1), change(2, key=2), change(3)], {("t", '{"id":1}'): why})
+    parted = refuse(bind([change(1), change(2, key=2), change(3)]), {("t", '{"id":1}'): why})
     assert ids(parted) == ([2], [1, 3])
     assert [letter.why for letter in parted.letters] == [BEHIND, why]

@@ -58,7 +58,7 @@ class Stub:
         self.answers = list(answers)
         self.closed = False
 
-    async def send(self, document: str) -> str:
+    async def send(self, document: bytes) -> str:
         answer = self.answers.pop(0)
         if isinstance(answer, TargetError):
             raise answer
@@ -75,7 +75,7 @@ def refusal(status: int | None, code: str | None = None, kind: Kind = Kind.AUTH)
 async def test_no_door_is_an_answer_of_its_own():
     doorway = Doorway(None, "supabase_key is missing")
     with pytest.raises(TargetError, match="supabase_key is missing") as refused:
-        await doorway.send("")
+        await doorway.send(b"")
     assert refused.value.kind is Kind.AUTH
     assert doorway.refused is None
     await doorway.close()
@@ -87,9 +87,9 @@ async def test_a_refusal_of_the_key_is_remembered_until_another_word():
     doorway.on_refused = lambda: told.append(doorway.refused)
     for remembered in ("the target answered 401", None, "the target answered 401"):
         with pytest.raises(TargetError):
-            await doorway.send("")
+            await doorway.send(b"")
         assert doorway.refused == remembered
-    assert await doorway.send("") == "fine"
+    assert await doorway.send(b"") == "fine"
     assert doorway.refused is None
     assert told == ["the target answered 401"] * 2
 
@@ -98,11 +98,11 @@ async def test_the_old_door_is_closed_and_its_refusal_forgotten():
     old, new = Stub(refusal(401)), Stub("fine")
     doorway = Doorway(old)
     with pytest.raises(TargetError):
-        await doorway.send("")
+        await doorway.send(b"")
     await doorway.exchange(new)
     assert old.closed
     assert doorway.refused is None
-    assert await doorway.send("") == "fine"
+    assert await doorway.send(b"") == "fine"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 from daemon.batch import Batch
 from daemon.metrics import Metrics
-from daemon.plan import Change, plan
+from daemon.plan import plan
 from daemon.report import Observed, heartbeat
+from daemon.sheaf import Change, bind
 from daemon.target import Answer, Standing
 from outbox import Cursor
 
@@ -13,13 +14,13 @@ READ_US = 1_000_000_000
 def applied(metrics: Metrics, *, more: bool) -> None:
     """A batch of two changes, 3 s and 1 s old when it was read, is on the target 0.5 s later."""
     ages = (3_000_000, 1_000_000)
-    changes = tuple(
+    sheaves = bind(
         Change(10 + n, n, "public.t", "upsert", 1, f'{{"id":{n}}}', "{}", 2, unflushed=False, created_us=READ_US - age)
         for n, age in enumerate(ages, 1)
     )
-    batch = Batch(changes, Cursor("20:20:"), {1: ("id",)}, 0, more, READ_US)
+    batch = Batch(sheaves, Cursor("20:20:"), {1: ("id",)}, 0, more, READ_US)
     answer = Answer("applied", Standing(1, 1, batch.cursor))
-    Observed(metrics).batch_applied(batch, plan(changes, {"public.t": 0}, batch.shapes), answer, 0.5)
+    Observed(metrics).batch_applied(batch, plan(sheaves, {"public.t": 0}, batch.shapes), answer, 0.5)
 
 
 def test_a_batch_that_reached_the_end_leaves_no_lag() -> None:
@@ -51,7 +52,7 @@ def beaten(metrics: Metrics, beats: int, changes: int, *, more: bool) -> None:
         )
         for n in range(1, changes + beats + 1)
     ]
-    batch = Batch(tuple(made[:changes]), Cursor("20:20:"), {}, 0, more, READ_US, beats=tuple(made[changes:]))
+    batch = Batch(bind(made[:changes]), Cursor("20:20:"), {}, 0, more, READ_US, beats=tuple(made[changes:]))
     Observed(metrics).heartbeat_arrived(batch, 2.5, 0.5)
 
 

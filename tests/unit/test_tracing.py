@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 from daemon import tracing
 from daemon.batch import Batch
 from daemon.delivery import Load, Parcel
-from daemon.plan import Change, Plan, plan
+from daemon.plan import Plan, plan
+from daemon.sheaf import Change, bind
 from daemon.target import Answer, Standing
 from daemon.tracing import Tracing, begin, links_of
 from outbox import Cursor
@@ -132,10 +133,11 @@ async def test_a_batch_without_changes_has_no_span():
     here = Cursor.beginning()
     row = Change(1, 1, "public.t", "delete", None, '{"id":1}', None, 0, unflushed=False, created_us=0)
     for changes in ([], [row]):
-        planned = plan(changes, {"public.t": 0}, {})
-        load = Load(Parcel(changes, {}, here, 1, 1, ""), changes)
+        sheaves = bind(changes)
+        planned = plan(sheaves, {"public.t": 0}, {})
+        load = Load(Parcel(sheaves, {}, here, 1, 1, ""), sheaves)
         load.planned = planned
-        batch = Batch(tuple(changes), here, {}, 0, more=False, read_us=0)
+        batch = Batch(sheaves, here, {}, 0, more=False, read_us=0)
         outcome = asyncio.create_task(answered(planned, Answer("applied", Standing(1, 1, here))))
         assert bool(Tracing(provider.get_tracer("test"), "main").cover(outcome, batch, load)) == bool(changes)
         await outcome

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from daemon.plan import Change
+from daemon.sheaf import Change, bind, unbind
 from daemon.snapshot import Snapshot
 from daemon.window import Window, sent_too
 from outbox import Cursor, Mark, Span
@@ -85,14 +85,15 @@ class Reader:
                 page.pop()
             if len(page) >= self.max_changes or sum(change.size for change in page) >= self.max_bytes:
                 upto = page[-1].id
-            unknown = {xid for a, b in window.unknown(page) for xid in range(a, b + 1)}
+            sheaves = bind(page)
+            unknown = {xid for a, b in window.unknown(sheaves) for xid in range(a, b + 1)}
             beyond = {c.xid: c.id for c in rows if page and c.id > upto and c.xid in unknown}
-            if cut := window.cut(page, upto=upto, beyond=beyond):
+            if cut := window.cut(sheaves, upto=upto, beyond=beyond):
                 rest = [
                     change for change in self.outbox.visible(window.goal)
                     if change.xid in cut.rest and cut.rest[change.xid] < change.id <= cut.upto
                 ]  # fmt: skip
-                return [*rest, *cut.changes], cut.torn, cut.ended
+                return [*rest, *unbind(cut.sheaves)], cut.torn, cut.ended
 
 
 acts = st.lists(st.tuples(st.integers(0, 4), st.sampled_from(KEYS), st.integers(0, 3)), max_size=80)
@@ -132,7 +133,7 @@ def test_every_change_is_taken_once_and_in_order(acts, limits, span, durable, ra
         taken += batch
         assert_whole(batch, window, outbox, torn=torn)
         reached = window.reached
-        cursor = window.move(batch, "", to_goal=ended and (durable or not batch))
+        cursor = window.move(bind(batch), "", to_goal=ended and (durable or not batch))
         assert_floor(cursor, taken, outbox)
         assert ended or batch or window.reached != reached
         if ended:
@@ -176,9 +177,9 @@ def test_a_cursor_claims_no_transaction_that_a_crash_could_give_away_again():
     page = [change(20, 5), change(21, 6)]
     for durable, xmax, floor in ((False, 22, 6), (True, 24, 9)):
         window = Window(Cursor("20:20:", 4), Snapshot.parse("24:24:"), 9, 9, 10, 100)
-        cut = window.cut(page, upto=9, beyond={})
+        cut = window.cut(bind(page), upto=9, beyond={})
         assert cut is not None
-        cursor = window.move(cut.changes, "s", to_goal=durable)
+        cursor = window.move(cut.sheaves, "s", to_goal=durable)
         assert (Snapshot.parse(cursor.snapshot).xmax, cursor.floor_id) == (xmax, floor)
 
 
@@ -190,9 +191,9 @@ def test_side_by_side_transactions_do_not_pile_up_in_one_batch():
     while True:
         page = [c for c in page_by_page if c.id > window.after and not window.reached.sees(c.xid)][:10]
         beyond = {c.xid: c.id for c in page_by_page if page and c.id > page[-1].id}
-        if cut := window.cut(page, upto=page[-1].id if len(page) == 10 else 36, beyond=beyond):
+        if cut := window.cut(bind(page), upto=page[-1].id if len(page) == 10 else 36, beyond=beyond):
             rest = [c for c in page_by_page if c.xid in cut.rest and cut.rest[c.xid] < c.id <= cut.upto]
-            sizes.append(len(cut.changes) + len(rest))
+            sizes.append(len(unbind(cut.sheaves)) + len(rest))
             window.move((), "", to_goal=False)
             if cut.ended:
                 break
@@ -204,26 +205,26 @@ def test_what_a_torn_transaction_sent_before_a_restart_is_not_sent_again():
     """The cursor says up to which id a torn transaction was sent; a new window goes on behind it."""
     everything = [change(20, id_) for id_ in range(1, 8)]
     window = Window(Cursor("20:20:"), Snapshot.parse("21:21:"), 0, 7, 3, 1000)
-    cut = window.cut(everything[:3], upto=3, beyond={20: 7})
+    cut = window.cut(bind(everything[:3]), upto=3, beyond={20: 7})
     assert cut is not None
     assert cut.torn
-    cursor = window.move(cut.changes, "", to_goal=False)
+    cursor = window.move(cut.sheaves, "", to_goal=False)
     assert cursor.torn == ((20, 3),)
     window = Window(Cursor(cursor.snapshot, 0, cursor.torn), Snapshot.parse("21:21:"), 0, 7, 3, 1000)
-    assert window.cut(everything[:3], upto=3, beyond={20: 7}) is None
-    cut = window.cut(everything[3:6], upto=6, beyond={})
+    assert window.cut(bind(everything[:3]), upto=3, beyond={20: 7}) is None
+    cut = window.cut(bind(everything[3:6]), upto=6, beyond={})
     assert cut is not None
     assert not cut.torn  # it was torn before: counted once
-    assert [c.id for c in cut.changes] == [4, 5, 6]
+    assert [c.id for c in unbind(cut.sheaves)] == [4, 5, 6]
 
 
 def moved(cursor: Cursor, goal: str, sent: list[Change], *, ceiling: int) -> Cursor:
     """One window, sent in one batch."""
     window = Window(cursor, Snapshot.parse(goal), 0, ceiling, 10, 1000, 1, "0/15")
-    cut = window.cut(sent, upto=ceiling, beyond={})
+    cut = window.cut(bind(sent), upto=ceiling, beyond={})
     assert cut is not None
     assert cut.ended
-    return window.move(cut.changes, "s", to_goal=True)
+    return window.move(cut.sheaves, "s", to_goal=True)
 
 
 def timed(xid: int, id_: int, at: int) -> Change:
@@ -248,7 +249,7 @@ def test_the_mark_adds_up_what_the_last_two_windows_sent():
 def test_the_mark_names_the_highest_transactions_and_the_last_change():
     """At most sixteen, however many there were."""
     sent = [timed(100 - n, n, n) for n in range(1, 60)]
-    mark = sent_too(Mark(1, "0/15"), sent)
+    mark = sent_too(Mark(1, "0/15"), bind(sent))
     assert {xid for xid, _, _ in mark.last} == {41, *range(85, 100)}
     assert len(mark.last) == 16
 
@@ -256,9 +257,9 @@ def test_the_mark_names_the_highest_transactions_and_the_last_change():
 def test_a_mark_does_not_begin_where_something_is_half_sent():
     """A cursor of an older outboxd inside a torn transaction: what went before was not added up."""
     window = Window(Cursor("20:20:", 0, ((20, 1),)), Snapshot.parse("21:21:"), 0, 3, 10, 1000)
-    cut = window.cut([change(20, 1), change(20, 2), change(20, 3)], upto=3, beyond={})
+    cut = window.cut(bind([change(20, 1), change(20, 2), change(20, 3)]), upto=3, beyond={})
     assert cut is not None
-    cursor = window.move(cut.changes, "s", to_goal=True)
+    cursor = window.move(cut.sheaves, "s", to_goal=True)
     assert cursor.mark is not None
     assert cursor.mark.spans == ()
     assert moved(cursor, "23:23:", [change(21, 4)], ceiling=4).mark.spans[0].since == "21:21:"  # type: ignore[union-attr]
