@@ -224,7 +224,8 @@ def _watched(row: Row) -> Iterator[Item]:
     if wrong:
         yield from wrong
     elif row["capture"]:
-        yield Item(table, "OK", f"captured, {len(row['columns'])} columns")
+        drawn = "; lastval() of its writers is the outbox's number: let them use RETURNING" if row["draws"] else ""
+        yield Item(table, "OK", f"captured, {len(row['columns'])} columns{drawn}")
     else:
         yield Item(table, "OK", "emitted by the application")
 

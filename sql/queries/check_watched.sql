@@ -20,6 +20,7 @@ select w.table_name,
        array(select t.tgrelid::regclass::text from pg_trigger t
               where t.tgfoid = p.oid and t.tgname = 'outbox_truncate' and t.tgrelid <> to_regclass(w.table_name)
                 and t.tgrelid not in (select relid from pg_partition_tree(to_regclass(w.table_name)))) as detached,
+       outbox.draws(to_regclass(w.table_name)) as draws,
        w.target,
        (select outbox.projected(outbox.row_columns(to_regclass(w.table_name), w.include, w.exclude), w.mapping)) as columns,
        (select json_object_agg(c.name, c.type) from outbox.projected_columns(to_regclass(w.table_name), w.include, w.exclude, w.mapping) c) as types,

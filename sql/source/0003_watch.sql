@@ -105,6 +105,20 @@ begin
 end
 $$;
 
+-- Does a column of the table take its values from a sequence? The outbox draws its own number after them, and lastval()
+-- of the session is that one then. Nothing sound gives it back: docs/decisions/0023.
+create or replace function outbox.draws(tbl regclass) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return exists (select from pg_attribute a where a.attrelid = tbl and a.attidentity <> '' and not a.attisdropped)
+      or exists (select from pg_attrdef f
+                   join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = f.oid and d.refclassid = 'pg_class'::regclass
+                   join pg_class c on c.oid = d.refobjid and c.relkind = 'S' where f.adrelid = tbl);
+end
+$$;
+
 -- Put the triggers of watched table `watched_id` on it and on its partitions. The one for rows is cloned by Postgres, to
 -- partitions that come later too, and its name is the table's alone: one that is attached may have such a trigger already.
 create or replace function outbox.install_triggers(watched_id int, tbl regclass) returns void
@@ -229,6 +243,10 @@ begin
   perform outbox.install_triggers(w_id, tbl);
   perform outbox.compose_copy(w_id);
   perform outbox.notice(name);
+  if not known and outbox.draws(tbl) then
+    raise warning '% has a column that a sequence fills: in a session that writes to it lastval() gives the outbox''s number from now on', tbl
+      using hint = 'insert … returning, or currval() with the sequence''s name';
+  end if;
   -- Rows that were there before are copied (0008): whoever asks for a snapshot from here on sees them, or their change.
   if not known and current_setting('outbox.copy', true) is distinct from 'off' then
     execute format('select exists (select from %s)', tbl) into filled;

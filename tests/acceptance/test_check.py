@@ -50,8 +50,8 @@ _BROKEN = [
     ("source", 'alter table "VideoAsset" drop constraint "VideoAsset_pkey", add constraint late primary key ("id") deferrable',
      'public."VideoAsset"', "DEFERRABLE", 'alter table "VideoAsset" drop constraint late, add primary key ("id")'),
     ("source", 'alter table "Story" disable trigger outbox_truncate', 'public."Story"', "disabled or not ALWAYS", None),
-    ("source", "do $$ begin execute (select format('drop trigger %I on \"Story\"', tgname) from pg_trigger where tgrelid = '\"Story\"'::regclass"
-     " and tgname like 'outbox\\_row\\_%'); end $$", 'public."Story"', "changes made there are not recorded", None),
+    ("source", ("do $$ begin execute (select format('drop trigger %I on \"Story\"', tgname) from pg_trigger where tgrelid = '\"Story\"'::regclass"
+     " and tgname like 'outbox\\_row\\_%'); end $$"), 'public."Story"', "changes made there are not recorded", None),
     ("source", 'drop trigger outbox_truncate on "Story"', 'public."Story"', "emptying it is not recorded", None),
     ("source", 'alter table "Story" alter "title" type varchar(99)', 'public."Story"', "columns changed since", None),
     ("target", 'alter table "Prompt" drop column "costUsd"', 'target public."Prompt"', "columns missing: costUsd", None),

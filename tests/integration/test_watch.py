@@ -41,6 +41,25 @@ def test_the_triggers_fire_always(scratch: Connection) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "column", ["id bigserial", "id int generated always as identity", "id int default nextval('numbers')"]
+)
+def test_a_table_with_a_sequence_is_warned_of(scratch: Connection, column: str) -> None:
+    """lastval() is the outbox's number afterwards, currval() and RETURNING are the application's. Once, and not for others."""
+    said: list[str] = []
+    scratch.add_notice_handler(lambda notice: said.append(notice.message_primary or ""))
+    scratch.execute(
+        f"create sequence numbers start 7000; create table t ({column} primary key, n int); create table other (id int primary key)"
+    )
+    watch(scratch, "t")
+    watch(scratch, "t")
+    watch(scratch, "other")
+    assert [text.partition(":")[0] for text in said] == ["public.t has a column that a sequence fills"]
+    drawn = value(scratch, "insert into t (n) values (1) returning id")
+    assert value(scratch, "select lastval() = max(id) from outbox.change")
+    assert value(scratch, "select currval(coalesce(pg_get_serial_sequence('t', 'id'), 'numbers'))") == drawn
+
+
 def test_watching_again_changes_nothing(scratch: Connection) -> None:
     """The same call a second time leaves the same triggers, one function, one row."""
     scratch.execute("create table t (id int primary key)")
