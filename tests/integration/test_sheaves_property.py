@@ -105,7 +105,7 @@ def test_sheaves_come_to_what_single_changes_come_to(outbox, first, second, limi
     async def compare() -> int:
         source, cursor, seen = Source(database.dsn, limits), Cursor.beginning(), 0
         try:
-            for chosen in (first, second, []):
+            for chosen in (first, second, list[Act]()):
                 for act in chosen:
                     application.act(act)
                 if not chosen:
