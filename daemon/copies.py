@@ -96,7 +96,7 @@ def note(copy: Copy, *, begins: bool) -> Group:
         "state": copy.state, "wish": copy.wish, "step": copy.step, "after": copy.after, "rows": copy.rows,
         "extra": copy.extra, "pruned": copy.pruned, "prune": copy.prune, "reason": copy.reason, "begins": begins,
     }  # fmt: skip
-    return Group(copy.table, "copy", 0, (), json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode())
+    return Group(copy.table, "copy", 0, (), (json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode(),))
 
 
 def begun_by(copy: Copy | None, wish: Wish) -> bool:

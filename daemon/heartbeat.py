@@ -50,7 +50,7 @@ def notes(batch: Batch, relay: str, pulse: Pulse) -> tuple[Group, ...]:
     beat = _own(batch, relay)
     if beat is None or beat.row is None or not pulse.taken:
         return ()
-    return (Group(TABLE, "heartbeat", 0, (), beat.row.encode()),)
+    return (Group(TABLE, "heartbeat", 0, (), (beat.row.encode(),)),)
 
 
 def known(answer: Answer) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from daemon.errors import CaptureLost
-from daemon.sheaf import GLUE, Change, Sheaf, glue, split, unbind
+from daemon.sheaf import GLUE, Change, Pieces, Sheaf, glue, split, texts, unbind
 
 SEPARATOR = b"\x1e"  # cannot occur inside JSON text (RFC 7464 uses it the same way)
 
@@ -22,7 +22,7 @@ class Group:
     """Rows of one table for one statement: rows to upsert, keys to delete, keys a truncate must keep, keys that are
     held from here on (`hold`) or no longer (`release`).
 
-    `rank` is the table's: parents have a lower one than their children. `texts` are the rows side by side, `named` their
+    `rank` is the table's: parents have a lower one than their children. `texts` are the rows in pieces, `named` their
     keys (see daemon.sheaf).
     """
 
@@ -30,27 +30,32 @@ class Group:
     op: str
     rank: int
     columns: tuple[str, ...]
-    texts: bytes
+    texts: Pieces
     named: bytes = b""
     span: tuple[str | None, str | None] | None = None
 
     @property
     def rows(self) -> tuple[str, ...]:
         """One by one; JSON is never empty."""
-        return tuple(split(self.texts)) if self.texts else ()
+        return tuple(map(bytes.decode, texts(self.texts)))
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The rows' keys, one by one."""
         return tuple(split(self.named)) if self.named else ()
 
-    def records(self) -> tuple[bytes, bytes]:
+    def pieces(self) -> Iterator[bytes]:
         """The group's two records of the document."""
         head: dict[str, Any] = {"table": self.table, "op": self.op, "rank": self.rank, "columns": self.columns}
         if self.span is not None:
             head["span"] = self.span
-        said = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
-        return said, b"[" + self.texts.replace(GLUE, b",") + b"]"
+        yield json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
+        yield SEPARATOR + b"["
+        for at, piece in enumerate(self.texts):
+            if at:
+                yield b","
+            yield piece.replace(GLUE, b",")
+        yield b"]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,13 @@ class Plan:
     groups: tuple[Group, ...]
     counts: Mapping[tuple[str, str], int]
     superseded: int
-    body: bytes = field(repr=False)
+    pieces: Pieces = field(repr=False)
     digest: str
+
+    @property
+    def body(self) -> bytes:
+        """The records of all groups."""
+        return b"".join(self.pieces)
 
     @property
     def changes(self) -> int:
@@ -118,14 +128,19 @@ def plan(
     removals = [group for rest in reversed(left.values()) for group in rest.removals]
 
     groups = (*writes, *removals, *_marks("release", release), *_marks("hold", hold), *notes)
-    body = SEPARATOR.join(record for group in groups for record in group.records())
+    pieces = tuple(
+        piece for at, group in enumerate(groups) for piece in (*([SEPARATOR] if at else []), *group.pieces())
+    )
     superseded = sum(counts.values()) - sum(rest.changes for rest in left.values())
-    return Plan(groups, counts, superseded, body, digest(body))
+    return Plan(groups, counts, superseded, pieces, digest(pieces))
 
 
-def digest(body: bytes) -> str:
+def digest(pieces: Pieces) -> str:
     """Tells one body from every other. (SHA-256, which processors have: BLAKE2 takes two to three times as long.)"""
-    return hashlib.sha256(body).hexdigest()[:32]
+    made = hashlib.sha256()
+    for piece in pieces:
+        made.update(piece)
+    return made.hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +165,10 @@ def _left(sheaves: Sequence[Sheaf], rank: int, shapes: Mapping[int, tuple[str, .
     made, removed = [], []
     if upserts and written:
         assert upserts.shape is not None
-        texts, named = _rows(upserts, written)
-        made = [Group(upserts.table, "upsert", rank, shapes[upserts.shape], texts, named)]
+        made = [Group(upserts.table, "upsert", rank, shapes[upserts.shape], *_rows(upserts, written))]
     if deletes and gone:
         named = GLUE.join(gone)
-        removed = [Group(deletes.table, "delete", rank, (), named, named)]
+        removed = [Group(deletes.table, "delete", rank, (), (named,), named)]
     return _Left(made, removed, len(written) + len(gone))
 
 
@@ -163,12 +177,12 @@ def _last_ids(sheaf: Sheaf | None) -> dict[bytes, int]:
     return dict(zip(sheaf.keys.split(GLUE), sheaf.ids, strict=True)) if sheaf else {}
 
 
-def _rows(sheaf: Sheaf, keys: Mapping[bytes, int]) -> tuple[bytes, bytes]:
+def _rows(sheaf: Sheaf, keys: Mapping[bytes, int]) -> tuple[Pieces, bytes]:
     """The last row of each of these keys, and the keys: of a key that comes twice the dict has the second row."""
     if len(keys) == len(sheaf):
-        return sheaf.rows or b"", sheaf.keys
-    last = dict(zip(sheaf.keys.split(GLUE), (sheaf.rows or b"").split(GLUE), strict=True))
-    return GLUE.join(map(last.__getitem__, keys)), GLUE.join(keys)
+        return sheaf.rows or (), sheaf.keys
+    last = dict(zip(sheaf.keys.split(GLUE), texts(sheaf.rows or ()), strict=True))
+    return (GLUE.join(map(last.__getitem__, keys)),), GLUE.join(keys)
 
 
 def _one_by_one(changes: Sequence[Change], rank: int, shapes: Mapping[int, tuple[str, ...]]) -> _Left:
@@ -190,7 +204,11 @@ def _one_by_one(changes: Sequence[Change], rank: int, shapes: Mapping[int, tuple
         else:
             raise CaptureLost(table)
     gone = glue(change.key for change in left.values() if change.op == ("upsert" if truncated else "delete"))
-    removed = [Group(table, "truncate" if truncated else "delete", rank, (), gone, gone)] if gone or truncated else []
+    removed = (
+        [Group(table, "truncate" if truncated else "delete", rank, (), (gone,) if gone else (), gone)]
+        if gone or truncated
+        else []
+    )
     return _Left([*_upserts(table, left.values(), rank, shapes)], removed, len(left) + truncated)
 
 
@@ -214,16 +232,16 @@ def _over(before: Change, change: Change, shapes: dict[int, tuple[str, ...]]) ->
 def _upserts(
     table: str, changes: Iterable[Change], rank: int, shapes: Mapping[int, tuple[str, ...]]
 ) -> Iterator[Group]:
-    rows: dict[tuple[str, ...], list[Change]] = {}  # after an ALTER TABLE there may be both kinds
+    of_columns: dict[tuple[str, ...], list[Change]] = {}  # after an ALTER TABLE there may be both kinds
     for change in changes:
         if change.row is not None and change.shape is not None:  # an upsert
-            rows.setdefault(shapes[change.shape], []).append(change)
-    for columns, alike in rows.items():
-        texts, named = glue(change.row or "" for change in alike), glue(change.key for change in alike)
-        yield Group(table, "upsert", rank, columns, texts, named)
+            of_columns.setdefault(shapes[change.shape], []).append(change)
+    for columns, alike in of_columns.items():
+        rows, named = glue(change.row or "" for change in alike), glue(change.key for change in alike)
+        yield Group(table, "upsert", rank, columns, (rows,), named)
 
 
 def _marks(op: str, marked: Collection[tuple[str, str]]) -> Iterator[Group]:
     for table in sorted({table for table, _ in marked}):
         keys = glue(sorted(key for of_table, key in marked if of_table == table))
-        yield Group(table, op, 0, (), keys, keys)
+        yield Group(table, op, 0, (), (keys,), keys)

@@ -16,7 +16,9 @@ from typing import NamedTuple
 # Between the texts of a sheaf. They are JSON, in which no control character stands unescaped but tabs and line ends.
 GLUE = b"\x1d"
 
-# Table, operation, shape, is one unflushed, four numbers of each change (eight bytes each, in network order), keys, rows.
+Pieces = tuple[bytes, ...]  # each is texts side by side
+
+# As the source answers: table, operation, shape, is one unflushed, four numbers of each change (eight bytes each, in network order), keys, rows.
 Piece = tuple[str, str, int | None, bool, bytes, bytes, bytes | None]
 
 
@@ -45,7 +47,7 @@ as_change = partial(tuple.__new__, Change)  # what Change._make does, without it
 @dataclass(frozen=True, slots=True)
 class Sheaf:
     """Changes of one kind in id order. `rows` is None when they have none, or such as were not fetched; `unflushed`: one
-    of them is. At least one change."""
+    of them is. Rows lie in pieces, as they came: to join them would copy them once more. At least one change."""
 
     table: str
     op: str
@@ -56,7 +58,7 @@ class Sheaf:
     sizes: Sequence[int]
     unflushed: bool
     keys: bytes
-    rows: bytes | None
+    rows: Pieces | None
 
     @classmethod
     def of(cls, piece: Piece) -> "Sheaf":
@@ -66,7 +68,7 @@ class Sheaf:
         if sys.byteorder == "little":
             packed.byteswap()
         ids, xids, times, sizes = (packed[at::4] for at in range(4))
-        return cls(table, op, shape, ids, xids, times, sizes, unflushed, keys, rows)
+        return cls(table, op, shape, ids, xids, times, sizes, unflushed, keys, None if rows is None else (rows,))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,7 +86,9 @@ class Sheaf:
     def changes(self) -> list[Change]:
         """One by one."""
         keys = split(self.keys)
-        rows: Sequence[str | None] = [None] * len(keys) if self.rows is None else split(self.rows)
+        rows: Sequence[str | None] = (
+            [None] * len(keys) if self.rows is None else list(map(bytes.decode, texts(self.rows)))
+        )
         columns = zip(self.xids, self.ids, keys, rows, self.sizes, self.times, strict=True)
         return [
             Change(xid, id_, self.table, self.op, self.shape, key, row, size, self.unflushed, at)
@@ -101,8 +105,9 @@ class Sheaf:
         ids, xids, times, sizes = (
             array("q", compress(column, chosen)) for column in (self.ids, self.xids, self.times, self.sizes)
         )
-        keys, rows = (None if texts is None else _chosen(texts, chosen) for texts in (self.keys, self.rows))
-        return replace(self, ids=ids, xids=xids, times=times, sizes=sizes, keys=keys or b"", rows=rows)
+        keys = GLUE.join(compress(self.keys.split(GLUE), chosen))
+        rows = None if self.rows is None else (GLUE.join(compress(texts(self.rows), chosen)),)
+        return replace(self, ids=ids, xids=xids, times=times, sizes=sizes, keys=keys, rows=rows)
 
 
 Sheaves = tuple[Sheaf, ...]
@@ -118,6 +123,11 @@ def split(texts: bytes) -> list[str]:
     return texts.decode().split("\x1d")
 
 
+def texts(pieces: Pieces) -> list[bytes]:
+    """The texts of pieces, one by one."""
+    return [text for piece in pieces for text in piece.split(GLUE)]
+
+
 def bind(changes: Iterable[Change]) -> Sheaves:
     """Changes, in sheaves."""
     kinds: dict[tuple[object, ...], list[Change]] = {}
@@ -131,7 +141,7 @@ def _bound(alike: Sequence[Change]) -> Sheaf:
     ids, xids, times, sizes = (
         array("q", numbers) for numbers in zip(*((c.id, c.xid, c.created_us, c.size) for c in alike), strict=True)
     )
-    rows = None if first.row is None else glue(change.row or "" for change in alike)
+    rows = None if first.row is None else (glue(change.row or "" for change in alike),)
     unflushed = any(change.unflushed for change in alike)
     keys = glue(change.key for change in alike)
     return Sheaf(first.table, first.op, first.shape, ids, xids, times, sizes, unflushed, keys, rows)
@@ -163,7 +173,7 @@ def _merged(alike: Sequence[Sheaf]) -> Sheaf:
         xids.extend(piece.xids)
         times.extend(piece.times)
         sizes.extend(piece.sizes)
-    rows = None if alike[0].rows is None else GLUE.join(piece.rows or b"" for piece in alike)
+    rows = None if alike[0].rows is None else tuple(piece for sheaf in alike for piece in sheaf.rows or ())
     return replace(
         alike[0], ids=ids, xids=xids, times=times, sizes=sizes, unflushed=any(piece.unflushed for piece in alike),
         keys=GLUE.join(piece.keys for piece in alike), rows=rows,
@@ -184,7 +194,3 @@ def select(sheaves: Iterable[Sheaf], wanted: Callable[[Sheaf], Sequence[object]]
 def of_others(sheaves: Iterable[Sheaf], xids: Container[int]) -> Sheaves:
     """Without the changes of these transactions."""
     return select(sheaves, lambda sheaf: [xid not in xids for xid in sheaf.xids])
-
-
-def _chosen(texts: bytes, chosen: Sequence[object]) -> bytes:
-    return GLUE.join(compress(texts.split(GLUE), chosen))

@@ -21,6 +21,7 @@ from daemon.breaker import Breaker
 from daemon.connection import SETTINGS, cause, connect, turned_away
 from daemon.errors import Fenced, Kind, Refusal, TargetError, classify, counts
 from daemon.plan import SEPARATOR, Plan
+from daemon.sheaf import Pieces
 from outbox import Cursor
 from outbox.migrations import migrations
 
@@ -128,13 +129,15 @@ class Target:
 
         `after` is the digest of the batch that this one was read behind; None: whatever it was.
         """
-        return await self._ask({**self._header("apply", plan, cursor, epoch, batch_no), **_behind(after)}, plan.body)
+        return await self._ask({**self._header("apply", plan, cursor, epoch, batch_no), **_behind(after)}, plan.pieces)
 
     async def isolate(
         self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None
     ) -> Answer:
         """Which rows of this plan does the target refuse? Changes nothing: isolated, duplicate or mismatch."""
-        return await self._ask({**self._header("isolate", plan, cursor, epoch, batch_no), **_behind(after)}, plan.body)
+        return await self._ask(
+            {**self._header("isolate", plan, cursor, epoch, batch_no), **_behind(after)}, plan.pieces
+        )
 
     def _header(self, mode: str, plan: Plan, cursor: Cursor, epoch: int, batch_no: int) -> dict[str, Any]:
         return {
@@ -146,8 +149,8 @@ class Target:
         """Let go of the transport."""
         await self._door.close()
 
-    async def _ask(self, header: Mapping[str, Any], body: bytes = b"") -> Answer:
-        document = SEPARATOR.join((json.dumps(header, separators=(",", ":")).encode(), *([body] if body else [])))
+    async def _ask(self, header: Mapping[str, Any], body: Pieces = ()) -> Answer:
+        document = b"".join((json.dumps(header, separators=(",", ":")).encode(), SEPARATOR if body else b"", *body))
         started, outcome = time.monotonic(), "retryable"
         # That the target can say where it stands does not mean that it can take a batch.
         with self.breaker.attempt(light=header["mode"] in _QUESTIONS) as attempt:

@@ -154,7 +154,7 @@ def note(record: Verification) -> Group:
     """The group of a batch that has the target record this."""
     told = {name: value for name, value in asdict(record).items() if name not in {"table", "seen"}}
     return Group(
-        record.table, "verification", 0, (), json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+        record.table, "verification", 0, (), (json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode(),)
     )
 
 
@@ -164,7 +164,7 @@ def question(table: str, op: Op, columns: Sequence[str], rows: Sequence[tuple[st
         texts = [f'{key.rstrip()[:-1]},"outboxd digest":"{digest}"}}' for key, digest in rows]
     else:
         texts = [key if op == "present" else text for key, text in rows]
-    return Group(table, op, 0, tuple(columns), glue(texts), glue(key for key, _ in rows))
+    return Group(table, op, 0, tuple(columns), (glue(texts),) if texts else (), glue(key for key, _ in rows))
 
 
 def answered(group: Group, compared: Mapping[str, Any], held: Collection[tuple[str, str]]) -> tuple[list[Drift], int]:

@@ -460,7 +460,7 @@ class Verifier:
             self._looked_again(checked.keys, drifts, held)
             return
         digests = checked.group is not None and checked.group.op == "digest"  # one that differs may be of the same row
-        light = replace(checked, group=None if checked.group is None else replace(checked.group, texts=b"", named=b""))
+        light = replace(checked, group=None if checked.group is None else replace(checked.group, texts=(), named=b""))
         self._landed.append(_Landed(light, tuple(drifts), held, bool(drifts) and (digests or checked.then.repair)))
         self._gather()
 

@@ -131,7 +131,8 @@ class Window:
 
         It is the slow way's cut. There the loop breaks only at a change that fills the batch, and what is taken only
         grows: if in the end it does not fill it, no change did; if it would not without the last change's transaction,
-        then that change alone can have.
+        then that change alone can have. And it tears what is larger than a batch by itself, which only one can be that
+        goes beyond a page.
         """
         last = _last_ids(page)
         end = max(sheaf.ids[-1] for sheaf in page)
@@ -145,7 +146,7 @@ class Window:
         size = fetched(page) - sum(here[xid].size for xid in stay) + sum(self._begun[xid].size for xid in ends)
         full = self._is_full(rows, size)
         filled_before = final in stay or self._is_full(rows - so_far[final].rows, size - so_far[final].size)
-        tears = any(self._is_full(so_far[xid].rows, so_far[xid].size) for xid in stay)
+        tears = any(self._is_full(so_far[xid].rows, so_far[xid].size) for xid in stay | begun)
         if tears or (full and filled_before) or len(stay) == len(last):
             return None
         before, self.after = self.after, end if full else upto

@@ -48,7 +48,7 @@ def listening(parts: Parts) -> list[str]:
     modes: list[str] = []
     ask = parts.target._ask
 
-    async def noted(header: Any, body: bytes = b"") -> Any:
+    async def noted(header: Any, body: tuple[bytes, ...] = ()) -> Any:
         modes.append(header["mode"])
         return await ask(header, body)
 

@@ -142,7 +142,7 @@ def test_a_row_written_in_parts_keeps_every_part():
     """What outbox.emit left out of the later change is taken from the earlier one, by splicing alone."""
     planned = plan([change("upsert", 1, shape=2, value=5), change("upsert", 1, shape=3, value=6)], ORDER, SHAPES)
     assert planned.groups == (
-        Group("parent", "upsert", 0, ("id", "b", "c", "a"), b'{"id":1,"a":5,"id":1,"b":6,"c":6}', b'{"id":1}'),
+        Group("parent", "upsert", 0, ("id", "b", "c", "a"), (b'{"id":1,"a":5,"id":1,"b":6,"c":6}',), b'{"id":1}'),
     )
 
 
