@@ -23,6 +23,7 @@ from daemon.tracing import Tracing
 
 _IN_FLIGHT = 2
 _MOMENT = 1.0  # seconds
+_NEAR = 0.02  # seconds: what comes meanwhile can wait for an answer that is here so soon
 _LONG = 2.0  # seconds: the second of two that take so long would give up waiting for the first's lock
 
 
@@ -57,14 +58,17 @@ class Flights:
         """Seconds until one more may be sent; None: not before one has arrived.
 
         The second follows a full batch at once. Behind a small one it waits for half the time an answer takes: sent
-        close together, both would carry little, and might overtake each other on the way.
+        close together, both would carry little, and might overtake each other on the way. Near by it waits for the
+        answer: a request costs both sides more than it saves there.
         """
         last = self.last
         if last is None:
             return 0.0
         if len(self._flights) >= _IN_FLIGHT or last.load.settles or self.usual > _LONG:
             return None
-        return 0.0 if last.batch.more else max(0.0, last.started + self.usual / 2 - now)
+        if last.batch.more:
+            return 0.0
+        return None if self.usual < _NEAR else max(0.0, last.started + self.usual / 2 - now)
 
     def launch(self, batch: Batch, load: Load, send: Coroutine[Any, Any, tuple[Plan, Answer]]) -> None:
         """Send a batch; `landed` has its answer."""

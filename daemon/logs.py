@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 from typing import Any, TextIO
 
@@ -50,6 +51,8 @@ _SECRET_KEY = re.compile(
     r"password|passwd|passphrase|secret|credential|authorization|api_?key|supabase_key|token", re.IGNORECASE
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+# Whatever one of these finds, this finds a part of: most texts are looked through once, and left as they are.
+_SUSPECT = re.compile(r"sb_secret_|eyJ|(?i:passw|passphrase)|://|" + _CONTROL.pattern)
 
 
 def configure(
@@ -96,6 +99,8 @@ def set_level(level: str) -> None:
 
 def redact(text: str) -> str:
     """The text on one line, of bounded length, without anything that looks like a secret."""
+    if len(text) <= _LONGEST and not _SUSPECT.search(text):
+        return text
     for pattern, mask in _SECRETS:
         text = pattern.sub(mask, text)
     text = _CONTROL.sub(" ", text)
@@ -146,13 +151,20 @@ def _frames(error: BaseException) -> list[str]:
     return [f"{frame.f_code.co_filename}:{line} {frame.f_code.co_qualname}" for frame, line in walked]
 
 
+@lru_cache(maxsize=1024)
+def _names_a_secret(key: str) -> bool:
+    return bool(_SECRET_KEY.search(key))
+
+
 def _clean_up(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    cleaned = {key: "***" if _SECRET_KEY.search(key) else _clean(value) for key, value in event.items()}
+    cleaned = {key: "***" if _names_a_secret(key) else _clean(value) for key, value in event.items()}
     first = {key: cleaned.pop(key) for key in ("timestamp", "level", "event") if key in cleaned}
     return first | cleaned
 
 
-def _clean(value: Any, depth: int = 0) -> Any:
+def _clean(value: Any, depth: int = 0) -> Any:  # noqa: PLR0911  a kind of value each
+    if type(value) is str or type(value) is int:  # nearly all are
+        return redact(value) if type(value) is str else value
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, BaseException):
@@ -162,9 +174,7 @@ def _clean(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Mapping | list | tuple | set | frozenset) and depth >= _DEEPEST:
         return "…"
     if isinstance(value, Mapping):
-        return {
-            str(key): "***" if _SECRET_KEY.search(str(key)) else _clean(one, depth + 1) for key, one in value.items()
-        }
+        return {str(key): "***" if _names_a_secret(str(key)) else _clean(one, depth + 1) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_clean(one, depth + 1) for one in value]
     try:
@@ -184,7 +194,8 @@ def _telling(on_message: Callable[[str], None]) -> Processor:
 def _renderers(console: bool, out: TextIO) -> list[Processor]:
     if not console:
         # ASCII: such a line can be written whatever the locale of the stream.
-        return [structlog.processors.JSONRenderer(ensure_ascii=True)]
+        encode = json.JSONEncoder(ensure_ascii=True).encode
+        return [lambda _, __, event: encode(event)]  # all values are plain by now
     colors = out.isatty() and not os.environ.get("NO_COLOR")
     renderer = structlog.dev.ConsoleRenderer(
         colors=colors, sort_keys=False, exception_formatter=structlog.dev.plain_traceback

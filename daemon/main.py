@@ -119,7 +119,7 @@ class Daemon:
         target = Target(doorway, settings.relay, breaker, metrics.target_request)
         here = session_name(NAME, socket.gethostname(), os.getpid())
         bell = Bell(settings.source_conninfo, application_name=NAME, session_name=here)
-        timing = Timing(poll=settings.poll_interval, wake=settings.wake)
+        timing = Timing(poll=settings.poll_interval, request=settings.request_interval, wake=settings.wake)
         pruner = Pruner(
             settings.retention,
             lambda done: metrics.pruned(emptied=done.emptied is not None, up_to_id=done.up_to_id),

@@ -36,7 +36,7 @@ class Observer(Protocol):
 class Timing:
     """Waits, in seconds. `recheck`: how often a relay that needs a person looks whether it still does. `wind_up`:
     how long, once told to stop, it goes on with what is there. `letters`: how often it looks whether somebody wants a
-    dead letter sent again.
+    dead letter sent again. `request`: from one request to the next, and from one look to the next, when it is up to date.
 
     `wake`: may writers be made to NOTIFY? `auto` does not where transactions may be PREPAREd, because one that
     has notified cannot be.
@@ -48,6 +48,7 @@ class Timing:
     retry_cap: float = 30.0
     wind_up: float = 5.0
     letters: float = 1.0
+    request: float = 0.0
     wake: Literal["auto", "notify", "poll"] = "auto"
 
 

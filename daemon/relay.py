@@ -77,6 +77,7 @@ class Relay:
         self._term = 0  # another begins when this one leads, follows or is to stop: a train under way ends then
         self._read_at = 0.0
         self._adjustments: list[Callable[[], Awaitable[None]]] = []
+        self._next_at = 0.0  # when the next request may go, on the monotonic clock
         self._dry = False  # did the last look at the source find nothing?
         self._claimed = False
         self._delivery = Delivery(
@@ -122,6 +123,7 @@ class Relay:
                     if patience == 0.0:
                         if batch := await self._taken():
                             sent += 1
+                            batches = sent if self._spaced(batch) else batches
                             await self._send(batch, on=sent < batches)
                             continue
                         patience = self._pace.pause(time.monotonic()) or self._pace.longest
@@ -393,6 +395,8 @@ class Relay:
                 if self._dry:
                     self._quiet()
                     await self._rest()
+                else:
+                    await self._pause()
             except BreakerOpen as exc:
                 self._observer.rejected(exc.breaker)
                 await self._wait(min(max(exc.retry_in, 0.01), self._timing.retry_cap))
@@ -529,7 +533,19 @@ class Relay:
         if pause is None:  # K cannot be had (a long writer holds it), or nobody can ring here
             rings = self._may_sleep() and self._bell.connected and not self._bell.pooled
             pause = self._pace.longest if rings else min(0.25, self._timing.poll)
-        await self._wait(min(pause, patience))
+        await self._wait(min(max(pause, self._timing.request), patience))
+
+    def _spaced(self, batch: Batch) -> bool:
+        """Must the next request keep its distance from that with this batch? Not in a backlog, nor what is copied."""
+        spaced = self._timing.request > 0 and not batch.more and batch.copied is None and batch.checked is None
+        self._next_at = time.monotonic() + self._timing.request if spaced else 0.0
+        return spaced
+
+    async def _pause(self) -> None:
+        """Keep the distance to the last request, unless something is to be copied or compared before."""
+        if (left := self._next_at - time.monotonic()) > 0:
+            due = self._due()
+            await self._wait(left if due is None else min(due, left))
 
     def _due(self) -> float | None:
         """Seconds until there is something to be copied or compared; None: there is nothing."""

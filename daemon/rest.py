@@ -11,24 +11,21 @@ import ssl
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import httpx
 
 from daemon.connection import SOCKET_OPTIONS
 from daemon.errors import LONGEST_PAUSE, Kind, Refusal, TargetError, rule_for
+from daemon.exchange import BROKEN, UNCONNECTED, Exchange
 from daemon.failpoint import EXTENSIONS
-
-if TYPE_CHECKING:
-    import supabase
 
 # The longest answer is a description of every table; what is longer is none of outboxd's.
 LONGEST_ANSWER = 16 * 1024**2
 
 
 class RestDoor:
-    """The Data API, through the supabase client's own session.
+    """The Data API, with what the supabase client sends to it.
 
     The body is text/plain to a function with one unnamed text parameter: PostgREST hands it on unparsed.
     `trust`: certificates to trust instead of the public authorities'.
@@ -47,77 +44,57 @@ class RestDoor:
         import supabase  # here, because it costs most of a second and 70 MB, and the other door does without
 
         self._supabase = supabase
-        self._client: supabase.AsyncClient | None = None
-        self._http: httpx.AsyncClient | None = None
+        self._exchange: Exchange | None = None
 
     async def send(self, document: bytes) -> str:
         """POST the document; the body of a 200 is the answer."""
         try:
             # httpx' own timeouts are per chunk: a body that drips would never end.
             async with asyncio.timeout(self._deadline):
-                response, body = await self._exchange(document)
+                exchange = self._exchange or await self._opened()
+                status, headers, body = await exchange.post(document, LONGEST_ANSWER)
         except TimeoutError:
             raise TargetError(Kind.AMBIGUOUS, f"the target did not answer within {self._deadline:g} s") from None
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
+        except UNCONNECTED as exc:
             raise _unconnected(exc, urlsplit(self._url).netloc.rpartition("@")[2]) from None
-        except httpx.HTTPError as exc:
+        except BROKEN as exc:
             raise TargetError(
                 Kind.AMBIGUOUS, f"the connection failed before the answer ({type(exc).__name__})"
             ) from None
-        if response.status_code != httpx.codes.OK:
-            raise _rest_error(response, body)
+        if body is None:
+            raise TargetError(Kind.AMBIGUOUS, "the target's answer does not end")
+        if status != httpx.codes.OK:
+            raise _rest_error(status, headers, body)
         return body.decode(errors="replace")
-
-    async def _exchange(self, document: bytes) -> tuple[httpx.Response, bytes]:
-        client = await self._opened()
-        headers = {
-            **client.postgrest.headers,
-            "content-type": "text/plain",
-            "content-profile": self._schema,
-            "user-agent": self._agent,
-        }
-        url = f"{self._url}/rest/v1/rpc/outboxd"
-        body = bytearray()
-        async with client.postgrest.session.stream(
-            "POST", url, content=document, headers=headers, extensions=dict(EXTENSIONS)
-        ) as response:
-            async for piece in response.aiter_bytes():
-                body += piece
-                if len(body) > LONGEST_ANSWER:
-                    raise TargetError(Kind.AMBIGUOUS, "the target's answer does not end")
-        return response, bytes(body)
 
     async def close(self) -> None:
         """Close the pool."""
-        if self._http is not None:
-            await self._http.aclose()
-        self._client = self._http = None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            await exchange.close()
 
-    async def _opened(self) -> "supabase.AsyncClient":
-        if self._client is None:
-
-            async def keep_one_key(request: httpx.Request) -> None:
-                # sb_secret_… is no JWT: as a bearer token PostgREST would refuse it.
-                if self._key.count(".") != 2:
-                    request.headers.pop("authorization", None)
-
-            # A redirect would carry the key to another host; a proxy from the environment would see it.
-            transport = httpx.AsyncHTTPTransport(
-                verify=self._trust or True, http2=False, trust_env=False, socket_options=SOCKET_OPTIONS,
-                limits=httpx.Limits(max_connections=4, keepalive_expiry=30.0),
-            )  # fmt: skip
-            self._http = httpx.AsyncClient(
-                transport=transport, follow_redirects=False, trust_env=False,
-                timeout=httpx.Timeout(self._deadline, connect=5.0), event_hooks={"request": [keep_one_key]},
-            )  # fmt: skip
+    async def _opened(self) -> Exchange:
+        """As the supabase client would send it: its credentials, and what httpx adds to any request."""
+        async with httpx.AsyncClient(trust_env=False) as http:
             options = self._supabase.AsyncClientOptions(
-                httpx_client=self._http, auto_refresh_token=False, persist_session=False
+                httpx_client=http, auto_refresh_token=False, persist_session=False
             )
-            self._client = await self._supabase.acreate_client(self._url, self._key, options=options)
-        return self._client
+            client = await self._supabase.acreate_client(self._url, self._key, options=options)
+            headers = {
+                **client.postgrest.headers,
+                "content-type": "text/plain",
+                "content-profile": self._schema,
+                "user-agent": self._agent,
+            }
+            example = http.build_request("POST", f"{self._url}/rest/v1/rpc/outboxd", headers=headers)
+        # sb_secret_… is no JWT: as a bearer token PostgREST would refuse it.
+        if self._key.count(".") != 2:
+            example.headers.pop("authorization", None)
+        self._exchange = Exchange(example, self._deadline, self._trust, SOCKET_OPTIONS, EXTENSIONS)
+        return self._exchange
 
 
-def _rest_error(response: httpx.Response, body: bytes) -> TargetError:
+def _rest_error(status: int, headers: httpx.Headers, body: bytes) -> TargetError:
     """What an HTTP status and PostgREST's code mean. Its texts may quote rows, or anything: they stay here."""
     try:
         given = json.loads(body)
@@ -126,13 +103,12 @@ def _rest_error(response: httpx.Response, body: bytes) -> TargetError:
         code = said = ""
     if not re.fullmatch("[0-9A-Z]{5}|PGRST[0-9A-Z]{1,4}|[0-9]{3}", code):  # whoever answers there may say anything
         code = ""
-    status = response.status_code
     rule = rule_for(code, status)
     what = f"the target answered {status} {code}".rstrip()
     # Postgres' own words name what may not be called, and nothing else.
     named = said if code == "42501" and re.fullmatch(r"permission denied for [a-z]+ \w+", said) else None
     names = Refusal(code or None, status, message=named)
-    return TargetError(rule.kind, what, names, retry_after(response.headers) or rule.pause)
+    return TargetError(rule.kind, what, names, retry_after(headers) or rule.pause)
 
 
 def retry_after(headers: httpx.Headers) -> float | None:
@@ -156,7 +132,7 @@ def _date(value: str) -> float | None:
         return None
 
 
-def _unconnected(exc: httpx.HTTPError, where: str) -> TargetError:
+def _unconnected(exc: Exception, where: str) -> TargetError:
     """Nothing was sent. A certificate that does not fit is for a person, any other failure may pass."""
     causes = list(_causes(exc))
     for cause in causes:

@@ -72,6 +72,7 @@ class Settings(BaseModel):
     verify_rows_per_second: float = Field(default=2000.0, ge=0, le=1e7)  # of a pass nobody asked for; 0: no limit
     wake: Literal["auto", "notify", "poll"] = "auto"
     poll_interval: float = Field(default=1.0, gt=0, le=30)  # the seat belt while asleep
+    request_interval: float = Field(default=0.0, ge=0, le=10)  # while up to date; 0: as soon as there is something
     # Above the 12 s that the target's function gives itself, below the 60 s of the gateway in front. A target that
     # hangs is known after it. Were PostgREST to wait for a connection first (up to 10 s), the request may still commit
     # after we gave up: harmless, because the target is asked where it stands before anything is sent again.

@@ -44,7 +44,7 @@ _SQL = {
 class Pace:
     """When to poll and when to sleep, from the gaps between changes. Seconds; the clock is the caller's."""
 
-    shortest: float = 0.001
+    shortest: float = 0.003
     longest: float = 0.02
     linger: float = 0.05
     gaps: float = 20.0

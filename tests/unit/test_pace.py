@@ -54,7 +54,7 @@ def test_a_long_silence_counts_as_one_second():
 
 @given(st.lists(st.floats(0, 3600), min_size=1), st.floats(0, 10))
 def test_pauses_stay_within_their_bounds(gaps, quiet):
-    """Whatever the rhythm: from one to twenty milliseconds, or sleep."""
+    """Whatever the rhythm: from three to twenty milliseconds, or sleep."""
     pace, now = Pace(), 0.0
     for gap in gaps:
         now += gap

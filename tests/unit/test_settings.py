@@ -273,6 +273,8 @@ def test_an_address_that_was_not_needed_is_not_handed_out():
         ("wake", "never", "should be 'auto', 'notify' or 'poll'"),
         ("admin_port", "65536", "should be less than or equal to 65535"),
         ("poll_interval", "nan", "should be less than or equal to 30"),
+        ("request_interval", "-0.1", "should be greater than or equal to 0"),
+        ("request_interval", "11", "should be less than or equal to 10"),
         ("batch_bytes", 65_535, "should be greater than or equal to 65536"),
         ("batch_bytes", 2**26 + 1, "should be less than or equal to 67108864"),
         ("admin_host", "", "should have at least 1 character"),
@@ -694,6 +696,6 @@ def test_the_documented_names_exist():
     """Each setting has the name that the environment and the TOML file use; none was renamed unnoticed."""
     assert list(Settings.model_fields) == [
         "source_dsn", "supabase_url", "supabase_key", "target_dsn", "transport", "relay", "exposed_schema",
-        "batch_changes", "batch_bytes", "row_bytes", "retention", "heartbeat_interval", "copy_rows_per_second", "verify_interval", "verify_rows_per_second", "wake", "poll_interval", "request_timeout", "breaker", "tables", "schema_", "admin",
+        "batch_changes", "batch_bytes", "row_bytes", "retention", "heartbeat_interval", "copy_rows_per_second", "verify_interval", "verify_rows_per_second", "wake", "poll_interval", "request_interval", "request_timeout", "breaker", "tables", "schema_", "admin",
         "admin_host", "admin_port", "log_level", "log_format",
     ]  # fmt: skip
