@@ -356,30 +356,33 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  given  text := outbox.values_sql(tbl, cols, mapping);
-  plain  text := (select string_agg(case when u.name is not null then format('t.%I', u.name) else 'dropped' end, ', ' order by u.n)
-                    from unnest(outbox.column_names(tbl)) with ordinality u(name, n));
-  row_as text := case when given = plain then 'row_to_json(new)::text' else format('(select row_to_json(x.*)::text from (select %s) x)', given) end;
-  handed text := (select string_agg(format('new.%1$I as %1$I', name), ', ') from unnest(outbox.column_names(tbl)) u(name) where name is not null);
+  given   text := outbox.values_sql(tbl, cols, mapping);
+  plain   text := (select string_agg(case when u.name is not null then format('t.%I', u.name) else 'dropped' end, ', ' order by u.n)
+                     from unnest(outbox.column_names(tbl)) with ordinality u(name, n));
+  handed  text := (select string_agg(format('new.%1$I as %1$I', name), ', ') from unnest(outbox.column_names(tbl)) u(name) where name is not null);
+  shape   text := outbox.shape_of(of_table, outbox.projected(cols, mapping))::text;
+  key_sql text := outbox.key_sql(tbl, keys, 't', mapping);
+  row_sql text := case when given = plain then 'row_to_json(new)::text' else 'row_to_json(x.*)::text' end;
+  op      text := '''upsert''';
+  more    text := case when given = plain then '' else format(' cross join lateral (select %s) x', given) end;
 begin
-  if mapping -> 'inside' is null then
-    return format('insert into outbox.change (table_name, op, shape, key, row, headers)'
-                  ' select %L, ''upsert'', %s, %s, %s, nullif(current_setting(''outbox.headers'', true), '''') from (select %s) t',
-                  of_table, outbox.shape_of(of_table, outbox.projected(cols, mapping)), outbox.key_sql(tbl, keys, 't', mapping), row_as, handed);
+  if mapping -> 'inside' is not null then
+    op := 'case when f.inside then ''upsert'' when f.inside is null then ''resync'' else ''delete'' end';
+    shape := format('case when f.inside then %s end', shape);
+    key_sql := format('case when f.inside is null then ''{}'' else %s end', key_sql);
+    row_sql := format('case when f.inside then %s end', row_sql);
+    more := more || format(' cross join lateral (select %s as inside offset 0) f where f.inside is not false or old.%I is not null and coalesce(%s, true)',
+                           outbox.inside_sql(mapping), keys[1], outbox.inside_sql(mapping, 'old'));
   end if;
   return format('insert into outbox.change (table_name, op, shape, key, row, headers)'
-                ' select %L, case when f.inside then ''upsert'' when f.inside is null then ''resync'' else ''delete'' end,'
-                ' case when f.inside then %s end, case when f.inside is null then ''{}'' else %s end, case when f.inside then %s end,'
-                ' nullif(current_setting(''outbox.headers'', true), '''')'
-                ' from (select %s) t cross join lateral (select %s as inside offset 0) f where f.inside is not false or old.%I is not null and coalesce(%s, true)',
-                of_table, outbox.shape_of(of_table, outbox.projected(cols, mapping)), outbox.key_sql(tbl, keys, 't', mapping), row_as, handed,
-                outbox.inside_sql(mapping), keys[1], outbox.inside_sql(mapping, 'old'));
+                ' select %L, %s, %s, %s, %s, nullif(current_setting(''outbox.headers'', true), '''') from (select %s) t%s',
+                of_table, op, shape, key_sql, row_sql, handed, more);
 end
 $$;
 
--- The statement that marks a table whose rows cannot be told, once for all rows of a statement (`command`, by which it is
--- told from others of the transaction; null: it is for no row). Whoever brings the table over looks after the commit, so that one mark more
--- or less in a transaction is all the same; and a savepoint taken back takes back the mark with what says of it.
+-- The statement that marks a table whose rows cannot be told, once for all rows of a statement (`command`, by which it
+-- is told from others of the transaction; null: it is for no row). Nothing is lost where two go by one name: whoever
+-- brings the table over looks after the commit. A savepoint taken back takes back the mark with what remembers it.
 create or replace function outbox.resync_sql(of_table text, command text) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp

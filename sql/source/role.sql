@@ -15,7 +15,7 @@ grant select on all tables in schema outbox to outboxd;
 revoke all on outbox.mask_key from outboxd;
 grant select on all sequences in schema outbox to outboxd;
 grant execute on function outbox.signature(regclass), outbox.primary_key(regclass), outbox.row_columns(regclass, text[], text[]),
-  outbox.unfit(regclass, text[], text[], text[], name), outbox.is_key(regclass, text[]), outbox.column_names(regclass),
+  outbox.unfit(regclass, text[], text[], text[], name), outbox.draws(regclass), outbox.is_key(regclass, text[]), outbox.column_names(regclass),
   outbox.base_type(oid), outbox.projected(text[], jsonb), outbox.projected_columns(regclass, text[], text[], jsonb),
   outbox.mapping_holds(regclass, text[], text[], jsonb), outbox.masked_sql(text, text, oid, int), outbox.prune(bigint, interval) to outboxd;
 grant insert, update, delete on outbox.held to outboxd;
