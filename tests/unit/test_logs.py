@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 import structlog
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from daemon import logs
@@ -196,6 +196,12 @@ _PIECES = (
 )  # fmt: skip
 
 
+@example("passWord=hunter2")
+@example("PASSWD: x")
+@example("my PassPhrase='a b'")
+@example("eyJhbGciOi")
+@example("x sb_secret_x")
+@example("HTTP://a:b@c")
 @given(st.lists(st.sampled_from(_PIECES), max_size=12).map("".join))
 def test_what_is_left_as_it_is_has_nothing_to_mask(text):
     """One look tells whether any of the masks has something to do: a text that it lets pass none of them would change."""
