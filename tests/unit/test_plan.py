@@ -138,6 +138,17 @@ def test_a_hot_row_costs_one_write():
     assert planned.superseded == 999
 
 
+def test_of_a_key_written_and_deleted_the_later_counts():
+    """Promise I4, where upserts and deletes lie in sheaves of their own; keys of one kind alone are left as they are."""
+    came = [change("delete", 1), change("upsert", 1), change("upsert", 2), change("delete", 2), change("delete", 3)]
+    planned = plan([*came, change("upsert", 4)], ORDER, SHAPES)
+    assert [(group.op, group.keys) for group in planned.groups] == [
+        ("upsert", ('{"id":1}', '{"id":4}')),
+        ("delete", ('{"id":2}', '{"id":3}')),
+    ]
+    assert planned.superseded == 2
+
+
 def test_a_row_written_in_parts_keeps_every_part():
     """What outbox.emit left out of the later change is taken from the earlier one, by splicing alone."""
     planned = plan([change("upsert", 1, shape=2, value=5), change("upsert", 1, shape=3, value=6)], ORDER, SHAPES)
