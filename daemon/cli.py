@@ -159,7 +159,7 @@ def watch(
         return selection.plain(chosen) if plain else chosen
 
     watching = []
-    for before, now in install.watch(settings.source_conninfo, tables, selected):
+    for before, now in install.watch(settings.source_conninfo, tables, selected, lambda text: say(f"warning: {text}")):
         watching.append(now)
         _say_watched(before, now, copied=not no_copy)
     _map(settings, watching)

@@ -68,13 +68,14 @@ def setup(dsn: str, side: Side, *, exposed_schema: str, role: bool) -> list[str]
 
 
 def watch(
-    dsn: str, tables: Sequence[str], selected: Callable[[str], Selection]
+    dsn: str, tables: Sequence[str], selected: Callable[[str], Selection], warn: Callable[[str], None]
 ) -> Iterator[tuple[Watched | None, Watched]]:
     """Watch one table after the other, a transaction each; yields each as it was watched before, and is now.
 
-    `selected` says how a table, named as the outbox has it, is to be watched.
+    `selected` says how a table, named as the outbox has it, is to be watched; `warn` is told what outbox.watch warns of.
     """
     with connect(dsn) as conn:
+        conn.add_notice_handler(lambda said: _warned(said, warn))
         require(conn, "source")
         for table in tables:
             spelled = _quoted(conn, table)
@@ -101,6 +102,11 @@ def watch(
             )
             conn.execute("select outbox.on_error(%s, %s)", (name, wanted.on_error))
             yield before.get(name), _watched(conn)[name]
+
+
+def _warned(said: psycopg.errors.Diagnostic, warn: Callable[[str], None]) -> None:
+    if said.severity_nonlocalized == "WARNING":
+        warn(": ".join(filter(None, (said.message_primary, said.message_hint))))
 
 
 def ask_copies(dsn: str, tables: Sequence[str], *, prune: bool, restart: bool) -> dict[str, int]:

@@ -129,6 +129,17 @@ def test_watch_with_a_direct_connection_does_both_sides(bare: Pair, start: Start
     assert bare.mirrored() == 4
 
 
+def test_watch_warns_of_a_table_that_a_sequence_fills(bare: Pair) -> None:
+    """The server's warning reaches the person, with its way on; once."""
+    with bare.source.connect() as conn:
+        conn.execute("create table numbered (id bigint generated always as identity primary key)")
+    outboxd = Cli(bare.settings)
+    warning = "warning: public.numbered has a column that a sequence fills"
+    assert warning in (said := outboxd("watch", "public.numbered")).err, said.err
+    assert "returning" in said.err
+    assert "warning" not in outboxd("watch", "public.numbered").err
+
+
 def test_watch_without_one_prints_the_statements_for_the_sql_editor(bare: Pair) -> None:
     """What is to be run on the target is all that goes to stdout, and it runs there as printed."""
     said = Cli({"source_dsn": bare.source.dsn})("watch", "Story", "Prompt")

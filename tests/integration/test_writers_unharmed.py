@@ -143,10 +143,9 @@ class Busy:
 def test_watching_a_busy_table_makes_nobody_queue(source: Database, app: Connection) -> None:
     """Writers behind `watch` that waits for a long transaction: it steps back again and again, until its turn comes."""
     app.execute("create table busy (id bigint generated always as identity primary key, n int)")
-    busy, done = Busy(source), list[str]()
-    watching = threading.Thread(
-        target=lambda: done.extend(now.table for _, now in watch_tables(source.dsn, ["busy"], lambda _: Selection()))
-    )
+    busy, done, warned = Busy(source), list[str](), list[str]()
+    watched = watch_tables(source.dsn, ["busy"], lambda _: Selection(), warned.append)
+    watching = threading.Thread(target=lambda: done.extend(now.table for _, now in watched))
     with source.connect(autocommit=False) as long, busy.writing():
         long.execute("insert into busy (n) values (0)")
         watching.start()
