@@ -37,6 +37,7 @@ from outbox import Cursor
 log = structlog.get_logger()
 
 _TRAIN = 64  # batches
+_LAST_TRAIN = 8  # of one that is to stop: near by they go one after the other, and the clock is looked at in between
 _REMEMBER_EVERY = 60.0  # seconds: the source is told where the target stands
 
 
@@ -419,7 +420,7 @@ class Relay:
         deadline = time.monotonic() + self._timing.wind_up
         with contextlib.suppress(BreakerOpen, TargetError, SourceUnavailable, SourceUnfit, CaptureLost):
             while self._leads.is_set() and not self._failures and time.monotonic() < deadline:
-                if not await self.step(self._train()):
+                if not await self.step(min(self._train(), _LAST_TRAIN)):
                     break
         await self.note()
 
