@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import os
 import re
+import select
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -24,6 +25,8 @@ from psycopg.pq import ExecStatus, Format
 _IDLE, _INTERVAL, _COUNT, _UNACKNOWLEDGED = 5, 3, 3, 15_000  # seconds, and for the last milliseconds
 _CONNECT = 10.0  # in all: name, every address behind it, TLS, login
 PATIENCE = 15.0
+_GLANCE = 0.1  # seconds between two looks at whether somebody interrupts
+_FEW, _MOMENT = 4, 0.001
 
 # The address' own word wins. connect_timeout is for each address, so that a dead first one leaves time for the next.
 _OPTIONS: dict[str, Any] = {
@@ -149,7 +152,7 @@ class Link(psycopg.AsyncConnection[Any]):
 
         timer = asyncio.get_running_loop().call_later(self.patience, give_up)
         try:
-            return await waiting.wait_async(gen, self.pgconn.socket, 0.1)
+            return await _received(gen, self.pgconn.socket)
         except asyncio.CancelledError:
             self.pgconn.finish()  # who waited here no longer knows what the connection is in the middle of
             raise
@@ -160,6 +163,43 @@ class Link(psycopg.AsyncConnection[Any]):
             raise Unanswered(f"no answer within {self.patience:g} s") from None
         finally:
             timer.cancel()
+
+
+async def _received(gen: Any, descriptor: int) -> Any:
+    """What psycopg's generator comes to. What it reads from the fifth time on we let gather for a moment first: to be woken
+    for every packet of a large result costs more than to read it. A small one comes as it did."""
+    ended, state = await waiting.wait_async(_begun(gen), descriptor, _GLANCE)
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while not ended:
+        if state == waiting.WAIT_R and not poll.poll(0):
+            await asyncio.sleep(_MOMENT)
+        there = state == waiting.WAIT_R and poll.poll(0)
+        ready = waiting.READY_R if there else await waiting.wait_async(_until_ready(state), descriptor, _GLANCE)
+        try:
+            state = gen.send(ready)
+        except StopIteration as end:
+            return end.value
+    return state
+
+
+def _begun(gen: Any) -> Generator[Any, Any, tuple[bool, Any]]:
+    """The generator up to its fifth read: (True, what it came to) or (False, what it waits for)."""
+    try:
+        state, reads = next(gen), 0
+        while reads < _FEW:
+            ready = yield state
+            reads += bool(ready & waiting.READY_R)
+            state = gen.send(ready)
+    except StopIteration as end:
+        return True, end.value
+    return False, state
+
+
+def _until_ready(state: Any) -> Generator[Any, Any, Any]:
+    while not (ready := (yield state)):
+        pass
+    return ready
 
 
 def _cut(descriptor: int) -> None:

@@ -48,6 +48,7 @@ class Pages:
     by_id: bool
     looked: Sheaves | None
     _span: int = field(init=False, default=0)
+    _small: bool = field(init=False, default=True)  # are rows such that they need not be added up on the source?
 
     @property
     def now_us(self) -> int:
@@ -88,13 +89,29 @@ class Pages:
             # A stretch of ids at a time: without statistics Postgres would sort all that is left for each page.
             upto = min(upto, window.after + max(self._span, limits.changes + limits.changes // 4))
             snapshots = {"from_snapshot": str(window.reached), "to_snapshot": str(window.goal)}
-            page = await self._sheaves(conn, "window_by_id", {**asked, "upto": upto, **snapshots})
+            page = await self._stretch(conn, limits, {**asked, "upto": upto, **snapshots})
         else:
             self.by_id = True  # for the pages that follow: each begins where the last one ended
             page = await self._sheaves(conn, "window_by_xid", {**asked, "upto": upto, **bounds(window.runs())})
         end = _end(page, upto, limits)
         self._span = 0 if end < upto else min(2 * (upto - window.after), _LONGEST_SPAN)
         return page, end
+
+    async def _stretch(self, conn: Link, limits: Limits, asked: Mapping[str, Any]) -> Sheaves:
+        """The changes of a stretch of ids: without a running sum on the source, as long as rows are small.
+
+        The bound on bytes holds either way: as many rows as may come, none larger than its share, are not too many. One
+        that is larger was left out, and then the page is read again; so are the next, until one has none of these.
+        """
+        share = min(limits.row_bytes, limits.bytes // limits.changes)
+        if self._small:
+            page = await self._sheaves(conn, "window_by_id_small", {**asked, "row_bytes": share})
+            self._small = _small(page, share)
+            if self._small:
+                return page
+        page = await self._sheaves(conn, "window_by_id", asked)
+        self._small = _small(page, share)
+        return page
 
     async def _beyond(self, conn: Link, page: Sheaves, upto: int) -> dict[int, int]:
         asked = {"upto": upto, "ceiling": self.window.ceiling, **bounds(self.window.unknown(page))}
@@ -125,6 +142,11 @@ def limited(limits: Limits, after: int) -> dict[str, int]:
 async def pruned(conn: Link) -> int:
     """The id up to which the outbox has let go of its changes."""
     return first(await (await conn.execute(query("pruned"))).fetchone())
+
+
+def _small(page: Sheaves, share: int) -> bool:
+    """Is no row larger than its share? (One that was not fetched has its size, too.)"""
+    return all(max(sheaf.sizes) <= share for sheaf in page)
 
 
 def _end(page: Sheaves, upto: int, limits: Limits) -> int:

@@ -4,10 +4,12 @@ Knows which transactions of a page may be sent and the cursor they lead to. Know
 are handed in. Pure.
 """
 
-from collections.abc import Iterable, Mapping
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from itertools import compress, count
+from itertools import accumulate, chain, compress, count
 from typing import NamedTuple
 
 from daemon.sheaf import Sheaf, Sheaves, of_others, select
@@ -29,6 +31,18 @@ class _Begun(NamedTuple):
     def plus(self, more: "_Begun") -> "_Begun":
         """With what came later."""
         return _Begun(self.first, self.rows + more.rows, self.size + more.size)
+
+
+class _Outline(NamedTuple):
+    """Of each change of a sheaf its id, transaction and fetched bytes."""
+
+    ids: Sequence[int]
+    xids: Sequence[int]
+    sizes: Sequence[int]
+
+    def parted(self, at: int) -> tuple["_Outline", "_Outline"]:
+        """So many changes, and the others."""
+        return _Outline(*(column[:at] for column in self)), _Outline(*(column[at:] for column in self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +105,11 @@ class Window:
         the one that fills it: many that ran side by side may end on one page.
         """
         self._last.update(beyond)
-        if page and not self._torn and (whole := self._whole(page, upto)):
-            return whole
-        before, ids = self.after, _last_ids(page)
-        last = ids | self._last
-        taken, torn, rows, size = set[int](), 0, 0, 0
-        for id_, xid, length in _outline(page):
+        before, (calm, further) = self.after, self._parted(_outlines(page))
+        last = _last_ids(further) | self._last
+        taken, rows, size = self._pass(calm, last)
+        torn = 0
+        for id_, xid, length in _one_by_one(further):
             self.after = id_
             if id_ <= self._torn.get(xid, 0):
                 continue  # on the target already
@@ -116,45 +129,67 @@ class Window:
         self._last.update((xid, id_) for xid, id_ in last.items() if id_ > self.after)
         if not (taken or torn or ended):
             return None
-        wanted, upto, sent = taken | {torn} if torn else taken, self.after, self._torn
-        sheaves = select(page, lambda sheaf: [
-            id_ <= upto and xid in wanted and id_ > sent.get(xid, 0) for id_, xid in zip(sheaf.ids, sheaf.xids, strict=True)
-        ])  # fmt: skip
-        rest = {xid: self._begun[xid].first - 1 for xid in wanted if self._begun[xid].first <= before}
+        wanted = taken | {torn} if torn else taken
+        sheaves = self._chosen(page, wanted)
+        begun_before = {xid: self._begun[xid].first for xid in wanted & self._begun.keys()}
+        rest = {xid: first - 1 for xid, first in begun_before.items() if first <= before}
         begun_here = torn != 0 and torn not in self._torn
         self._advance(taken, torn)
         return Cut(sheaves, rest, before, begun_here, ended)
 
-    def _whole(self, page: Sheaves, upto: int) -> Cut | None:
-        """The cut, when all transactions that end on the page fit: the quick way, and the usual one. Of single changes
-        it looks at none but those of transactions that go on beyond the page or began before it.
+    def _parted(self, page: Sequence[_Outline]) -> tuple[Sequence[_Outline], Sequence[_Outline]]:
+        """The changes of a page up to which nothing can be full, and those from there on: usually a few.
 
-        It is the slow way's cut. There the loop breaks only at a change that fills the batch, and what is taken only
-        grows: if in the end it does not fill it, no change did; if it would not without the last change's transaction,
-        then that change alone can have. And it tears what is larger than a batch by itself, which only one can be that
-        goes beyond a page.
+        They and all that is begun are less together than fills a batch, so neither what is taken of them fills one, nor
+        is a transaction among them larger than a batch.
         """
-        last = _last_ids(page)
-        end = max(sheaf.ids[-1] for sheaf in page)
-        final = next(sheaf.xids[-1] for sheaf in page if sheaf.ids[-1] == end)
-        stay = {xid for xid in last.keys() & self._last.keys() if self._last[xid] > upto}
-        begun = last.keys() & self._begun.keys()
-        here = _weighed(page, stay | begun | {final})
-        so_far = {xid: self._begun[xid].plus(more) if xid in begun else more for xid, more in here.items()}
+        if self._torn:
+            return (), page  # of which some are on the target already
+        rows = self.max_changes - 1 - sum(begun.rows for begun in self._begun.values())
+        size = self.max_bytes - 1 - sum(begun.size for begun in self._begun.values())
+        ids = sorted(chain.from_iterable(outline.ids for outline in page))
+        rows = max(0, min(rows, len(ids)))
+        if sum(sum(outline.sizes) for outline in page) > size:
+            sizes = (length for _, _, length in _one_by_one(page))
+            rows = min(rows, bisect_right(list(accumulate(sizes)), size))
+        if rows == len(ids):
+            return page, ()
+        if not rows:
+            return (), page
+        parts = [outline.parted(bisect_right(outline.ids, ids[rows - 1])) for outline in page]
+        return [calm for calm, _ in parts if calm.ids], [further for _, further in parts if further.ids]
+
+    def _pass(self, calm: Sequence[_Outline], last: Mapping[int, int]) -> tuple[set[int], int, int]:
+        """Take the transactions that end among these changes, of which none can fill a batch: which, their rows and bytes.
+        Single changes are looked at only of those that go on (`last` has the last id of each) or began before."""
+        if not calm:
+            return set(), 0, 0
+        self.after = max(outline.ids[-1] for outline in calm)
+        xids = set[int]().union(*(outline.xids for outline in calm))
+        stay = {xid for xid in xids & last.keys() if last[xid] > self.after}
+        begun = xids & self._begun.keys()
+        here = _weighed(calm, stay | begun)
+        rows = sum(len(outline.ids) for outline in calm) - sum(here[xid].rows for xid in stay)
+        size = sum(sum(outline.sizes) for outline in calm) - sum(here[xid].size for xid in stay)
         ends = begun - stay
-        rows = counted(page) - sum(here[xid].rows for xid in stay) + sum(self._begun[xid].rows for xid in ends)
-        size = fetched(page) - sum(here[xid].size for xid in stay) + sum(self._begun[xid].size for xid in ends)
-        full = self._is_full(rows, size)
-        filled_before = final in stay or self._is_full(rows - so_far[final].rows, size - so_far[final].size)
-        tears = any(self._is_full(so_far[xid].rows, so_far[xid].size) for xid in stay | begun)
-        if tears or (full and filled_before) or len(stay) == len(last):
-            return None
-        before, self.after = self.after, end if full else upto
-        rest = {xid: self._begun[xid].first - 1 for xid in ends}
-        self._begun.update((xid, so_far[xid]) for xid in stay)
-        self._advance(last.keys() - stay, 0)
-        sheaves = of_others(page, stay) if stay else page
-        return Cut(sheaves, rest, before, torn=False, ended=self.after >= self.ceiling)
+        rows += sum(self._begun[xid].rows for xid in ends)
+        size += sum(self._begun[xid].size for xid in ends)
+        self._begun.update((xid, self._begun[xid].plus(more) if xid in begun else more) for xid, more in here.items())
+        return xids - stay, rows, size
+
+    def _chosen(self, page: Sheaves, wanted: AbstractSet[int]) -> Sheaves:
+        """The page's changes of these transactions as far as it was looked at, without those on the target already. What
+        was looked at is wanted, or only begun."""
+        upto, sent, stay = self.after, self._torn, self._begun.keys() - wanted
+        if sent:
+            return select(page, lambda sheaf: [
+                id_ <= upto and xid in wanted and id_ > sent.get(xid, 0) for id_, xid in zip(sheaf.ids, sheaf.xids, strict=True)
+            ])  # fmt: skip
+        if all(sheaf.ids[-1] <= upto for sheaf in page):
+            return of_others(page, stay) if stay else page
+        return select(page, lambda sheaf: [
+            id_ <= upto and xid not in stay for id_, xid in zip(sheaf.ids, sheaf.xids, strict=True)
+        ])  # fmt: skip
 
     def move(self, sent: Sheaves, system: str, *, to_goal: bool) -> Cursor:
         """The cursor after the changes of a cut, which must be durable; with `to_goal`, so must the goal be.
@@ -202,36 +237,37 @@ def fetched(page: Iterable[Sheaf]) -> int:
     return sum(sheaf.fetched for sheaf in page)
 
 
-def _last_ids(page: Sheaves) -> dict[int, int]:
+def _outlines(page: Sheaves) -> list[_Outline]:
+    return [
+        _Outline(sheaf.ids, sheaf.xids, array("q", bytes(8 * len(sheaf))) if sheaf.rows is None else sheaf.sizes)
+        for sheaf in page
+    ]
+
+
+def _last_ids(page: Sequence[_Outline]) -> dict[int, int]:
     """The last id of each transaction."""
     last: dict[int, int] = {}
-    for sheaf in page:
-        here = dict(zip(sheaf.xids, sheaf.ids, strict=True))
+    for outline in page:
+        here = dict(zip(outline.xids, outline.ids, strict=True))
         for xid in last.keys() & here.keys():
             here[xid] = max(here[xid], last[xid])
-        last = last | here if last else here
+        last |= here
     return last
 
 
-def _outline(page: Sheaves) -> Iterable[tuple[int, int, int]]:
+def _one_by_one(page: Sequence[_Outline]) -> Iterable[tuple[int, int, int]]:
     """Id, transaction and fetched bytes of each change, in id order."""
-    found = [
-        (id_, xid, 0 if sheaf.rows is None else size)
-        for sheaf in page
-        for id_, xid, size in zip(sheaf.ids, sheaf.xids, sheaf.sizes, strict=True)
-    ]
-    found.sort()
-    return found
+    return sorted(chain.from_iterable(zip(*outline, strict=True) for outline in page))
 
 
-def _weighed(page: Sheaves, xids: AbstractSet[int]) -> dict[int, _Begun]:
+def _weighed(page: Sequence[_Outline], xids: AbstractSet[int]) -> dict[int, _Begun]:
     """What the page has of these transactions."""
     found: dict[int, _Begun] = {}
-    for sheaf in page:
-        theirs = compress(zip(sheaf.ids, sheaf.xids, sheaf.sizes, strict=True), map(xids.__contains__, sheaf.xids))
+    for outline in page if xids else ():
+        theirs = compress(zip(*outline, strict=True), map(xids.__contains__, outline.xids))
         for id_, xid, size in theirs:
             here = found.get(xid, _Begun(id_))
-            more = here.plus(_Begun(id_, 1, 0 if sheaf.rows is None else size))
+            more = here.plus(_Begun(id_, 1, size))
             found[xid] = more._replace(first=min(more.first, id_))
     return found
 

@@ -261,6 +261,10 @@ async def test_a_page_of_a_deep_backlog_does_not_look_at_all_that_is_left(pair, 
         cursor = Cursor.beginning()
         for _ in range(5):
             cursor = (await source.read(cursor)).cursor
-    pages = [(name, parameters) for name, parameters in asked if name in {"window_by_id", "window_beyond"}]
+    pages = [
+        (name, parameters)
+        for name, parameters in asked
+        if name in {"window_by_id", "window_by_id_small", "window_beyond"}
+    ]
     assert len(pages) >= 9
     assert max(blocks_touched(pair.source, *page) for page in pages) < 60

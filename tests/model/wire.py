@@ -239,6 +239,12 @@ def _by_id(database: Database, p: Mapping[str, Any]) -> list[Statement]:
     ]
 
 
+def _by_id_small(database: Database, p: Mapping[str, Any]) -> list[Statement]:
+    """Rows are not added up; one that is larger than its share is left out."""
+    (by_id,) = _by_id(database, {**p, "bytes": 10**9})
+    return [lambda: [c if c.size <= p["row_bytes"] else c._replace(row=None) for c in by_id()]]
+
+
 def _by_xid(database: Database, p: Mapping[str, Any]) -> list[Statement]:
     inside = _within(p)
     return [lambda: _limited((c for c in database.kept if p["after"] < c.id <= p["upto"] and inside(c.xid)), p)]
@@ -333,6 +339,7 @@ _STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]]
     "window_open": _window_open,
     "window_look": _window_look,
     "window_by_id": _by_id,
+    "window_by_id_small": _by_id_small,
     "window_by_xid": _by_xid,
     "window_beyond": _beyond,
     "window_rest": _rest,
