@@ -16,13 +16,17 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import psycopg
+import structlog
 from psycopg import generators, waiting
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader, Transformer
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import ExecStatus, Format
 
+log = structlog.get_logger()
+
 _IDLE, _INTERVAL, _COUNT, _UNACKNOWLEDGED = 5, 3, 3, 15_000  # seconds, and for the last milliseconds
+_GRANTED = "it is done in a dearer way: `outboxd setup source`, with --role if the daemon has a role of its own"
 _CONNECT = 10.0  # in all: name, every address behind it, TLS, login
 PATIENCE = 15.0
 _GLANCE = 0.1  # seconds between two looks at whether somebody interrupts
@@ -90,11 +94,23 @@ class Link(psycopg.AsyncConnection[Any]):
     patience = PATIENCE
     direct = False  # is there no pooler in between, which would lend a server process, and what it keeps, to others?
     _named: Mapping[bytes, bytes] = {}
+    _unusable: frozenset[bytes] = frozenset()
 
-    async def planned(self, statement: bytes, values: Sequence[bytes]) -> tuple[Any, ...]:
-        """The one row that a statement answers with, in binary; a direct connection plans it once.
+    async def planned(self, statement: bytes, values: Sequence[bytes]) -> tuple[Any, ...] | None:
+        """The one row that a statement answers with, in binary; a direct connection plans it once. None where its function
+        is not there or may not be called: this connection asks once, and the log is told.
+        """
+        if statement in self._unusable:
+            return None
+        try:
+            return await self._planned(statement, values)
+        except (psycopg.errors.UndefinedFunction, psycopg.errors.InsufficientPrivilege) as exc:
+            self._unusable |= {statement}
+            log.warning("statement_unusable", sqlstate=exc.sqlstate, advice=_GRANTED)
+            return None
 
-        Its prepared statements live and die with it. `direct` may be wrong where a pooler passes on whose process it
+    async def _planned(self, statement: bytes, values: Sequence[bytes]) -> tuple[Any, ...]:
+        """Prepared statements live and die with a connection. `direct` may be wrong where a pooler passes on whose process it
         lends: then the name means nothing to the next one, nothing has run, and it is asked without.
         """
         if self.direct:
@@ -218,7 +234,7 @@ async def connect(
     they come with the login, or, where a pooler refuses that, not at all.
     """
     told = conninfo_to_dict(dsn)
-    options = {**_OPTIONS, **told, "application_name": application_name}
+    options = {**_OPTIONS, **told, "application_name": application_name, "client_encoding": "UTF8"}
     ours = " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in settings.items())
     try:
         async with asyncio.timeout(min(_CONNECT, patience)):

@@ -96,8 +96,10 @@ class Opening:
     async def open(self, conn: Link, cursor: Cursor, limits: Limits) -> Pages:
         """The window after `cursor`. Raises SourceUnfit when there is none."""
         known = await self._begin(conn, cursor)
+        answer = None
         if known and cursor == self.proven:  # up to date: the window is small
             answer = await conn.planned(query("window_look"), _after(cursor, limits, known + _DEEP))
+        if answer is not None:
             seen, columns = _Seen(*answer[:8]), answer[8:]
             if seen.in_recovery or seen.snapshot is not None:
                 page = bind(map(as_change, zip(*columns, strict=True))) if columns[0] else ()

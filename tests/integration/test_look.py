@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import structlog
 from psycopg.rows import dict_row
 
 from daemon.connection import Link
@@ -278,3 +279,31 @@ async def test_another_leader_may_have_pruned(pair, app):
         with pytest.raises(SourceForeign, match="no longer holds"):
             await source.read(cursor)
         assert cursor != Cursor.beginning()
+
+
+@pytest.mark.parametrize("lost", ["drop function outbox.look", "revoke execute on function outbox.look from reader"])
+async def test_where_the_function_cannot_be_used_it_is_done_in_another_way(
+    pair: Pair, app: Connection, source: Database, lost: str
+) -> None:
+    """Each change arrives, the connection stays, and the log is told once a connection."""
+    run(app, "create role reader login")
+    run(app, "grant usage on schema outbox to reader; grant execute on all functions in schema outbox to reader")
+    run(
+        app,
+        "grant select on all tables in schema outbox to reader; grant select on all sequences in schema outbox to reader",
+    )
+    run(app, lost)
+    reader = psycopg.conninfo.make_conninfo(source.superuser_dsn, user="reader")
+    with structlog.testing.capture_logs() as said:
+        looking = Source(reader)
+        try:
+            cursor, seen = Cursor.beginning(), list[str]()
+            for n in range(1, 4):
+                run(app, f"insert into t values ({n}, 'someone')")
+                batch = await looking.read(cursor)
+                cursor, seen = batch.cursor, [*seen, *(change.key for change in batch.changes)]
+        finally:
+            await looking.close()
+    run(app, "drop owned by reader; drop role reader")
+    assert seen == ['{"id":1}', '{"id":2}', '{"id":3}']
+    assert [line["event"] for line in said if line["log_level"] == "warning"] == ["statement_unusable"]

@@ -1,0 +1,86 @@
+"""Texts arrive as they are, whatever encoding the source, its address or the environment of the daemon prefers.
+
+Rows are spliced as bytes on their way, and the document is UTF-8: so the connection must be, too.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psycopg
+import pytest
+
+from daemon.demo.cluster import Cluster
+from outbox.migrations import migrate
+from tests.databases import Database
+from tests.pairs import Pair
+
+# The second is what UTF-8's bytes of the first would be in WIN1252: taken for one another they arrive without an error.
+TEXTS = ("é", "Ã©")
+ENCODINGS = {"WIN1252": TEXTS, "EUC_JP": ("日本",), "UTF8": (*TEXTS, "日本", "\U0001f600")}
+
+
+@pytest.fixture(params=ENCODINGS)
+def encoded(request: pytest.FixtureRequest, source_cluster: Cluster) -> Iterator[tuple[Database, tuple[str, ...]]]:
+    database = Database(source_cluster, f"encoded_{request.param.lower()}", "postgres")
+    source_cluster.execute(
+        f"create database {database.name} template template0 encoding '{request.param}' lc_collate 'C' lc_ctype 'C'"
+    )
+    with psycopg.connect(database.dsn, client_encoding="UTF8") as conn:
+        migrate(conn, "source")
+    yield database, ENCODINGS[request.param]
+    source_cluster.drop_database(database.name)
+
+
+@pytest.mark.parametrize("looked", [False, True], ids=["first", "look"])
+async def test_texts_and_keys_of_any_encoding_arrive(
+    encoded: tuple[Database, tuple[str, ...]], target: Database, *, looked: bool
+) -> None:
+    source, texts = encoded
+    pair = Pair(source, target)
+    pair.create("create table t (id text primary key, v text)", "t")
+    async with pair.relay() as parts:
+        if looked:
+            await parts.relay.drain()
+        written(source, texts)
+        await parts.relay.drain()
+    assert arrived(target) == {(text, text) for text in texts}
+
+
+@dataclass(frozen=True)
+class Preferring:
+    """A database whose address asks for an encoding."""
+
+    database: Database
+    encoding: str
+
+    @property
+    def dsn(self) -> str:
+        return f"{self.database.dsn}?client_encoding={self.encoding}"
+
+
+@pytest.mark.parametrize("by", ["address", "environment"])
+async def test_what_an_address_or_the_environment_prefers_changes_nothing(
+    source: Database, target: Database, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    pair = Pair(source, target)
+    pair.create("create table t (id text primary key, v text)", "t")
+    written(source, TEXTS)
+    if by == "environment":
+        monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    else:
+        pair = Pair(Preferring(source, "latin1"), Preferring(target, "latin1"))  # type: ignore[arg-type]
+    async with pair.relay() as parts:
+        await parts.relay.drain()
+    monkeypatch.delenv("PGCLIENTENCODING", raising=False)
+    assert arrived(target) == {(text, text) for text in TEXTS}
+
+
+def written(source: Database, texts: tuple[str, ...]) -> None:
+    with psycopg.connect(source.dsn, autocommit=True, client_encoding="UTF8") as conn:
+        for text in texts:
+            conn.execute("insert into t values (%s::text, %s::text)", (text, text))
+
+
+def arrived(target: Database) -> set[tuple[str, str]]:
+    with psycopg.connect(target.dsn, client_encoding="UTF8") as conn:
+        return set(conn.execute("select id, v from t").fetchall())
