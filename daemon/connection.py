@@ -185,9 +185,11 @@ async def _received(gen: Any, descriptor: int) -> Any:
     """What psycopg's generator comes to. What it reads from the fifth time on we let gather for a moment first: to be woken
     for every packet of a large result costs more than to read it. A small one comes as it did."""
     ended, state = await waiting.wait_async(_begun(gen), descriptor, _GLANCE)
+    if ended:
+        return state
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    while not ended:
+    while True:
         if state == waiting.WAIT_R and not poll.poll(0):
             await asyncio.sleep(_MOMENT)
         there = state == waiting.WAIT_R and poll.poll(0)
@@ -196,7 +198,6 @@ async def _received(gen: Any, descriptor: int) -> Any:
             state = gen.send(ready)
         except StopIteration as end:
             return end.value
-    return state
 
 
 def _begun(gen: Any) -> Generator[Any, Any, tuple[bool, Any]]:

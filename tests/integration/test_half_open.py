@@ -147,16 +147,16 @@ from daemon.rest import RestDoor
 
 async def main():
     door = RestDoor(sys.argv[1], sys.stdin.readline().strip(), deadline=50)
-    await door.send('{"mode": "claim", "relay": "main"}')
+    await door.send(b'{"mode": "claim", "relay": "main"}')
     print("ready", flush=True)
     sys.stdin.readline()
     began = time.monotonic()
     try:
-        await door.send('{"mode": "cursor", "relay": "main"}')
+        await door.send(b'{"mode": "cursor", "relay": "main"}')
     except TargetError as exc:
         print(exc.kind, time.monotonic() - began, flush=True)
     sys.stdin.readline()
-    print(await door.send('{"mode": "cursor", "relay": "main"}'), flush=True)
+    print(await door.send(b'{"mode": "cursor", "relay": "main"}'), flush=True)
     await door.close()
 
 asyncio.run(main())

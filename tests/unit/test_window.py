@@ -7,6 +7,7 @@ writes a key that another transaction wrote waits until that one has ended.
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -183,10 +184,11 @@ def test_a_cursor_claims_no_transaction_that_a_crash_could_give_away_again():
         assert (Snapshot.parse(cursor.snapshot).xmax, cursor.floor_id) == (xmax, floor)
 
 
-def test_side_by_side_transactions_do_not_pile_up_in_one_batch():
+@pytest.mark.parametrize("limits", [(10, 1000), (1000, 10)], ids=["changes", "bytes"])
+def test_side_by_side_transactions_do_not_pile_up_in_one_batch(limits):
     """Four transactions of nine changes that end together make four batches, not one four times the limit."""
     page_by_page = [change(20 + n % 4, 1 + n) for n in range(36)]
-    window = Window(Cursor("20:20:"), Snapshot.parse("24:24:"), 0, 36, 10, 1000)
+    window = Window(Cursor("20:20:"), Snapshot.parse("24:24:"), 0, 36, *limits)
     sizes = []
     while True:
         page = [c for c in page_by_page if c.id > window.after and not window.reached.sees(c.xid)][:10]
