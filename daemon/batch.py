@@ -3,11 +3,11 @@
 Knows what a batch holds and where it leads. Knows nothing of windows, queries or connections. Pure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from daemon.copies import Progress
-from daemon.sheaf import Change, Sheaves, count, unbind
+from daemon.copies import Progress, gone, rows
+from daemon.sheaf import Change, Sheaf, Sheaves, count, merge, unbind, unpack
 from daemon.verification import Checked
 from outbox import Cursor
 
@@ -36,28 +36,48 @@ class Question:
     bytes: int = 0
 
 
-_SEEN = -2  # the size of what is no row
-Found = list[tuple[tuple[str, ...] | None, str | None, str | None, int]]  # columns, key, row, its bytes
+# As outbox.copy_work answers: columns, keys and rows of a piece side by side, eight bytes of each row's size.
+Piece = tuple[Sequence[str] | None, str | None, str | None, bytes | None]
+Found = list[Piece]
+
+_SEEN = (-2).to_bytes(8, signed=True)  # the size of what is no row
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """The rows of a stretch of a table: key, text and bytes of each. `seen`: the key up to which was looked, where the
-    last ones do not travel; it must not leave this process. `whole`: the table ends here."""
+    """What a question found of a table: rows (or their digests) in sheaves, without their text those that are too large;
+    keys of which there is no row as deletes. `last` is the last key of a range (`seen`: the one up to which was looked,
+    where the last rows do not travel; it must not leave this process). `whole`: the table ends here."""
 
     columns: tuple[str, ...]
-    rows: list[tuple[str, str | None, int]]
+    sheaves: Sheaves
+    last: str | None
     seen: str | None
     whole: bool
 
+    @property
+    def count(self) -> int:
+        """How many rows, or keys."""
+        return count(self.sheaves)
 
-def stretch(asked: Question, found: Found) -> Stretch:
-    """What outbox.copy_work answers to `rows` or `digests`."""
-    rows = [(key, text, size) for _, key, text, size in found if key is not None]
-    seen = rows.pop()[0] if rows and rows[-1][2] == _SEEN else None
-    fetched = sum(size for _, text, size in rows if text is not None or asked.what == "digests")
-    whole = seen is None and len(rows) < asked.rows and fetched < asked.bytes
-    return Stretch(tuple(found[0][0] or ()), rows, seen, whole)
+
+def stretch(asked: Question, found: Found, now_us: int) -> Stretch:
+    """What outbox.copy_work answers, by the source's clock `now_us`."""
+    columns = tuple(found[0][0] or ()) if found else ()
+    pieces = [(keys, texts, sizes) for _, keys, texts, sizes in found if keys is not None]
+    seen = pieces.pop()[0] if pieces and pieces[-1][2] == _SEEN else None
+    last = pieces[-1][0].rsplit("\x1d", 1)[-1] if pieces else None
+    sheaves = merge(_sheaf(asked.table, keys, texts, sizes, now_us) for keys, texts, sizes in pieces)
+    fetched = sum(sum(sheaf.sizes) if asked.what == "digests" else sheaf.fetched for sheaf in sheaves)
+    whole = seen is None and count(sheaves) < asked.rows and fetched < asked.bytes
+    return Stretch(columns, sheaves, last, seen, whole)
+
+
+def _sheaf(table: str, keys: str, texts: str | None, sizes: bytes | None, now_us: int) -> Sheaf:
+    there = () if sizes is None else unpack(sizes)
+    if not there or there[0] < 0:  # a piece is of one kind
+        return gone(table, keys.encode(), now_us)
+    return rows(table, keys.encode(), None if texts is None else texts.encode(), there, now_us)
 
 
 @dataclass(frozen=True, slots=True)

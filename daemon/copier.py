@@ -24,16 +24,14 @@ from daemon.copies import (
     Wish,
     begun_by,
     choose,
-    gone,
     known,
     misfit,
     note,
-    row,
 )  # fmt: skip
 from daemon.errors import CaptureLost, CopyRefused, DaemonError, Kind, TargetError, advice
 from daemon.plan import Group
 from daemon.ranges import Look
-from daemon.sheaf import Change, Sheaves, bind, count
+from daemon.sheaf import Sheaves, count
 from daemon.source import Source
 from daemon.target import Answer, Target
 
@@ -133,7 +131,7 @@ class Copier:
             return None  # since when it has not been written, the target knows once it has the first of the rows
         answer = await self._target.unwritten(copy.table, copy.after)
         question = Question(copy.table, "missing", tuple(answer.more["keys"]))
-        return Look(question, partial(self._extra, copy, answer.more.get("place")), self._refused)
+        return Look(question, partial(self._extra, copy, answer.more.get("place"), question), self._refused)
 
     def _refused(self, exc: CopyRefused) -> None:
         if exc.busy:
@@ -159,26 +157,24 @@ class Copier:
         return found
 
     def _rows(self, copy: Copy, begins: bool, question: Question, found: Found, end: Batch) -> Batch | None:
-        read = stretch(question, found)
-        rows = read.rows
-        changes = tuple(row(copy.table, key, text, size, end.read_us) for key, text, size in rows)
-        then = copy.further(Page(rows[-1][0] if rows else copy.after, read.whole, read.seen), len(rows), 0)
+        read = stretch(question, found, end.read_us)
+        then = copy.further(Page(read.last or copy.after, read.whole, read.seen), read.count, 0)
         if self._rate:
-            self._due = max(self._due, time.monotonic()) + len(rows) / self._rate
+            self._due = max(self._due, time.monotonic()) + read.count / self._rate
         if begins:
             self._begun.add(copy.table)
         self.copies[copy.table] = then
-        if not (rows or begins or read.whole):
+        if not (read.sheaves or begins or read.whole):
             return None  # looked further, and that is nothing to tell
         shapes = {COLUMNS: read.columns}
-        return _after(end, Progress(then, begins, len(changes)), changes, shapes, more=self._goes_on())
+        return _after(end, Progress(then, begins, read.count), read.sheaves, shapes, more=self._goes_on())
 
-    def _extra(self, copy: Copy, place: str | None, found: Found, end: Batch) -> Batch:
-        keys = [key for _, key, _, _ in found if key is not None]
-        changes = tuple(gone(copy.table, key, end.read_us) for key in keys) if copy.prune else ()
-        then = copy.further(Page(place, place is None), len(keys), len(changes))
+    def _extra(self, copy: Copy, place: str | None, question: Question, found: Found, end: Batch) -> Batch:
+        read = stretch(question, found, end.read_us)
+        sheaves = read.sheaves if copy.prune else ()
+        then = copy.further(Page(place, place is None), read.count, count(sheaves))
         self.copies[copy.table] = then
-        return _after(end, Progress(then), changes, more=self._goes_on())
+        return _after(end, Progress(then), sheaves, more=self._goes_on())
 
     def _goes_on(self) -> bool:
         return not self._rate and bool(self._candidates())
@@ -289,8 +285,8 @@ class Copier:
 
 
 def _after(
-    end: Batch, progress: Progress, changes: tuple[Change, ...] = (), shapes: Mapping[int, tuple[str, ...]] | None = None,
+    end: Batch, progress: Progress, sheaves: Sheaves = (), shapes: Mapping[int, tuple[str, ...]] | None = None,
     *, more: bool = False,
 ) -> Batch:  # fmt: skip
     """What was read as a batch of its own, which stays at the cursor where the window has led."""
-    return replace(end, sheaves=bind(changes), shapes=shapes or {}, torn=0, more=more, copied=progress)
+    return replace(end, sheaves=sheaves, shapes=shapes or {}, torn=0, more=more, copied=progress)

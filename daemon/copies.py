@@ -4,12 +4,13 @@ Knows the target's record of a copy and the source's wishes. Knows nothing of co
 """
 
 import json
+from array import array
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from daemon.plan import Group
-from daemon.sheaf import Change
+from daemon.sheaf import GLUE, Sheaf
 
 COLUMNS = -1  # the shape of copied rows: they are no changes, and their columns come with them
 
@@ -128,14 +129,17 @@ def choose(copies: Collection[_S], order: Mapping[str, int]) -> _S | None:
     return max(extra, key=lambda entry: entry[:2])[2] if extra else None
 
 
-def row(table: str, key: str, text: str | None, size: int, now_us: int) -> Change:
-    """A row as of a snapshot, in the clothes of a change: what is done with its key is the same."""
-    return Change(0, 0, table, "upsert", COLUMNS, key, text, size, False, now_us)
+def rows(table: str, keys: bytes, texts: bytes | None, sizes: Sequence[int], now_us: int) -> Sheaf:
+    """Rows as of a snapshot, in the clothes of changes: what is done with their keys is the same."""
+    none, now = array("q", bytes(8)) * len(sizes), array("q", [now_us]) * len(sizes)
+    return Sheaf(table, "upsert", COLUMNS, none, none, now, sizes, False, keys, None if texts is None else (texts,))
 
 
-def gone(table: str, key: str, now_us: int) -> Change:
-    """A row of the target that the source does not have."""
-    return Change(0, 0, table, "delete", None, key, None, 0, False, now_us)
+def gone(table: str, keys: bytes, now_us: int) -> Sheaf:
+    """Rows of the target that the source does not have."""
+    many = keys.count(GLUE) + 1
+    none, now = array("q", bytes(8)) * many, array("q", [now_us]) * many
+    return Sheaf(table, "delete", None, none, none, now, none, False, keys, None)
 
 
 def misfit(name: str, described: Mapping[str, Any], columns: Collection[str]) -> str | None:

@@ -64,10 +64,8 @@ class Sheaf:
     def of(cls, piece: Piece) -> "Sheaf":
         """As sql/queries/window_by_id.sql answers."""
         table, op, shape, unflushed, numbers, keys, rows = piece
-        packed = array("q", numbers)
-        if sys.byteorder == "little":
-            packed.byteswap()
-        ids, xids, times, sizes = (packed[at::4] for at in range(4))
+        unpacked = unpack(numbers)
+        ids, xids, times, sizes = (unpacked[at::4] for at in range(4))
         return cls(table, op, shape, ids, xids, times, sizes, unflushed, keys, None if rows is None else (rows,))
 
     def __len__(self) -> int:
@@ -111,6 +109,14 @@ class Sheaf:
 
 
 Sheaves = tuple[Sheaf, ...]
+
+
+def unpack(numbers: bytes) -> "array[int]":
+    """Numbers of eight bytes each, in network order."""
+    unpacked = array("q", numbers)
+    if sys.byteorder == "little":
+        unpacked.byteswap()
+    return unpacked
 
 
 def glue(texts: Iterable[str]) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from daemon.plan import Group
-from daemon.sheaf import glue
+from daemon.sheaf import GLUE, Pieces, Sheaf, texts
 
 KINDS = ("missing", "different", "extra")
 _NEXT = {"rows": "extra", "extra": "done"}
@@ -158,13 +158,18 @@ def note(record: Verification) -> Group:
     )
 
 
-def question(table: str, op: Op, columns: Sequence[str], rows: Sequence[tuple[str, str]]) -> Group:
+def question(table: str, op: Op, columns: Sequence[str], sheaf: Sheaf | None) -> Group:
     """The group that has the target compare: rows by their keys, with their text or its digest."""
-    if op == "digest":
-        texts = [f'{key.rstrip()[:-1]},"outboxd digest":"{digest}"}}' for key, digest in rows]
-    else:
-        texts = [key if op == "present" else text for key, text in rows]
-    return Group(table, op, 0, tuple(columns), (glue(texts),) if texts else (), glue(key for key, _ in rows))
+    if sheaf is None:
+        return Group(table, op, 0, tuple(columns), ())
+    asked = _with_digests(sheaf) if op == "digest" else (sheaf.keys,) if op == "present" else sheaf.rows or ()
+    return Group(table, op, 0, tuple(columns), asked, sheaf.keys)
+
+
+def _with_digests(sheaf: Sheaf) -> Pieces:
+    """Keys, each with the digest of its row as one member more: what outbox.key_sql makes ends with its brace."""
+    opened = sheaf.keys[:-1].replace(b"}" + GLUE, GLUE).split(GLUE)
+    return (GLUE.join(map(b'%b,"outboxd digest":"%b"}'.__mod__, zip(opened, texts(sheaf.rows or ()), strict=True))),)
 
 
 def answered(group: Group, compared: Mapping[str, Any], held: Collection[tuple[str, str]]) -> tuple[list[Drift], int]:

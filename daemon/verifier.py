@@ -17,10 +17,10 @@ from typing import Any
 import structlog
 
 from daemon.batch import Batch, Found, Question, stretch
-from daemon.copies import COLUMNS, choose, gone, row
+from daemon.copies import COLUMNS, choose
 from daemon.errors import CopyRefused, Kind, TargetError
 from daemon.ranges import Look
-from daemon.sheaf import bind
+from daemon.sheaf import Sheaf, split
 from daemon.source import Source
 from daemon.stride import Stride
 from daemon.target import Answer, Target
@@ -270,12 +270,13 @@ class Verifier:
 
         def made(found: Found, end: Batch) -> Batch | None:
             before = record if record.began_at else replace(record, began_at=end.read_us / 1e6 + _EPOCH)
-            read = stretch(asked, found)
-            upto = read.rows[-1][0] if read.rows else before.after
-            then = before.further(upto, len(read.rows), ends=read.whole, seen=read.seen)
-            looked = most if read.seen else len(read.rows)  # those that do not travel take their time, too
-            checked = _checked(before, then, what, read.columns, read.rows, keys=looked)
-            return self._sends(end, checked if then.seen and not read.rows else self._spanning(checked, read.columns))
+            read = stretch(asked, found, end.read_us)
+            then = before.further(read.last or before.after, read.count, ends=read.whole, seen=read.seen)
+            looked = most if read.seen else read.count  # those that do not travel take their time, too
+            checked = _checked(before, then, what, read.columns, read.sheaves, keys=looked)
+            return self._sends(
+                end, checked if then.seen and not read.sheaves else self._spanning(checked, read.columns)
+            )
 
         return self._asks(record, asked, made)
 
@@ -289,7 +290,7 @@ class Verifier:
             self._alone.discard(then.table)
         if then.table not in self._alone:
             return checked
-        group = group or question(then.table, "digest", columns, ())
+        group = group or question(then.table, "digest", columns, None)
         return replace(checked, group=replace(group, span=(before.after, then.after)))
 
     async def _look_beyond(self, record: Verification) -> Look | None:
@@ -301,37 +302,33 @@ class Verifier:
         keys = tuple(more["keys"])
         then = record.further(keys[-1] if keys else None, ends=bool(more["ends"]))
 
+        asked = Question(record.table, "missing", keys)
+
         def made(found: Found, end: Batch) -> Batch | None:
-            absent = [(key, "", 0) for _, key, _, _ in found if key is not None]
+            absent = stretch(asked, found, end.read_us).sheaves
             return self._sends(end, _checked(record, then, "present", (), absent, keys=len(keys)))
 
-        return self._asks(record, Question(record.table, "missing", keys), made)
+        return self._asks(record, asked, made)
 
     def _look_again(self, suspects: _Suspects) -> Look:
         """At rows that seem to differ: as they are now."""
         before, then, todo = suspects.before, suspects.then, tuple(suspects.todo[: self._range(suspects.then)])
+        asked = Question(then.table, "these", todo, len(todo), self._source.limits.bytes)
 
         def made(found: Found, end: Batch) -> Batch | None:
-            columns = tuple(found[0][0] or ())
-            rows = [(key, text, size) for _, key, text, size in found if key is not None]
+            read = stretch(asked, found, end.read_us)
             if suspects.stage == "mend":
-                checked = Checked(before, then, (), None, len(rows), mends=True, again=True)
-                now = end.read_us
-                changes = tuple(
-                    gone(then.table, key, now) if size < 0 else row(then.table, key, text, size, now)
-                    for key, text, size in rows
-                )
-                return self._sends(replace(end, sheaves=bind(changes), shapes={COLUMNS: columns}), checked)
-            if suspects.op == "present":
-                absent = [(key, "", 0) for key, _, size in rows if size < 0]
-                checked = _checked(before, then, "present", (), absent, keys=len(rows))
-                return self._sends(end, replace(checked, again=True))
-            there = [one for one in rows if one[2] >= 0]  # the others have been deleted since, on both sides
-            return self._sends(
-                end, replace(_checked(before, then, "compare", columns, there, keys=len(rows)), again=True)
-            )
+                checked = Checked(before, then, (), None, read.count, mends=True, again=True)
+                return self._sends(replace(end, sheaves=read.sheaves, shapes={COLUMNS: read.columns}), checked)
+            kind = (
+                "delete" if suspects.op == "present" else "upsert"
+            )  # the others are on both sides by now, or on neither
+            wanted = [sheaf for sheaf in read.sheaves if sheaf.op == kind]
+            columns = () if suspects.op == "present" else read.columns
+            checked = _checked(before, then, suspects.op, columns, wanted, keys=read.count)
+            return self._sends(end, replace(checked, again=True))
 
-        return self._asks(then, Question(then.table, "these", todo, len(todo), self._source.limits.bytes), made)
+        return self._asks(then, asked, made)
 
     def _tell(self) -> Look:
         """That passes have ended, when no other batch has said so."""
@@ -563,10 +560,19 @@ class Verifier:
 
 
 def _checked(
-    before: Verification, then: Verification, op: Op, columns: Sequence[str], rows: Sequence[tuple[str, str | None, int]],
-    *, keys: int | None = None,
-) -> Checked:  # fmt: skip
+    before: Verification,
+    then: Verification,
+    op: Op,
+    columns: Sequence[str],
+    sheaves: Sequence[Sheaf],
+    *,
+    keys: int,
+) -> Checked:
     """A comparison of what was read: rows without their text are too large to be."""
-    group = question(then.table, op, columns, [(key, text) for key, text, _ in rows if text is not None])
-    unread = tuple(key for key, text, _ in rows if text is None)
-    return Checked(before, then, (), group if group.texts else None, len(rows) if keys is None else keys, unread)
+    group, unread = None, list[str]()
+    for sheaf in sheaves:  # one of each kind
+        if op == "present" or sheaf.rows is not None:
+            group = question(then.table, op, columns, sheaf)
+        else:
+            unread += split(sheaf.keys)
+    return Checked(before, then, (), group, keys, tuple(unread))

@@ -112,8 +112,9 @@ end
 $$;
 
 -- The statement that reads the next rows behind a key ($1, as outbox.change has it; `first`: there is none): at most $2,
--- as (key, row, bytes of the row, does it travel?). The JSON is made by what capture makes it with. Rows that a filter
--- leaves out are counted, too: where few rows travel, looking for them must not take longer than a turn may.
+-- as (key, made: the row, size: its bytes, inside: does it travel?, o1 …: its order). The JSON is made by what capture
+-- makes it with. Rows that a filter leaves out are counted, too: where few rows travel, looking for them must not take
+-- longer than a turn may. Nothing that gives one row only stands beside the table: the index' order would be lost to a sort.
 create or replace function outbox.range_sql(w outbox.watched, k record, p record, first boolean) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -122,19 +123,18 @@ declare
   size    record := outbox.size_sql(k.tbl, outbox.row_columns(k.tbl, w.include, w.exclude));
   way     record := outbox.range_order(k.tbl, k.keys);
   ordered text := array_to_string(way.ordered, ', ');
+  inside  text := case when p.condition_sql <> 'true' then format(' cross join lateral (select %s as inside offset 0) i', p.condition_sql) else '' end;
 begin
   return format(
-    'select %1$s, r.made, coalesce(octet_length(r.made), %2$s), i.inside'
-    ' from %3$s(select t.*, t.tableoid, t.ctid from %4$s t%5$s order by %6$s limit $2) t'
-    ' cross join lateral (select %10$s as inside offset 0) i'
-    ' cross join lateral (select case when not i.inside then null when %7$s then %8$s else outbox.large_row(t.tableoid, t.ctid, %8$L, %9$L) end as made offset 0) r'
-    ' order by %6$s',
-    p.key_sql, size.stored,
-    case when first then '' else format('json_to_record($1::json) as k(%s) cross join lateral ', k.record) end,
-    k.tbl,
-    case when first then '' else format(' where (%s) > (%s)', ordered, (
-      select string_agg(format('k.%I', k.titles[array_position(k.keys, c)]), ', ' order by n) from unnest(way.names) with ordinality u(c, n))) end,
-    ordered, size.small, p.row_sql, size.bytes, p.condition_sql);
+    'select %1$s as key, r.made, coalesce(octet_length(r.made), %2$s) as size, %3$s as inside, %4$s'
+    ' from (select t.*, t.tableoid, t.ctid from %5$s t%6$s order by %7$s limit $2) t%8$s'
+    ' cross join lateral (select case when not %3$s then null when %9$s then %10$s else outbox.large_row(t.tableoid, t.ctid, %10$L, %11$L) end as made offset 0) r'
+    ' order by %7$s',
+    p.key_sql, size.stored, case when inside = '' then 'true' else 'i.inside' end,
+    (select string_agg(format('%s as o%s', u.way, u.n), ', ' order by u.n) from unnest(way.ordered) with ordinality u(way, n)), k.tbl,
+    case when first then '' else format(' where (%s) > (select %s from json_to_record($1::json) as k(%s))', ordered, (
+      select string_agg(format('k.%I', k.titles[array_position(k.keys, c)]), ', ' order by n) from unnest(way.names) with ordinality u(c, n)), k.record) end,
+    ordered, inside, size.small, p.row_sql, size.bytes);
 end
 $$;
 
@@ -191,12 +191,40 @@ declare
   size record := outbox.size_sql(k.tbl, outbox.row_columns(k.tbl, w.include, w.exclude));
 begin
   return format(
-    'select u.key, r.made, case when t.ctid is null then -1 else coalesce(octet_length(r.made), %1$s) end'
+    'select u.key, r.made, case when t.ctid is null then -1 else coalesce(octet_length(r.made), %1$s) end as size, true as inside, u.n as o1'
     ' from unnest($1, $2) with ordinality u(key, readable, n) left join lateral json_to_record(u.readable::json) as k(%2$s) on true'
     ' left join lateral (select t.*, t.tableoid, t.ctid from %3$s t where %4$s and %5$s limit 1) t on true'
     ' cross join lateral (select case when t.ctid is null then null when %6$s then %7$s else outbox.large_row(t.tableoid, t.ctid, %7$L, %8$L) end as made offset 0) r'
     ' order by u.n',
     size.stored, k.record, k.tbl, k.same, p.condition_sql, size.small, p.row_sql, size.bytes);
+end
+$$;
+
+-- The statement that answers with what `given` (range_sql, these_sql) reads, joined in its order: per piece the keys, the
+-- rows (or their digests; of one above $4 bytes none), eight bytes of each row's size, do they travel?, how many they are,
+-- how many bytes were fetched, and the key of the `most`th row, if it is here. As many rows as $3 bytes reach.
+-- A piece is of 256 rows at most, and of one kind; between its texts lies U+001D, which JSON cannot have.
+--
+-- Nothing is made beyond the row that fills those bytes, however large it would be: a count never falls, so Postgres stops
+-- reading at the first row that is `beyond` (the "run condition" of a window). A sum alone would have all of them made.
+create or replace function outbox.pieces_sql(given text, by int, digests boolean, most int) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  way text := (select string_agg('o' || n, ', ' order by n) from generate_series(1, by) n);
+begin
+  return format(
+    'select string_agg(key, e''\x1d'' order by n), string_agg(body, e''\x1d'' order by n), string_agg(int8send(size), '''' order by n),'
+    ' inside, count(*), sum(counts), max(key) filter (where n = %1$s)'
+    ' from (select *, count(case when fetched - counts >= $3 then 1 end) over w as beyond'
+    ' from (select *, sum(counts) over w as fetched, row_number() over w as n from (select %2$s, * from (%3$s) r) r'
+    ' window w as (order by %4$s rows unbounded preceding)) r'
+    ' window w as (order by %4$s rows unbounded preceding)) r'
+    ' where beyond < 1 group by (n - 1) >> 8, inside, body is null, size < 0 order by max(n)',
+    most, case when digests then 'md5(made) as body, case when inside then least(size, 2147483647)::int else 0 end as counts'
+               else 'case when size <= $4 then made end as body, case when size <= $4 and made is not null then size::int else 0 end as counts' end,
+    given, way);
 end
 $$;
 
@@ -212,78 +240,67 @@ as $$
      where coalesce(c.relfilenode, 0) <> coalesce(pg_relation_filenode(r.relid), 0))
 $$;
 
--- What the function below does, with the rights of whoever owns it. `what`:
---   rows     the next rows behind keys[1], of at most `most` that are looked at, and about `max_bytes`; a row above
---            `row_bytes` without its JSON. Size -2: no row, but the key up to which was looked, and there may be more
+-- What the function below does, with the rights of whoever owns it: in pieces, of which each is joined as pieces_sql
+-- says, and all of which have the table's columns. `what`:
+--   rows     the next rows behind keys[1], of at most `most` that are looked at, and about `max_bytes`; those above
+--            `row_bytes` without their JSON. Size -2: no row, but the key up to which was looked, and there may be more
 --   digests  the same, with the MD5 of each row's JSON in its place
 --   these    the rows of these keys, as far as `max_bytes` reach; size -1: there is none
 --   missing  of these keys those that no row has, spelled as they are here
 --   touch    record the rows of these keys as changed, as they are: in their locks, so that per key the order of ids
 --            stays the order of commits (docs/decisions/0016)
 create or replace function outbox.copy_work(watched_id int, what text, keys text[], most int, max_bytes bigint, row_bytes bigint)
-returns table (columns text[], key text, "row" text, size bigint)
+returns table (columns text[], named text, texts text, sizes bytea)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  w     outbox.watched;
-  k     record;
-  p     record;
-  total bigint := 0;
-  seen  int := 0;  -- rows looked at
-  given int := 0;
-  here  boolean;
-  one   text;
+  w      outbox.watched;
+  k      record;
+  p      record;
+  one    text;
+  inside boolean;
+  many   bigint;  -- rows of a piece
+  bytes  bigint;  -- of them that were fetched
+  given  bigint := 0;
+  looked bigint := 0;
+  total  bigint := 0;
 begin
   select * into strict w from outbox.watched where id = watched_id;
   k := outbox.keyed(w);
   p := outbox.projection(watched_id);
+  columns := p.columns;
   case what
     when 'rows', 'digests' then
-      columns := p.columns;
-      for key, "row", size, here in execute outbox.range_sql(w, k, p, keys is null) using keys[1], most loop
-        seen := seen + 1;
-        continue when not here;
-        given := given + 1;
-        if what = 'digests' then
-          total := total + size;
-          "row" := md5("row");
-        elsif size > row_bytes then
-          "row" := null;
-        else
-          total := total + size;
+      for named, texts, sizes, inside, many, bytes, one in
+        execute outbox.pieces_sql(outbox.range_sql(w, k, p, keys is null), cardinality(k.keys), what = 'digests', most) using keys[1], most, greatest(max_bytes, 1), row_bytes
+      loop
+        looked := looked + many;
+        total := total + bytes;
+        if inside then
+          given := given + many;
+          return next;
         end if;
-        return next;
-        columns := null;
-        exit when total >= max_bytes;
       end loop;
-      if seen = most and given < seen and total < max_bytes then
-        "row" := null; size := -2;
+      if looked = most and given < looked and total < max_bytes then
+        named := one; texts := null; sizes := int8send(-2);
         return next;
-        columns := null;
-      end if;
-      if columns is not null then  -- no row, but its columns
-        key := null; "row" := null; size := 0;
+      elsif given = 0 then  -- no row, but its columns
+        named := null; texts := null; sizes := null;
         return next;
       end if;
     when 'these' then
-      columns := p.columns;
-      for key, "row", size in execute outbox.these_sql(w, k, p) using keys, outbox.readable_keys(keys, k.record) loop
-        if size > row_bytes then
-          "row" := null;
-        else
-          total := total + greatest(size, 0);
-        end if;
+      for named, texts, sizes in
+        execute outbox.pieces_sql(outbox.these_sql(w, k, p), 1, false, 0) using keys, outbox.readable_keys(keys, k.record), greatest(max_bytes, 1), row_bytes
+      loop
         return next;
-        columns := null;
-        exit when total >= max_bytes;
       end loop;
     when 'missing' then
       return query execute format(
-        'select null::text[], case when x.readable is null then x.key else %s end, null::text, 0::bigint'
+        'select null::text[], string_agg(case when x.readable is null then x.key else %s end, e''\x1d'' order by x.n), null::text, null::bytea'
         ' from unnest($1, $2) with ordinality x(key, readable, n) left join lateral json_to_record(x.readable::json) as k(%s) on true'
         ' cross join lateral (select %s) t'
-        ' where not exists (select from %s t where %s and %s) order by x.n',
+        ' where not exists (select from %s t where %s and %s)',
         p.key_sql, k.record, (select string_agg(format('k.%I as %I', u.title, u.name), ', ') from unnest(k.titles, k.keys) u(title, name)),
         k.tbl, k.same, p.condition_sql) using keys, outbox.readable_keys(keys, k.record);
     when 'touch' then
@@ -309,7 +326,7 @@ begin
   -- switched off seems dear, and would have each range compiled.
   execute format(
     'create or replace function outbox.%I(what text, keys text[], most int, max_bytes bigint, row_bytes bigint)'
-    ' returns table (columns text[], key text, "row" text, size bigint) language sql volatile security definer'
+    ' returns table (columns text[], named text, texts text, sizes bytea) language sql volatile security definer'
     ' set search_path = pg_catalog, pg_temp set row_security = off'
     ' set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off%s'
     ' as ''select * from outbox.copy_work(%s, $1, $2, $3, $4, $5)''',
@@ -328,7 +345,7 @@ $$;
 -- What the relay calls: see outbox.copy_work.
 create or replace function outbox.copy_of(
   table_name text, what text, keys text[], most int default 0, max_bytes bigint default 0, row_bytes bigint default 0)
-returns table (columns text[], key text, "row" text, size bigint)
+returns table (columns text[], named text, texts text, sizes bytea)
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$

@@ -306,7 +306,7 @@ def test_the_keys_own_index_gives_each_range(pair: Pair, kind: str) -> None:
             if analysed:
                 conn.execute("analyze story")
             ((after,),) = conn.execute(
-                "select key from outbox.copy_of('story', 'rows', null, 5000, 1e9::bigint, 1e9::bigint) offset 4999"
+                "select split_part(named, e'\\x1d', -1) from outbox.copy_of('story', 'rows', null, 5000, 1e9::bigint, 1e9::bigint) offset 19"
             ).fetchall()
             ((statement,),) = conn.execute(
                 "select outbox.range_sql(w, outbox.keyed(w), outbox.projection(w.id), false) from outbox.watched w"

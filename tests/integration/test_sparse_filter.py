@@ -5,6 +5,7 @@ import json
 import pytest
 
 from daemon.batch import Limits
+from daemon.sheaf import unpack
 from daemon.source import Source
 from daemon.target import PostgresDoor
 from tests.integration.test_verify import counts, drifted, verified
@@ -53,20 +54,25 @@ def left_outside(told: Told) -> set[int]:
     }
 
 
+def one_by_one(pieces: list[tuple[str, bytes]]) -> list[tuple[str, int]]:
+    """Each key, and the size of its row."""
+    return [pair for keys, sizes in pieces for pair in zip(keys.split("\x1d"), unpack(sizes), strict=True)]
+
+
 async def test_rows_are_looked_for_some_at_a_time(sparse: Pair) -> None:
     """As many are looked at as a batch may have, whether they travel or not; the last key tells how far it came."""
     with sparse.source.connect() as source:
         rows = source.execute(
-            "select key, size from outbox.copy_of('story', 'rows', null, 300, 1e9::bigint, 1e9::bigint)"
+            "select named, sizes from outbox.copy_of('story', 'rows', null, 300, 1e9::bigint, 1e9::bigint)"
         ).fetchall()
-        assert [(json.loads(key)["id"], size == -2) for key, size in rows] == [
+        assert [(json.loads(key)["id"], size == -2) for key, size in one_by_one(rows)] == [
             *((f"key-{n:04}-", False) for n in INSIDE[:4]), ("key-0300-", True)
         ]  # fmt: skip
         rows = source.execute(
-            "select key, size from outbox.copy_of('story', 'digests', array[%s], 300, 1e9::bigint, 1e9::bigint)",
+            "select named, sizes from outbox.copy_of('story', 'digests', array[%s], 300, 1e9::bigint, 1e9::bigint)",
             (rows[-1][0],),
         ).fetchall()
-        assert [(json.loads(key)["id"], size) for key, size in rows] == [("key-0600-", -2)]
+        assert [(json.loads(key)["id"], size) for key, size in one_by_one(rows)] == [("key-0600-", -2)]
 
 
 async def test_they_are_copied_and_compared_and_the_others_are_not_spoken_of(sparse: Pair) -> None:
