@@ -311,6 +311,22 @@ begin
 end
 $$;
 
+-- Is a version that a query shows, and that is not older than this transaction, its own (a savepoint's)? A transaction
+-- that had its xid before its snapshot is shown later ones, too.
+create or replace function outbox.is_mine(xid xid) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  top  bigint := pg_current_xact_id()::text::bigint;
+  step bigint := ((xid::text::bigint - top) % 4294967296 + 6442450944) % 4294967296 - 2147483648;
+begin
+  return step = 0 or step > 0 and pg_xact_status((top + step)::text::xid8) = 'in progress';
+exception when invalid_parameter_value then  -- frozen so long ago that its number seems to lie ahead
+  return false;
+end
+$$;
+
 -- The statement that records the rows of the keys `touched` (a query for their columns) as they are now, in their lock.
 -- They are re-read from the root, where a row that changed partitions still is. `large` calls what makes the JSON of
 -- a row that is not small. A row that does not pass the filter is deleted on the target, unless it is said (`was`, SQL)
@@ -337,7 +353,7 @@ begin
     ' case when j.made is not null then %4$s end, %5$s,'
     ' case when %3$s then coalesce(j.made, concat(''{"stored_bytes":'', %6$s, ''}'')) end,'
     ' nullif(current_setting(''outbox.headers'', true), '''')'
-    ' from (%7$s) k left join lateral (select r.*, r.tableoid, r.ctid from %8$s r where %9$s and age(r.xmin) <= 0 limit 1) t on true%10$s'
+    ' from (%7$s) k left join lateral (select r.*, r.tableoid, r.ctid from %8$s r where %9$s and (age(r.xmin) = 0 or age(r.xmin) < 0 and outbox.is_mine(r.xmin)) limit 1) t on true%10$s'
     ' cross join lateral (select case when %3$s is not true then null when %11$s then %12$s else %13$s end as made offset 0) j%14$s',
     of_table, case when inside is null then '' else 'when f.inside is null then ''resync''' end, found,
     outbox.shape_of(of_table, outbox.projected(cols, mapping)),
@@ -362,9 +378,9 @@ declare
   handed  text := (select string_agg(format('new.%1$I as %1$I', name), ', ') from unnest(outbox.column_names(tbl)) u(name) where name is not null);
   shape   text := outbox.shape_of(of_table, outbox.projected(cols, mapping))::text;
   key_sql text := outbox.key_sql(tbl, keys, 't', mapping);
-  row_sql text := case when given = plain then 'row_to_json(new)::text' else 'row_to_json(x.*)::text' end;
+  row_sql text := case when given = plain and 'new' <> all (cols) then 'row_to_json(new)::text' else 'row_to_json(x.*)::text' end;
   op      text := '''upsert''';
-  more    text := case when given = plain then '' else format(' cross join lateral (select %s) x', given) end;
+  more    text := case when given = plain and 'new' <> all (cols) then '' else format(' cross join lateral (select %s) x', given) end;
 begin
   if mapping -> 'inside' is not null then
     op := 'case when f.inside then ''upsert'' when f.inside is null then ''resync'' else ''delete'' end';
@@ -534,7 +550,7 @@ begin
 declare
   made text;
 begin
-  select case when %s <= outbox.row_limit() then %s end into made from only %s t where t.ctid = at;
+  select case when %s <= outbox.row_limit() then %s end into made from only %s t where t.ctid = $1;
   return case when octet_length(made) <= outbox.row_limit() then made end;
 exception
   when program_limit_exceeded or out_of_memory then
@@ -571,6 +587,7 @@ declare
   was     text := 'true';
   filtered bool;
   compose text;
+  stale   regrole;
   command text := 'concat(tg_op, case tg_op when ''DELETE'' then old.cmax else new.cmin end)';
   body    text;
 begin
@@ -591,7 +608,7 @@ begin
 declare
   were text[];
 begin
-  if tg_op <> 'TRUNCATE' and outbox.as_watched(%1$L::regclass, %2$L, %3$L, %4$L::text[]) then
+  if tg_op <> 'TRUNCATE' and %13$s and outbox.as_watched(%1$L::regclass, %2$L, %3$L, %4$L::text[]) then
     if new.xmax = 0 and (%5$s) and (%6$s) is not true then
       %7$s;
     else
@@ -629,12 +646,16 @@ $body$, tbl::oid, w.table_name, outbox.signature(tbl), keys, small,
       end$mapped$, compose, command, w.table_name, command) end,
     compose || 'null)',
     -- What is and stays outside of a filter rings no bell.
-    case when filtered then 'found and ' else '' end);
+    case when filtered then 'found and ' else '' end,
+    -- Whoever may put the trigger on the table may put it on another: what happens there is not the table's.
+    case when (select c.relkind = 'p' from pg_class c where c.oid = tbl)
+         then format('pg_partition_root(tg_relid) = coalesce(pg_partition_root(%1$L::regclass), %1$L::regclass)', tbl::oid)
+         else format('tg_relid = %L::oid', tbl::oid) end);
   -- row_security = off: a policy must raise an error here, never hide a row. enable_seqscan = off: a plan made
   -- while the table was small must not scan it when it is large.
   execute format(
     'create or replace function outbox.%I() returns trigger language plpgsql security definer'
-    ' set search_path = pg_catalog, pg_temp set row_security = off set enable_seqscan = off%s as %L',
+    ' set search_path = pg_catalog, pg_temp set row_security = off set enable_seqscan = off set plan_cache_mode = force_generic_plan%s as %L',
     title,
     (select string_agg(format(' set %s = %L', p.name, p.setting), '') from (
        select pins.setting, lag(pins.setting) over (order by n) as name, n
@@ -644,5 +665,12 @@ $body$, tbl::oid, w.table_name, outbox.signature(tbl), keys, small,
   execute format('revoke all on function outbox.%I() from public', title);
   -- Whoever watches last is who can read the table now.
   execute format('alter function outbox.%I() owner to %I', title, current_user);
+  -- A partition that is made or attached gets the trigger as whoever does that: the owner of the table, and of no other one.
+  for stale in select distinct a.grantee::regrole from pg_proc p, aclexplode(p.proacl) a
+                where p.oid = to_regproc(format('outbox.%I', title)) and a.grantee not in (0, p.proowner)
+  loop
+    execute format('revoke all on function outbox.%I() from %s', title, stale);
+  end loop;
+  execute format('grant execute on function outbox.%I() to %s', title, (select c.relowner::regrole from pg_class c where c.oid = tbl));
 end
 $$;

@@ -131,6 +131,28 @@ def test_a_row_that_only_the_snapshot_still_sees(
     assert_replays(account)
 
 
+@pytest.mark.parametrize("level", [IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE])
+@pytest.mark.parametrize("own", ["", "savepoint s; "])
+def test_a_row_of_a_later_transaction_is_not_ones_own(
+    account: Connection, two: Two, level: IsolationLevel, own: str
+) -> None:
+    """An xid that is older than the snapshot: the snapshot shows versions of later transactions."""
+    account.execute("create table if not exists other (id int)")
+    two.first.isolation_level = level
+    two.first.execute("lock table other in access exclusive mode")
+    two.second.execute("insert into account values (9, 'theirs', 1)")
+    two.second.commit()
+    two.first.execute("select from account")
+    two.second.execute("delete from account where id = 9")
+    two.second.commit()
+    two.first.execute(f"{own}insert into account values (9, 'mine', 2)")
+    two.first.execute("update account set balance = 3 where owner = 'mine'")
+    two.first.execute("delete from account where owner = 'mine'")
+    two.first.commit()
+    assert changes(account)[-1].op == "delete"
+    assert_replays(account)
+
+
 def test_a_child_is_written_while_its_parent_goes(account: Connection, two: Two) -> None:
     """A cascade that waits for the child's writer records what is left when it goes on."""
     account.execute(

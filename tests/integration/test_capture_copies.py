@@ -232,3 +232,48 @@ def test_columns_may_have_any_name(scratch: Connection) -> None:
     scratch.execute("update t set x = 'z'; update t set k = k + 5, seen = 3")
     scratch.execute("update t set way = 'w' where k = 6")
     assert_replays(scratch)
+
+
+SPECIAL = ["new", "old", "at", "made", "t", "x", "k", "f", "j", "r", "v", "inside", "found", "key", "row", "there", "same", "were",
+           "sql", "mark", "headers", "command", "captured", "op", "shape"]  # fmt: skip
+MAPPED = {
+    "plain": {},
+    "masked": {"mask": '{"new": "redact"}'},
+    "filtered": {"filter": "found is distinct from 'out'"},
+    "renamed": {"rename": '{"old": "new", "new": "old"}'},
+    "left out": {"exclude": ["at"]},
+}
+
+
+@pytest.mark.parametrize("mapping", MAPPED)
+@pytest.mark.parametrize("kind", ["", "partition by hash (key)"])
+def test_columns_may_be_called_as_helpers_of_ours(scratch: Connection, mapping: str, kind: str) -> None:
+    """Small rows and large ones, copied, re-read, deleted, and after the table was altered."""
+    columns = ", ".join(f"{name} text" for name in SPECIAL)
+    scratch.execute(f"create table s ({columns}, primary key (key)) {kind}")
+    if kind:
+        scratch.execute("create table s0 partition of s for values with (modulus 1, remainder 0)")
+    watch(scratch, "s", **MAPPED[mapping])
+    for late in ("", "alter table s add late int"):
+        scratch.execute(late or "select")
+        scratch.execute(
+            "insert into s (key, new, old, at) select i, 'n', repeat('o', i * 70000), 'a' from generate_series(1, 4) i"
+        )
+        scratch.execute(
+            "select from s for update; update s set row = 'r', made = 'm'; update s set key = key || '0' where key < '3'"
+        )
+        scratch.execute("update s set found = 'out' where key = '10'; delete from s where key = '3'")
+        assert_replays(scratch)
+        assert len(ops(scratch)) >= 12
+        scratch.execute("delete from s")
+        assert_replays(scratch)
+
+
+def test_one_plan_for_all_rows(scratch: Connection) -> None:
+    """Also in a session that asks for a plan each time: capture's statements are not planned once a row."""
+    scratch.execute("create table t (id int primary key, n int); set local plan_cache_mode = force_custom_plan")
+    watch(scratch, "t")
+    (settings,) = rows(
+        scratch, "select proconfig from pg_proc where proname ~ '^capture_[0-9]+$' order by oid desc limit 1"
+    )
+    assert "plan_cache_mode=force_generic_plan" in settings[0]

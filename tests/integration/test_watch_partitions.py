@@ -1,5 +1,6 @@
 """A watched partitioned table: written through its root, through its partitions, moved, truncated, rebuilt."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -198,3 +199,55 @@ def test_watch_locks_the_tree_as_its_writers_do(source: Database, app: Connectio
         writer.commit()
         done.result(10)
     assert ops(app) == ["upsert"] * 7
+
+
+@pytest.fixture
+def owners(source: Database, app: Connection) -> Iterator[tuple[str, str]]:
+    """Two roles that own tables; what they own is watched by somebody else."""
+    roles = (f"owner_{source.name}", f"heir_{source.name}")
+    for role in roles:
+        app.execute(f"create role {role}; grant create, usage on schema public to {role}")
+    yield roles
+    app.execute(f"reset role; drop owned by {', '.join(roles)} cascade; drop role {', '.join(roles)}")
+
+
+def test_the_owner_makes_partitions_of_what_somebody_else_watches(app: Connection, owners: tuple[str, str]) -> None:
+    """The trigger is cloned as whoever makes or attaches one. After another owner came, once the table is watched again."""
+    app.execute(TREE)
+    for role in owners:
+        for table in ("p", "p_eu", "p_us", "p_us_low", "p_us_high"):
+            app.execute(f"alter table {table} owner to {role}")
+        watch(app, "p")
+        part = role.split("_")[0]
+        app.execute(f"set role {role}; create table p_{part} partition of p for values in ('{part}')")
+        app.execute(
+            f"create table q_{part} (like p); alter table p attach partition q_{part} for values in ('q{part}')"
+        )
+        app.execute(f"insert into p values ('{part}', 1, 'a'), ('q{part}', 2, 'b'); reset role")
+        assert_replays(app)
+    assert rows(
+        app,
+        "select has_function_privilege(r, p.oid, 'execute') from unnest(%s::text[]) r, pg_proc p where p.proname ~ '^capture_[0-9]+$'",
+        list(owners),
+    ) == [(False,), (True,)]
+
+
+@pytest.mark.parametrize("kind", ["", "partition by list (id)"])
+def test_the_trigger_on_another_table_records_none_of_its_rows(
+    app: Connection, owners: tuple[str, str], kind: str
+) -> None:
+    """Its owner may call the function: what happens elsewhere is marked, and never written as the watched table's."""
+    app.execute(f"set role {owners[0]}; create table t (id int primary key) {kind}; reset role")
+    if kind:
+        app.execute("create table t_1 partition of t default")
+    watch(app, "t")
+    (number, function) = rows(app, "select id, 'outbox.capture_' || id from outbox.watched")[0]
+    app.execute(f"""
+        grant usage on schema outbox to {owners[0]};
+        set role {owners[0]};
+        create table mine (id int primary key);
+        create trigger mine after insert or update or delete on mine for each row execute function {function}('{number}');
+        insert into mine values (1), (2); update mine set id = 3 where id = 1; delete from mine;
+        reset role
+    """)
+    assert {(change.op, change.key, change.row) for change in changes(app)} == {("resync", "{}", None)}
