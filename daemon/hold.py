@@ -6,7 +6,7 @@ Knows changes and the keys the target holds. Knows nothing of connections, nor w
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from daemon.sheaf import GLUE, Change, Sheaf, Sheaves, bind, unbind
+from daemon.sheaf import Change, Sheaf, Sheaves, bind, unbind
 
 Key = tuple[str, str]  # table, and the key as outbox.change has it
 
@@ -87,7 +87,7 @@ def _oversize(sheaf: Sheaf) -> bool:
 
 
 def _meets(sheaf: Sheaf, keys: set[bytes] | None) -> bool:
-    return keys is not None and (sheaf.op == "truncate" or not keys.isdisjoint(sheaf.keys.split(GLUE)))
+    return keys is not None and (sheaf.op == "truncate" or not keys.isdisjoint(sheaf.named()))
 
 
 def refuse(sheaves: Sheaves, refused: Mapping[Key, Why]) -> Parted:

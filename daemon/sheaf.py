@@ -13,6 +13,8 @@ from functools import partial
 from itertools import compress
 from typing import NamedTuple
 
+from daemon.errors import CaptureLost
+
 # Between the texts of a sheaf. They are JSON, in which no control character stands unescaped but tabs and line ends.
 GLUE = b"\x1d"
 
@@ -81,12 +83,24 @@ class Sheaf:
         """Bytes of the rows; one that is too large is not fetched."""
         return 0 if self.rows is None else sum(self.sizes)
 
+    def named(self) -> list[bytes]:
+        """The keys, one by one. Raises CaptureLost when there are more of them than changes: somebody wrote into the outbox
+        by hand what is no JSON. Nobody can say then whose rows these are."""
+        return self._as_many(self.keys.split(GLUE))
+
+    def lines(self) -> list[bytes]:
+        """The rows, one by one, where there are any. Raises as `named` does."""
+        return [] if self.rows is None else self._as_many(texts(self.rows))
+
+    def _as_many(self, found: list[bytes]) -> list[bytes]:
+        if len(found) != len(self):
+            raise CaptureLost(self.table)
+        return found
+
     def changes(self) -> list[Change]:
-        """One by one."""
-        keys = split(self.keys)
-        rows: Sequence[str | None] = (
-            [None] * len(keys) if self.rows is None else list(map(bytes.decode, texts(self.rows)))
-        )
+        """One by one. Raises CaptureLost."""
+        keys = list(map(bytes.decode, self.named()))
+        rows: Sequence[str | None] = [None] * len(keys) if self.rows is None else list(map(bytes.decode, self.lines()))
         columns = zip(self.xids, self.ids, keys, rows, self.sizes, self.times, strict=True)
         return [
             Change(xid, id_, self.table, self.op, self.shape, key, row, size, self.unflushed, at)
@@ -103,8 +117,8 @@ class Sheaf:
         ids, xids, times, sizes = (
             array("q", compress(column, chosen)) for column in (self.ids, self.xids, self.times, self.sizes)
         )
-        keys = GLUE.join(compress(self.keys.split(GLUE), chosen))
-        rows = None if self.rows is None else (GLUE.join(compress(texts(self.rows), chosen)),)
+        keys = GLUE.join(compress(self.named(), chosen))
+        rows = None if self.rows is None else (GLUE.join(compress(self.lines(), chosen)),)
         return replace(self, ids=ids, xids=xids, times=times, sizes=sizes, keys=keys, rows=rows)
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from daemon.plan import Group
-from daemon.sheaf import GLUE, Pieces, Sheaf, texts
+from daemon.sheaf import GLUE, Pieces, Sheaf
 
 KINDS = ("missing", "different", "extra")
 _NEXT = {"rows": "extra", "extra": "done"}
@@ -169,7 +169,7 @@ def question(table: str, op: Op, columns: Sequence[str], sheaf: Sheaf | None) ->
 def _with_digests(sheaf: Sheaf) -> Pieces:
     """Keys, each with the digest of its row as one member more: what outbox.key_sql makes ends with its brace."""
     opened = sheaf.keys[:-1].replace(b"}" + GLUE, GLUE).split(GLUE)
-    return (GLUE.join(map(b'%b,"outboxd digest":"%b"}'.__mod__, zip(opened, texts(sheaf.rows or ()), strict=True))),)
+    return (GLUE.join(map(b'%b,"outboxd digest":"%b"}'.__mod__, zip(opened, sheaf.lines(), strict=True))),)
 
 
 def answered(group: Group, compared: Mapping[str, Any], held: Collection[tuple[str, str]]) -> tuple[list[Drift], int]:
