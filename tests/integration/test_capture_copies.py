@@ -5,6 +5,7 @@ What is read of the table itself is counted by Postgres: so the cost is held dow
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -236,7 +237,7 @@ def test_columns_may_have_any_name(scratch: Connection) -> None:
 
 SPECIAL = ["new", "old", "at", "made", "t", "x", "k", "f", "j", "r", "v", "inside", "found", "key", "row", "there", "same", "were",
            "sql", "mark", "headers", "command", "captured", "op", "shape"]  # fmt: skip
-MAPPED = {
+MAPPED: dict[str, dict[str, Any]] = {
     "plain": {},
     "masked": {"mask": '{"new": "redact"}'},
     "filtered": {"filter": "found is distinct from 'out'"},
