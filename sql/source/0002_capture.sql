@@ -109,7 +109,10 @@ begin
         cross join lateral (select array_agg(names[n]) from unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) n) k(of_index)
         where i.indrelid = tbl and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null and i.indexprs is null
           and k.of_index <@ columns and columns <@ k.of_index)
-     and not exists (select from pg_attribute a where a.attrelid = tbl and names[a.attnum] = any (columns) and not a.attnotnull);
+     and not exists (
+       select from pg_attribute a where a.attrelid = tbl and names[a.attnum] = any (columns)
+          and (not a.attnotnull or exists (  -- NOT NULL NOT VALID (Postgres 18): old rows may have none
+                 select from pg_constraint c where c.conrelid = tbl and c.contype = 'n' and not c.convalidated and a.attnum = any (c.conkey))));
 end
 $$;
 
@@ -327,13 +330,30 @@ exception when invalid_parameter_value then  -- frozen so long ago that its numb
 end
 $$;
 
+-- SQL: is `alias` of the table a version that this transaction wrote? A touched key has no other row; but a snapshot of
+-- REPEATABLE READ still shows the row that another transaction deleted before this one wrote the key again.
+create or replace function outbox.mine_sql(alias text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return format('(age(%1$s.xmin) = 0 or age(%1$s.xmin) < 0 and outbox.is_mine(%1$s.xmin))', alias);
+
+-- SQL that stands `before` the name of a table and `after` it. Of a table that is not known yet (null: the partition that
+-- a trigger fires for) it is what format() makes the statement of.
+create or replace function outbox.about_sql(before text, rel text, after text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return case when rel is not null then concat(before, rel, after)
+            else concat(replace(before, '%', '%%'), '%s', replace(after, '%', '%%')) end;
+
 -- The statement that records the rows of the keys `touched` (a query for their columns) as they are now, in their lock.
--- They are re-read from the root, where a row that changed partitions still is. `large` calls what makes the JSON of
--- a row that is not small. A row that does not pass the filter is deleted on the target, unless it is said (`was`, SQL)
--- that it cannot have been there.
+-- They are re-read from `rel`, the table or partition that the event is of: a unique key has the columns that choose the
+-- partition, so no row of such a key is anywhere else, and one that moves to another partition has another key there.
+-- `large` calls what makes the JSON of a row that is not small, `shape` is SQL. A row that does not pass the filter is
+-- deleted on the target, unless it is said (`was`, SQL) that it cannot have been there.
 create or replace function outbox.reread_sql(
-  of_table text, root regclass, keys text[], cols text[], mapping jsonb, touched text, large text default null, was text default null) returns text
-language plpgsql volatile
+  of_table text, root regclass, rel text, keys text[], cols text[], mapping jsonb, shape text, touched text, large text default null, was text default null)
+  returns text
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -345,23 +365,23 @@ declare
 begin
   -- lateral + limit: always one index probe a key. A hash join, cached after one bulk statement, would
   -- scan the whole table for every single-row statement that follows in the session.
-  -- age(xmin) <= 0: written by this transaction. A touched key has no other row; but a snapshot of REPEATABLE
-  -- READ still shows the row that another transaction deleted before this one wrote the key again.
-  return format(
+  return outbox.about_sql(format(
     'insert into outbox.change (table_name, op, shape, key, row, headers)'
     ' select %1$L, case %2$s when not %3$s then ''delete'' when j.made is null then ''too_large'' else ''upsert'' end,'
     ' case when j.made is not null then %4$s end, %5$s,'
     ' case when %3$s then coalesce(j.made, concat(''{"stored_bytes":'', %6$s, ''}'')) end,'
     ' nullif(current_setting(''outbox.headers'', true), '''')'
-    ' from (%7$s) k left join lateral (select r.*, r.tableoid, r.ctid from %8$s r where %9$s and (age(r.xmin) = 0 or age(r.xmin) < 0 and outbox.is_mine(r.xmin)) limit 1) t on true%10$s'
-    ' cross join lateral (select case when %3$s is not true then null when %11$s then %12$s else %13$s end as made offset 0) j%14$s',
-    of_table, case when inside is null then '' else 'when f.inside is null then ''resync''' end, found,
-    outbox.shape_of(of_table, outbox.projected(cols, mapping)),
+    ' from (%7$s) k left join lateral (select r.*, r.tableoid, r.ctid from only ',
+    of_table, case when inside is null then '' else 'when f.inside is null then ''resync''' end, found, shape,
     case when inside is null then key_sql else format('case when f.inside is null then ''{}'' else %s end', key_sql) end,
-    size.stored, touched, root, (select string_agg(format('r.%1$I = k.%1$I', c), ' and ') from unnest(keys) c),
+    size.stored, touched),
+    rel, format(
+    ' r where %1$s and %2$s limit 1) t on true%3$s'
+    ' cross join lateral (select case when %4$s is not true then null when %5$s then %6$s else %7$s end as made offset 0) j%8$s',
+    (select string_agg(format('r.%1$I = k.%1$I', c), ' and ') from unnest(keys) c), outbox.mine_sql('r'),
     case when inside is null then '' else format(' cross join lateral (select t.%I is not null and %s as inside offset 0) f', keys[1], inside) end,
-    size.small, row_sql, coalesce(large, format('outbox.large_row(t.tableoid, t.ctid, %L, %L)', row_sql, size.bytes)),
-    ' where f.inside is not false or ' || was);
+    found, size.small, row_sql, coalesce(large, format('outbox.large_row(t.tableoid, t.ctid, %L, %L)', row_sql, size.bytes)),
+    ' where f.inside is not false or ' || was));
 end
 $$;
 
@@ -396,61 +416,83 @@ begin
 end
 $$;
 
--- The statement that marks a table whose rows cannot be told, once for all rows of a statement (`command`, by which it
--- is told from others of the transaction; null: it is for no row). Nothing is lost where two go by one name: whoever
--- brings the table over looks after the commit. A savepoint taken back takes back the mark with what remembers it.
-create or replace function outbox.resync_sql(of_table text, command text) returns text
+-- The statement that marks a table whose rows cannot be told, once for all rows of a statement ($3 names it among those
+-- of the transaction; null: it is for no row). Nothing is lost where two go by one name: whoever brings the table over
+-- looks after the commit. A savepoint taken back takes back the mark with what remembers it.
+create or replace function outbox.resync_sql(of_table text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return format('insert into outbox.change (table_name, op, key) select %L, ''resync'', ''{}'''
+              ' where case when $3::text is null then true when current_setting(''outbox.resync'', true) is distinct from $3'
+              ' then set_config(''outbox.resync'', $3, true) is not null end', of_table);
+
+-- The statement for an event on `rel` when that is no part of the table that has the watched one's name, else null.
+create or replace function outbox.elsewhere_sql(of_table text, rel regclass) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  mark text := concat_ws(' ', of_table, pg_current_xact_id(), command);
+  namesake regclass := to_regclass(of_table);
 begin
-  return format('insert into outbox.change (table_name, op, key) select %L, ''resync'', ''{}''', of_table)
-         || case when command is not null then format(' where case when current_setting(''outbox.resync'', true) is distinct from %1$L'
-                                                      ' then set_config(''outbox.resync'', %1$L, true) is not null end', mark) else '' end;
+  if namesake is null or namesake = coalesce(pg_partition_root(rel), rel) then
+    return null;
+  elsif exists (select from pg_trigger a join pg_trigger b on b.tgfoid = a.tgfoid and b.tgname = a.tgname
+                 where a.tgrelid = namesake and b.tgrelid = rel and a.tgname = 'outbox_truncate') then
+    return 'select where false';  -- a partition that was detached: no row of the watched table any more
+  end if;
+  return outbox.resync_sql(of_table);  -- the table was renamed and another has its name: nobody can say whose row this is
 end
 $$;
 
--- The statement that records one event of a trigger of the watched table on `rel`, itself or a partition, when the
--- table is not as it was watched. $1 is OLD, $2 NEW. What outbox.watched knows is handed in: an old snapshot may not
--- show that row.
+-- The statement that records one event of a trigger of the watched table on `root` or a partition, when the table is not
+-- as it was watched: $1 is OLD, $2 NEW, and format() puts the partition in. What outbox.watched knows is handed in: an old
+-- snapshot may not show that row. Declared immutable for the same reason as the signature: composing takes longer than
+-- a hundred rows, so a plan does it once.
 create or replace function outbox.capture_sql(
-  of_table text, key_columns text[], include text[], exclude text[], rel regclass, tg_op text, mapping jsonb, command text) returns text
-language plpgsql volatile
+  root regclass, op text, of_table text, key_columns text[], include text[], exclude text[], mapping jsonb) returns text
+language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  root     regclass := coalesce(pg_partition_root(rel), rel);
-  namesake regclass := to_regclass(of_table);
-  keys     text[] := coalesce(key_columns, outbox.primary_key(root));
-  resync   text := outbox.resync_sql(of_table, command);
+  keys text[] := coalesce(key_columns, outbox.primary_key(root));
+  cols text[];
 begin
-  if namesake <> root then
-    if exists (select from pg_trigger a join pg_trigger b on b.tgfoid = a.tgfoid and b.tgname = a.tgname
-                where a.tgrelid = namesake and b.tgrelid = rel and a.tgname = 'outbox_truncate') then
-      return 'select where false';  -- a partition that was detached: no row of the watched table any more
-    end if;
-    return resync;  -- the table was renamed and another has its name: nobody can say whose row this is
-  elsif not coalesce(outbox.capturable(root, keys), false) or not outbox.mapping_holds(root, include, exclude, mapping) then
+  if not coalesce(outbox.capturable(root, keys), false) or not outbox.mapping_holds(root, include, exclude, mapping) then
     -- The key is gone (renamed, dropped), or the right to read: these rows cannot be named. Or a column that
     -- is masked is not where it was: its values must not leave. The application's statement must not fail for that, and
     -- nothing may be skipped silently: the relay stops at this mark.
-    return resync;
+    return replace(outbox.resync_sql(of_table), '%', '%%');
+  elsif op = 'TRUNCATE' then
+    return outbox.about_sql(format('insert into outbox.change (table_name, op, key, headers)'
+      ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''') from ', of_table, outbox.key_sql(root, keys, 'k', mapping)), null, ' k');
   end if;
+  cols := outbox.row_columns(root, include, exclude);
+  return outbox.reread_sql(of_table, root, null, keys, cols, mapping,
+    format('outbox.shape_of(%L, %L)', of_table, outbox.projected(cols, mapping)), concat_ws(' union ',
+    case when op <> 'INSERT' then outbox.touched_sql('($1)', keys) end, case when op <> 'DELETE' then outbox.touched_sql('($2)', keys) end));
+end
+$$;
 
-  if tg_op = 'TRUNCATE' then
-    if rel = root then
-      return format('insert into outbox.change (table_name, op, key, headers)'
-                    ' values (%L, ''truncate'', ''{}'', nullif(current_setting(''outbox.headers'', true), ''''))', of_table);
-    elsif current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
-      return resync;  -- TRUNCATE removes rows that came after this snapshot, too
-    end if;
+-- The statement for a TRUNCATE of `rel`: of the whole table it is one change, of a partition the keys that it had.
+create or replace function outbox.truncate_sql(
+  rel regclass, of_table text, key_columns text[], include text[], exclude text[], mapping jsonb) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  root regclass := coalesce(pg_partition_root(rel), rel);
+  made text := outbox.capture_sql(root, 'TRUNCATE', of_table, key_columns, include, exclude, mapping);
+  mark text := outbox.resync_sql(of_table);
+begin
+  if made = replace(mark, '%', '%%') then
+    return mark;
+  elsif rel = root then
     return format('insert into outbox.change (table_name, op, key, headers)'
-                  ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''') from %s k', of_table, outbox.key_sql(root, keys, 'k', mapping), rel);
+                  ' values (%L, ''truncate'', ''{}'', nullif(current_setting(''outbox.headers'', true), ''''))', of_table);
+  elsif current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+    return mark;  -- TRUNCATE removes rows that came after this snapshot, too
   end if;
-  return outbox.reread_sql(of_table, root, keys, outbox.row_columns(root, include, exclude), mapping, concat_ws(' union ',
-    case when tg_op <> 'INSERT' then outbox.touched_sql('($1)', keys) end, case when tg_op <> 'DELETE' then outbox.touched_sql('($2)', keys) end));
+  return format(made, rel);
 end
 $$;
 
@@ -568,6 +610,45 @@ $body$, (outbox.size_sql(tbl, columns)).bytes, outbox.row_sql(tbl, columns, mapp
 end
 $$;
 
+-- A template with its places, @name@, filled in, in one go: what is put in is not looked at again.
+create or replace function outbox.filled(template text, places jsonb) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return (select string_agg(case when u.n % 2 = 1 then u.part else places ->> u.part end, '' order by u.n)
+          from unnest(string_to_array(template, '@')) with ordinality u(part, n));
+
+-- The parts of a capture function that read the table. Of a plain table they are static; of a partitioned one they name the
+-- partition that the trigger fires for, and are planned for each row: a plan for the tree would lock all of it.
+create or replace function outbox.reading_parts(
+  tbl regclass, of_table text, keys text[], cols text[], mapping jsonb, shape text, large text, was text) returns jsonb
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  filtered bool := mapping -> 'inside' is not null;
+begin
+  if (select c.relkind = 'r' from pg_class c where c.oid = tbl) then
+    return jsonb_build_object(
+      'ours', format('tg_relid = %L::oid', tbl::oid),
+      'same', format('same := exists (select from only %s v where v.ctid = new.ctid)', tbl),
+      'there', format('there := exists (select from only %s r where %s and %s)', tbl,
+                      (select string_agg(format('r.%1$I = old.%1$I', c), ' and ') from unnest(keys) c), outbox.mine_sql('r')),
+      'reread_old', outbox.reread_sql(of_table, tbl, tbl::text, keys, cols, mapping, shape, outbox.touched_sql('old', keys), large, case when filtered then was end),
+      'reread_new', outbox.reread_sql(of_table, tbl, tbl::text, keys, cols, mapping, shape, outbox.touched_sql('new', keys), large));
+  end if;
+  return jsonb_build_object(
+    'ours', format('pg_partition_root(tg_relid) = coalesce(pg_partition_root(%1$L::regclass), %1$L::regclass)', tbl::oid),
+    'same', 'execute format(''select exists (select from only %s v where v.ctid = $1)'', tg_relid::regclass) into same using new.ctid',
+    'there', format('execute format(%L, tg_relid::regclass) into there using old', outbox.about_sql(
+               'select exists (select from only ', null,
+               format(' r where %s and %s)', (select string_agg(format('r.%1$I = ($1).%1$I', c), ' and ') from unnest(keys) c), outbox.mine_sql('r')))),
+    'reread_old', format('execute format(%L, tg_relid::regclass) using old, %s', outbox.reread_sql(
+               of_table, tbl, null, keys, cols, mapping, shape, outbox.touched_sql('($1)', keys), null, case when filtered then '$2' end), was),
+    'reread_new', format('execute format(%L, tg_relid::regclass) using new', outbox.reread_sql(
+               of_table, tbl, null, keys, cols, mapping, shape, outbox.touched_sql('($1)', keys))));
+end
+$$;
+
 -- (Re)create the capture function of one watched table: static SQL while the table looks as it did when
 -- this ran, the same SQL composed afresh when it does not. Never an error for the application.
 --
@@ -578,18 +659,17 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  w       outbox.watched;
-  title   text := 'capture_' || watched_id;
-  cols    text[];
-  keys    text[];
-  large   text;
-  small   text := 'false';  -- a trigger is not handed the values of virtual columns
-  was     text := 'true';
+  w        outbox.watched;
+  title    text := 'capture_' || watched_id;
+  cols     text[];
+  keys     text[];
+  large    text;
+  small    text := 'false';  -- a trigger is not handed the values of virtual columns
+  was      text := 'true';
   filtered bool;
-  compose text;
-  stale   regrole;
-  command text := 'concat(tg_op, case tg_op when ''DELETE'' then old.cmax else new.cmin end)';
-  body    text;
+  known    text;
+  stale    regrole;
+  body     text;
 begin
   select * into strict w from outbox.watched where id = watched_id;
   cols := outbox.row_columns(tbl, w.include, w.exclude);
@@ -601,56 +681,85 @@ begin
   if not exists (select from unnest(outbox.column_names(tbl)) with ordinality u(name, n) join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
                   where (u.name = any (cols) or w.mapping -> 'needs' ? u.name) and a.attgenerated = 'v') then
     small := (outbox.size_sql(tbl, cols, 'new')).small;
-    was := format('new.%I is not null or coalesce(%s, true)', keys[1], outbox.inside_sql(w.mapping, 'old'));
+    if filtered then
+      was := format('(new.%I is not null or coalesce(%s, true))', keys[1], outbox.inside_sql(w.mapping, 'old'));
+    end if;
   end if;
-  compose := format('execute outbox.capture_sql(%L, %L, %L, %L, tg_relid, tg_op, %L, ', w.table_name, w.key_columns, w.include, w.exclude, w.mapping);
-  body := format($body$
+  known := format('%L, %L, %L, %L, %L', w.table_name, w.key_columns, w.include, w.exclude, w.mapping);
+  -- The statement for a table that was altered is made once a plan, where no snapshot is older than the lock on the table.
+  body := outbox.filled($body$
 declare
-  were text[];
+  were  text[];
+  sql   text;
+  mark  text;
+  same  boolean;
+  there boolean;
+  made  bigint := 1;
 begin
-  if tg_op <> 'TRUNCATE' and %13$s and outbox.as_watched(%1$L::regclass, %2$L, %3$L, %4$L::text[]) then
-    if new.xmax = 0 and (%5$s) and (%6$s) is not true then
-      %7$s;
+  if tg_op <> 'TRUNCATE' and @ours@ and outbox.as_watched(@tbl@, @name@, @signature@, @keys@) then
+    same := new.xmax = 0 and (@small@) and (@moved@) is not true;
+    if same is false and (@small@) and (@moved@) is not true then
+      @same@;
+    end if;
+    if same then
+      @copy@;
     else
-      if tg_op = 'DELETE' or tg_op = 'UPDATE' and (%6$s) then
-        %8$s;
+      if tg_op = 'DELETE' or tg_op = 'UPDATE' and (@moved@) then
+        @there@;
+        if there then
+          @reread_old@;
+        else
+          @gone@;
+        end if;
       end if;
       if tg_op <> 'DELETE' then
-        %9$s;
+        @reread_new@;
       end if;
     end if;
+    get diagnostics made = row_count;
   else
     were := outbox.pin(outbox.spelling());
     if tg_op <> 'TRUNCATE' then
-      %10$s;
+      begin
+        mark := concat_ws(' ', @name@, pg_current_xact_id(), concat(tg_op, case tg_op when 'DELETE' then old.cmax else new.cmin end));
+        sql := outbox.elsewhere_sql(@name@, tg_relid);
+        if sql is null and @ours@ and current_setting('transaction_isolation') not in ('repeatable read', 'serializable') then
+          sql := format(case tg_op when 'INSERT' then @inserted@ when 'UPDATE' then @updated@ else @deleted@ end, tg_relid::regclass);
+        elsif sql is null then
+          sql := format(@any@, tg_relid::regclass);
+        end if;
+        if sql <> @resync@ or current_setting('outbox.resync', true) is distinct from mark then
+          execute sql using old, new, mark;
+        end if;
+      @refused@end;
     elsif outbox.truncates(tg_relid, tg_when) then
-      %11$s;
+      execute coalesce(outbox.elsewhere_sql(@name@, tg_relid), @truncated@) using old, new, mark;
     end if;
     perform outbox.pin(were);
   end if;
-  if %12$snot pg_try_advisory_xact_lock_shared(1869968482, 1) and pg_notification_queue_usage() < 0.5 then
+  -- What is and stays outside of a filter rings no bell.
+  if made > 0 and not pg_try_advisory_xact_lock_shared(1869968482, 1) and pg_notification_queue_usage() < 0.5 then
     perform pg_notify('outbox', '');
   end if;
   return null;
 end
-$body$, tbl::oid, w.table_name, outbox.signature(tbl), keys, small,
-    (select string_agg(format('old.%1$I <> new.%1$I', c), ' or ') from unnest(keys) c),
-    outbox.copy_sql(w.table_name, tbl, keys, cols, w.mapping),
-    outbox.reread_sql(w.table_name, tbl, keys, cols, w.mapping, outbox.touched_sql('old', keys), large, case when filtered then was end),
-    outbox.reread_sql(w.table_name, tbl, keys, cols, w.mapping, outbox.touched_sql('new', keys), large),
-    case when w.mapping is null then concat(compose, command, ') using old, new')
-         else format($mapped$begin
-        %s%s) using old, new;
-      exception when syntax_error_or_access_rule_violation then  -- altered while an old snapshot shows it as it was
-        execute outbox.resync_sql(%L, %s);
-      end$mapped$, compose, command, w.table_name, command) end,
-    compose || 'null)',
-    -- What is and stays outside of a filter rings no bell.
-    case when filtered then 'found and ' else '' end,
-    -- Whoever may put the trigger on the table may put it on another: what happens there is not the table's.
-    case when (select c.relkind = 'p' from pg_class c where c.oid = tbl)
-         then format('pg_partition_root(tg_relid) = coalesce(pg_partition_root(%1$L::regclass), %1$L::regclass)', tbl::oid)
-         else format('tg_relid = %L::oid', tbl::oid) end);
+$body$, outbox.reading_parts(tbl, w.table_name, keys, cols, w.mapping, outbox.shape_of(w.table_name, outbox.projected(cols, w.mapping))::text, large, was)
+    || jsonb_build_object(
+      'tbl', format('%L::regclass', tbl::oid), 'name', quote_literal(w.table_name), 'signature', quote_literal(outbox.signature(tbl)),
+      'keys', format('%L::text[]', keys), 'small', small,
+      'moved', (select string_agg(format('old.%1$I <> new.%1$I', c), ' or ') from unnest(keys) c),
+      'copy', outbox.copy_sql(w.table_name, tbl, keys, cols, w.mapping),
+      'gone', format('insert into outbox.change (table_name, op, key, headers)'
+                     ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''')%s',
+                     w.table_name, outbox.key_sql(tbl, keys, 'old', w.mapping), case when filtered then ' where ' || was end),
+      'inserted', format('outbox.capture_sql(%L::regclass, %L, %s)', tbl::oid, 'INSERT', known),
+      'updated', format('outbox.capture_sql(%L::regclass, %L, %s)', tbl::oid, 'UPDATE', known),
+      'deleted', format('outbox.capture_sql(%L::regclass, %L, %s)', tbl::oid, 'DELETE', known),
+      'any', format('outbox.capture_sql(coalesce(pg_partition_root(tg_relid), tg_relid), tg_op, %s)', known),
+      'truncated', format('outbox.truncate_sql(tg_relid, %s)', known),
+      'resync', quote_literal(outbox.resync_sql(w.table_name)),
+      'refused', case when w.mapping is null then '' else format(  -- altered while an old snapshot shows it as it was
+        'exception when syntax_error_or_access_rule_violation then execute %L using old, new, mark; ', outbox.resync_sql(w.table_name)) end));
   -- row_security = off: a policy must raise an error here, never hide a row. enable_seqscan = off: a plan made
   -- while the table was small must not scan it when it is large.
   execute format(

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from psycopg import IsolationLevel
 
-from tests.captured import Connection, assert_replays, changes, ops, rows, waits_for, watch
+from tests.captured import Connection, assert_replays, changes, ops, rows, value, waits_for, watch
 from tests.databases import Database
 from tests.waiting import wait_until
 
@@ -251,3 +251,44 @@ def test_the_trigger_on_another_table_records_none_of_its_rows(
         reset role
     """)
     assert {(change.op, change.key, change.row) for change in changes(app)} == {("resync", "{}", None)}
+
+
+def test_a_change_locks_no_partition_but_its_own(source: Database, app: Connection) -> None:
+    """A key can be in one partition only: whoever works on another one waits for nobody, nor makes anybody wait."""
+    app.execute("create table p (region int, id int, note text, primary key (region, id)) partition by list (region)")
+    for n in range(30):
+        app.execute(f"create table p_{n} partition of p for values in ({n})")
+    watch(app, "p")
+    app.execute("insert into p select 0, i, 'a' from generate_series(1, 50) i")
+    locked = "select count(distinct relation) from pg_locks where pid = pg_backend_pid() and relation::regclass::text ~ '^p_[0-9]+$'"
+    with source.connect(autocommit=False) as busy, source.connect(autocommit=False) as conn:
+        busy.execute("lock table p_1 in access exclusive mode")
+        conn.execute("set local lock_timeout = '5s'")
+        for i in range(1, 11):
+            conn.execute(f"delete from p_0 where id = {i}")  # by the partition: the application locks no other
+            conn.execute(f"update p_0 set id = id + 100 where id = {i + 20}")
+            conn.execute(
+                f"select from p_0 where id = {i + 30} for update; update p_0 set note = 'b' where id = {i + 30}"
+            )
+        assert value(conn, locked) == 1
+        conn.commit()
+    assert_replays(app)
+
+
+@pytest.mark.parametrize(
+    "step", ["update p set region = 'eu', id = 9 where region = 'us'", "update p_us set id = id + 100 where id < 100"]
+)
+def test_a_row_that_moved_and_came_back(tree: Connection, step: str) -> None:
+    """Another partition, another key: what is read of each is read where such a key can be."""
+    tree.execute("delete from p where id = 150")
+    tree.execute(f"""
+        create function back() returns trigger language plpgsql as $$ begin
+          if pg_trigger_depth() = 1 then
+            delete from p where region = new.region and id = new.id; insert into p values ('us', 1, 'back') on conflict do nothing;
+          end if;
+          return null; end $$;
+        create trigger aaa after insert or update on p for each row execute function back();
+        {step}
+    """)
+    assert_replays(tree)
+    assert rows(tree, "select note from p where region = 'us' and id = 1") == [("back",)]
