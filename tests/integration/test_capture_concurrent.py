@@ -156,11 +156,12 @@ def test_a_row_of_a_later_transaction_is_not_ones_own(
 def test_upserts_of_other_rows_do_not_fail_each_other(account: Connection, two: Two) -> None:
     """SERIALIZABLE: capture looks at the version that was written, and reads nothing of the index beside it."""
     account.execute("insert into account select i, 'o' || i, 10 from generate_series(6, 200) i")
-    upsert = "insert into account values ({}, 'new', 0) on conflict (id) do update set balance = account.balance + 1"
+    upsert = "insert into account values ({0}, 'n{0}', 0), ({1}, 'n{1}', 0) on conflict (id) do update set balance = account.balance + 1"
     two.first.isolation_level = two.second.isolation_level = IsolationLevel.SERIALIZABLE
     for n in range(10):
-        two.first.execute(upsert.format(10 + n))
-        two.second.execute(upsert.format(110 + n))
+        two.first.execute(upsert.format(10 + n, 300 + n))
+        two.second.execute(upsert.format(110 + n, 320 + n))
+        two.first.execute(upsert.format(30 + n, 340 + n))
         two.first.commit()
         two.second.commit()
     assert_replays(account)
