@@ -101,7 +101,7 @@ class Verifier:
         self._suspects: _Suspects | None = None
         self._landed: list[_Landed] = []
         self._flying: deque[Checked] = deque()
-        self._reading = False
+        self._reading: object | None = None  # once it is another one, or none, what was being read counts no more
         self._unanswered = 0  # comparisons in a row
         self._alone: set[str] = set()  # tables whose pass has begun here and met no row that the source may lack
         self._by_rows: set[str] = set()  # digests of these tables say nothing: the target writes the same otherwise
@@ -148,9 +148,15 @@ class Verifier:
 
     def _begin_anew(self) -> None:
         """What is on its way counts no more: from what is known on it is read again."""
-        self._suspects, self._reading = None, False
+        self._suspects = None
         self._landed.clear()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Comparisons on their way count no more, nor does the range that is being read behind them: when it has been read
+        there may be none before it, and it would pass for the one that is next."""
         self._flying.clear()
+        self._reading = None
 
     def ring(self) -> None:
         """Somebody may have asked for something: look at once."""
@@ -187,7 +193,7 @@ class Verifier:
         if now >= self._looked + _LOOK:
             self._looked = now
             self.wanted = {one[0]: Wanted(*one) for one in await self._source.ask("verify_wanted")}
-        if self.stopping or self._behind or self._reading or now < self._paced:
+        if self.stopping or self._behind or self._reading is not None or now < self._paced:
             return None
         self._gather()
         suspects, head = self._suspects, self._head()
@@ -196,7 +202,7 @@ class Verifier:
         if suspects is not None and not self._compares(suspects.then.table):
             self._begin_anew()
             suspects = head = None
-        self._reading = True
+        self._reading = reading = object()
         look: Look | None = None
         if suspects is not None:
             look = self._look_again(suspects) if self._busy.get(suspects.then.table, now) <= now else None
@@ -208,7 +214,9 @@ class Verifier:
             else:
                 self._noted = self._noted if record.began_at else now
                 look = self._look_at(record) if record.step == "rows" else await self._look_beyond(record)
-        self._reading = look is not None
+        if self._reading is not reading:
+            return None  # let go of while the target was asked
+        self._reading = reading if look else None
         return look
 
     def _next(self, free: Sequence[Verification]) -> Verification | None:
@@ -336,14 +344,16 @@ class Verifier:
         return Look(None, lambda _, end: self._sends(end, Checked(record, record)), dropped=self._dropped)
 
     def _asks(self, record: Verification, asked: Question, made: Callable[[Found, Batch], Batch | None]) -> Look:
-        began = self._clock()
+        began, reading = self._clock(), self._reading
 
         def timed(found: Found, end: Batch) -> Batch | None:
+            if self._reading is not reading:
+                return None
             self._read_in = self._clock() - began
             return made(found, end)
 
         def refused(exc: CopyRefused) -> None:
-            self._reading = False
+            self._reading = None
             if exc.busy:
                 self._busy[record.table] = self._clock() + _LOOK
             else:
@@ -353,7 +363,7 @@ class Verifier:
 
     def _sends(self, end: Batch, checked: Checked) -> Batch | None:
         """A batch of its own, which stays at the cursor where the window has led; None: there is nothing to compare."""
-        self._reading = False
+        self._reading = None
         ended = (self.records[table] for table in sorted(self._unsaved - {checked.before.table}))
         checked = replace(checked, known=(self._known(checked.before), *ended), reading=self._read_in)
         nothing = checked.group is None and not (checked.unread or checked.mends or checked.before == checked.then)
@@ -380,7 +390,7 @@ class Verifier:
         return oldest.before if oldest else before
 
     def _dropped(self) -> None:
-        self._reading = False
+        self._reading = None
 
     def _halve(self, table: str, least: int = 0) -> bool:
         """Fewer rows from the next comparison on; False: it was the least already."""
@@ -410,9 +420,9 @@ class Verifier:
         elif checked.group is None:
             self._decided(checked, unread, len(checked.unread) - len(unread))
         elif compared is None:
-            self._flying.clear()  # it had been applied before, and what was said is lost: once more
+            self._let_go()  # it had been applied before, and what was said is lost: once more
         elif "failed" in compared:
-            self._flying.clear()
+            self._let_go()
             self._stumbled(record, str(compared["failed"]), "compare its rows")
         else:
             self._stride.took(record.table, checked.keys, checked.reading + seconds)
@@ -472,7 +482,7 @@ class Verifier:
             return
         landed = self._landed
         few = sum(len(one.drifts) for one in landed) < _ENOUGH and len(landed) < _FAR
-        if few and (self._flying or self._reading or self._goes_on(landed[-1].checked.then)):
+        if few and (self._flying or self._reading is not None or self._goes_on(landed[-1].checked.then)):
             return
         before, then = self._known(landed[0].checked.before), landed[-1].checked.then
         self._landed = []
