@@ -141,7 +141,7 @@ class Overtaken(PostgresDoor):
 
             return asked
 
-        verifier.arrived = landed  # type: ignore[method-assign]
+        verifier.arrived = landed  # type: ignore[method-assign,assignment]
         if what == "keys":
             parts.target.keys = held(parts.target.keys)  # type: ignore[method-assign,assignment]
         else:
