@@ -71,6 +71,9 @@ def simulated() -> Iterator[_Time]:
         stack.enter_context(patch("daemon.relay.random", _Even(), create=True))  # its jitter: always the same
         stack.enter_context(patch("daemon.session.connect", process.connect))
         # Small numbers, so that short schedules come by them.
+        stack.enter_context(
+            patch("daemon.flight._NEAR", 0.0)
+        )  # far enough for two on their way, which is the harder case
         stack.enter_context(patch("daemon.opening._FLOOR_EVERY", 3))
         stack.enter_context(patch("daemon.opening._FLOORS", 4))
         stack.enter_context(patch("daemon.pages._LONGEST_SPAN", 4))
