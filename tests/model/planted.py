@@ -397,5 +397,5 @@ PLANTED = (
     Planted("flows past a held change", ("I1", "I4", "I5"), within=5000, context=flows_past_a_held_change),
     Planted("letters forgotten before they are sent", ("I1",), within=5000, context=letters_forgotten_first),
     Planted("letters settled without the cursor", ("I1",), within=20_000, context=letters_settled_without_the_cursor),
-    Planted("newest by transaction", ("I4", "I5"), context=newest_by_transaction),
+    Planted("newest by transaction", ("I1", "I4", "I5"), context=newest_by_transaction),
 )
