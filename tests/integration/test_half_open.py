@@ -156,7 +156,15 @@ async def main():
     except TargetError as exc:
         print(exc.kind, time.monotonic() - began, flush=True)
     sys.stdin.readline()
-    print(await door.send(b'{"mode": "cursor", "relay": "main"}'), flush=True)
+    plugged = time.monotonic()
+    while True:  # for a moment the kernel still holds its neighbour for gone, and says so at once
+        try:
+            print(await door.send(b'{"mode": "cursor", "relay": "main"}'), flush=True)
+            break
+        except TargetError as exc:
+            if exc.kind != "transient" or time.monotonic() - plugged > 10:
+                raise
+            await asyncio.sleep(0.05)
     await door.close()
 
 asyncio.run(main())

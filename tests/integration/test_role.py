@@ -10,6 +10,7 @@ from daemon.batch import Limits, Question
 from daemon.demo.cluster import Cluster
 from daemon.errors import SourceUnfit
 from daemon.session import query
+from daemon.sheaf import GLUE
 from daemon.source import Source
 from daemon.wakeup import Bell
 from outbox import Change, Cursor, emit
@@ -53,7 +54,7 @@ async def test_the_role_can_do_the_daemons_work(source: Database, least: str) ->
         assert (await reader.prune(1, 0)).rotated
         assert set(second.shapes.values()) == {("id", "title")}
         _, found, _ = await reader.read_as_of(second.cursor, Question("public.story", "rows", None, 10, 10**6))
-        assert [key for _, key, _, _ in found] == ['{"id":1}', '{"id":2}']
+        assert [str(keys).split(GLUE.decode()) for _, keys, _, _ in found] == [['{"id":1}', '{"id":2}']]
         await reader.touch("public.story", ['{"id":1}'])
         for copying in ("copy_wanted", "copy_notice", "verify_wanted", "letters_wake"):
             await reader.ask(copying)
