@@ -506,8 +506,8 @@ begin
 end
 $$;
 
--- Settings that decide how values of these columns are spelled, in JSON or as text: name, value, name, value.
--- All of them for a type that is not known to need fewer, or when nothing is said of the columns.
+-- Settings that decide how values of these columns are spelled, in JSON or as text: name, value, name, value. An array
+-- needs what its elements do. All of them for a type that is not known to need fewer, or when nothing is said of the columns.
 create or replace function outbox.spelling(tbl regclass default null, columns text[] default null) returns text[]
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -522,15 +522,17 @@ begin
   end if;
   for needs in
     select distinct case
-             when a.atttypid = any ('{bool,int2,int4,int8,oid,text,varchar,bpchar,name,uuid,json,jsonb,numeric,inet,cidr,macaddr,macaddr8,bit,varbit,date,timestamp,time,xid8,pg_lsn}'::regtype[])
+             when t.oid <> g.oid and t.oid = any ('{date,timestamp,timestamptz}'::regtype[]) then 'all'  -- an array is text
+             when t.oid = any ('{bool,int2,int4,int8,oid,text,varchar,bpchar,name,uuid,json,jsonb,numeric,inet,cidr,macaddr,macaddr8,bit,varbit,date,timestamp,time,xid8,pg_lsn}'::regtype[])
                or t.typtype = 'e' then ''
-             when a.atttypid = 'timestamptz'::regtype then 'timezone'
-             when a.atttypid = any ('{float4,float8}'::regtype[]) then 'extra_float_digits'
-             when a.atttypid = 'bytea'::regtype then 'bytea_output'
+             when t.oid = 'timestamptz'::regtype then 'timezone'
+             when t.oid = any ('{float4,float8}'::regtype[]) then 'extra_float_digits'
+             when t.oid = 'bytea'::regtype then 'bytea_output'
              else 'all' end
       from unnest(outbox.column_names(tbl)) with ordinality u(name, n)
       left join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
-      left join pg_type t on t.oid = a.atttypid
+      left join pg_type g on g.oid = a.atttypid
+      left join pg_type t on t.oid = case when g.typsubscript = 'array_subscript_handler'::regproc then g.typelem else g.oid end
      where u.name = any (columns)
   loop
     if needs = 'all' then
@@ -694,26 +696,29 @@ declare
   mark  text;
   same  boolean;
   there boolean;
-  made  bigint := 1;
+  made  bigint;
 begin
   if tg_op <> 'TRUNCATE' and @ours@ and outbox.as_watched(@tbl@, @name@, @signature@, @keys@) then
-    same := new.xmax = 0 and (@small@) and (@moved@) is not true;
-    if same is false and (@small@) and (@moved@) is not true then
-      @same@;
-    end if;
-    if same then
+    if new.xmax = 0 and (@small@) and (@moved@) is not true then
       @copy@;
     else
-      if tg_op = 'DELETE' or tg_op = 'UPDATE' and (@moved@) then
-        @there@;
-        if there then
-          @reread_old@;
-        else
-          @gone@;
-        end if;
+      if tg_op <> 'DELETE' and (@small@) and (@moved@) is not true then
+        @same@;
       end if;
-      if tg_op <> 'DELETE' then
-        @reread_new@;
+      if same then
+        @copy@;
+      else
+        if tg_op = 'DELETE' or tg_op = 'UPDATE' and (@moved@) then
+          @there@;
+          if there then
+            @reread_old@;
+          else
+            @gone@;
+          end if;
+        end if;
+        if tg_op <> 'DELETE' then
+          @reread_new@;
+        end if;
       end if;
     end if;
     get diagnostics made = row_count;
@@ -738,7 +743,7 @@ begin
     perform outbox.pin(were);
   end if;
   -- What is and stays outside of a filter rings no bell.
-  if made > 0 and not pg_try_advisory_xact_lock_shared(1869968482, 1) and pg_notification_queue_usage() < 0.5 then
+  if made is distinct from 0 and not pg_try_advisory_xact_lock_shared(1869968482, 1) and pg_notification_queue_usage() < 0.5 then
     perform pg_notify('outbox', '');
   end if;
   return null;

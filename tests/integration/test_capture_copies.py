@@ -27,12 +27,12 @@ def rewrite(conn: Connection, old: str, new: str) -> None:
 
 
 def always_copy(conn: Connection) -> None:
-    rewrite(conn, "same := new.xmax = 0 and", "same := tg_op <> 'DELETE' and")
+    rewrite(conn, "if new.xmax = 0 and", "if tg_op <> 'DELETE' and")
 
 
 def copy_moved_keys(conn: Connection) -> None:
     for (source,) in rows(conn, f"select {SOURCE} from outbox.watched where capture"):
-        broken = re.sub(r"same := new.xmax = 0 and .* is not true;", "same := tg_op <> 'DELETE';", source)
+        broken = re.sub(r"if new.xmax = 0 and .* is not true then", "if tg_op <> 'DELETE' then", source)
         assert broken != source
         conn.execute(broken)
 

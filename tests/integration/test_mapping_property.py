@@ -50,7 +50,7 @@ def rewritten(conn: Connection, old: str, new: str) -> None:
 
 BREAKS = {
     "rows that leave are not deleted": ("where f.inside is not false or old.id is not null and", "where f.inside is not false or false and"),
-    "rows are copied whatever became of them": ("same := new.xmax = 0 and", "same := tg_op <> 'DELETE' and"),
+    "rows are copied whatever became of them": ("if new.xmax = 0 and", "if tg_op <> 'DELETE' and"),
     "what is re-read is not filtered": ("t.id is not null and outbox.inside", "t.id is not null or outbox.inside"),
 }  # fmt: skip
 
