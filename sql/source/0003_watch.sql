@@ -40,7 +40,7 @@ begin
   elsif not pg_has_role(as_role, c.relowner, 'usage') then
     return format('only the owner of %s may let triggers fire always, and %I is not: run watch as %s, or grant %s to %I', tbl, as_role, c.relowner::regrole, c.relowner::regrole, as_role);
   elsif keys is null then
-    return format('%s has no primary key: add one, or name a unique NOT NULL key: outbox.watch(%L, key_columns => array[…])', tbl, tbl);
+    return format('%s has no primary key: add one, or name a unique NOT NULL key: outbox.watch(%L, key_columns => array[...])', tbl, tbl);
   end if;
 
   select format(case when p.relkind = 'f' then '%s, a partition of %s, is a foreign table, whose rows change without a trigger here: detach it'
@@ -74,7 +74,7 @@ begin
                 'inet', 'cidr', 'macaddr', 'macaddr8', 'bit', 'bit varying', 'name', '"char"', 'pg_lsn', 'xid8'])
               or exists (select from pg_type t where t.oid = outbox.base_type(a.atttypid) and t.typtype = 'e'));
   if bad is not null then
-    return format('key column %s: two equal values of this type may have different texts, so one row could travel under two keys. Choose another unique key: outbox.watch(%L, key_columns => array[…])', bad, tbl);
+    return format('key column %s: two equal values of this type may have different texts, so one row could travel under two keys. Choose another unique key: outbox.watch(%L, key_columns => array[...])', bad, tbl);
   end if;
   select string_agg(format('%I (%s)', a.attname, a.atttypid::regtype), ', ') into bad
     from pg_attribute a join pg_type t on t.oid = a.atttypid and t.typtype = 'd' join pg_type b on b.oid = outbox.base_type(t.oid) and b.typtype = 'e'
@@ -245,7 +245,7 @@ begin
   perform outbox.notice(name);
   if not known and outbox.draws(tbl) then
     raise warning '% has a column that a sequence fills: in a session that writes to it lastval() gives the outbox''s number from now on', tbl
-      using hint = 'insert … returning, or currval() with the sequence''s name';
+      using hint = 'insert ... returning, or currval() with the sequence''s name';
   end if;
   -- Rows that were there before are copied (0008): whoever asks for a snapshot from here on sees them, or their change.
   if not known and current_setting('outbox.copy', true) is distinct from 'off' then

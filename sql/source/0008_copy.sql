@@ -112,7 +112,7 @@ end
 $$;
 
 -- The statement that reads the next rows behind a key ($1, as outbox.change has it; `first`: there is none): at most $2,
--- as (key, made: the row, size: its bytes, inside: does it travel?, o1 …: its order). The JSON is made by what capture
+-- as (key, made: the row, size: its bytes, inside: does it travel?, o1 ...: its order). The JSON is made by what capture
 -- makes it with. Rows that a filter leaves out are counted, too: where few rows travel, looking for them must not take
 -- longer than a turn may. Nothing that gives one row only stands beside the table: the index' order would be lost to a sort.
 create or replace function outbox.range_sql(w outbox.watched, k record, p record, first boolean) returns text
@@ -406,7 +406,7 @@ $$;
 
 -- Which watched tables have rows that were given values, or have left, without a statement that fires a trigger: a
 -- column added with a default, renamed, of another type; a partition detached or dropped; the table itself made anew.
--- They are to be copied again. (What no catalogue shows is not noticed: ALTER … TYPE to the same type USING another value.)
+-- They are to be copied again. (What no catalogue shows is not noticed: ALTER ... TYPE to the same type USING another value.)
 create or replace function outbox.notice(of_table text default null) returns setof text
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp

@@ -1,6 +1,6 @@
 -- Optional: a role for the daemon with just the rights it needs. Roles belong to the whole server, so this
 -- is no migration; run it as a role that may create roles, then give it a password:
---   alter role outboxd password '…';
+--   alter role outboxd password '...';
 
 do $$
 begin

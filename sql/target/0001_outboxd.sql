@@ -66,7 +66,7 @@ begin
   select n.nspname, c.relname into schema, title
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = target;
   if keys is null then
-    raise exception 'cannot map %: it has no primary key: add one, or name a unique key: outboxd.map(%, key_columns => array[…])',
+    raise exception 'cannot map %: it has no primary key: add one, or name a unique key: outboxd.map(%, key_columns => array[...])',
       target, quote_literal(target::text) using errcode = 'invalid_parameter_value';
   end if;
   insert into outboxd.mirror values (coalesce(table_name, format('%I.%I', schema, title)), schema, title, keys)

@@ -158,7 +158,7 @@ as $$
      and not exists (select from pg_attribute a where a.attrelid = k.oid and a.attname = any (m.key_columns) and not a.attnotnull)
 $$;
 
--- Compare one group: {"rows": how many, "found": [[number, kind, columns], …]}, or {"failed": SQLSTATE}. Of a group that has
+-- Compare one group: {"rows": how many, "found": [[number, kind, columns], ...]}, or {"failed": SQLSTATE}. Of a group that has
 -- a `span` of keys, too: "alone": no row lies in it that is not in the group. False: one may.
 create or replace function outboxd.compare(g json, entries json) returns json
 language plpgsql volatile

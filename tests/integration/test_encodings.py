@@ -5,18 +5,19 @@ Rows are spliced as bytes on their way, and the document is UTF-8: so the connec
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from daemon.demo.cluster import Cluster
-from outbox.migrations import migrate
+from outbox.migrations import FILES, migrate
 from tests.databases import Database
 from tests.pairs import Pair
 
 # The second is what UTF-8's bytes of the first would be in WIN1252: taken for one another they arrive without an error.
 TEXTS = ("é", "Ã©")
-ENCODINGS = {"WIN1252": TEXTS, "EUC_JP": ("日本",), "UTF8": (*TEXTS, "日本", "\U0001f600")}
+ENCODINGS = {"WIN1252": TEXTS, "LATIN1": ("é",), "EUC_JP": ("日本",), "UTF8": (*TEXTS, "日本", "\U0001f600")}
 
 
 @pytest.fixture(params=ENCODINGS)
@@ -84,3 +85,10 @@ def written(source: Database, texts: tuple[str, ...]) -> None:
 def arrived(target: Database) -> set[tuple[str, str]]:
     with psycopg.connect(target.dsn, client_encoding="UTF8") as conn:
         return set(conn.execute("select id, v from t").fetchall())
+
+
+@pytest.mark.parametrize("path", sorted(FILES.glob("*/*.sql")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_what_is_installed_can_be_read_in_any_encoding(path: Path) -> None:
+    """A server of another encoding has no such character, and would refuse the whole file."""
+    if path.parent.name != "demo":
+        path.read_text(encoding="ascii")
