@@ -7,7 +7,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 a check found something, 75 a dependency i
 import asyncio
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -109,16 +109,14 @@ def setup(ctx: click.Context, side: Side, *, print_only: bool, role: bool) -> No
 @click.option(
     "--on-error",
     type=click.Choice(["hold", "halt"]),
-    default="hold",
-    show_default=True,
-    help="When the target refuses a row: hold that row alone, or halt.",
+    help="When the target refuses a row: hold that row alone (at first), or halt.",
 )
 @click.option("--target", help="Its name on the target, as in app.story (default: the same).")
 @click.option("--rename", multiple=True, metavar="COLUMN=NAME", help="This column has another name on the target.")
 @click.option("--constant", multiple=True, metavar="NAME=TEXT", help="A column of the target with one fixed text.")
 @click.option("--mask", multiple=True, metavar="COLUMN=null|hash|redact", help="This column's values stay here.")
 @click.option("--where", metavar="SQL", help="Only rows for which this is true travel, as in 'deleted_at is null'.")
-@click.option("--plain", is_flag=True, help="Without the columns, names, masks and filter of before.")
+@click.option("--plain", is_flag=True, help="Without the key, columns, names, masks and filter of before.")
 @click.pass_context
 def watch(
     ctx: click.Context,
@@ -129,7 +127,7 @@ def watch(
     *,
     emit_only: bool,
     no_copy: bool,
-    on_error: str,
+    on_error: str | None,
     target: str | None,
     rename: Sequence[str],
     constant: Sequence[str],
@@ -154,8 +152,8 @@ def watch(
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
 
-    def selected(name: str) -> selection.Selection:
-        chosen = selection.combined(options, said_of(settings.tables, name))
+    def selected(name: str, alike: Collection[str]) -> selection.Selection:
+        chosen = selection.combined(options, said_of(settings.tables, name, alike))
         return selection.plain(chosen) if plain else chosen
 
     watching = []

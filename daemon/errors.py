@@ -55,6 +55,10 @@ class SchemaUnfit(DaemonError):
     """The target's schema cannot be brought to what is wanted; a person has to act."""
 
 
+class AmbiguousTable(DaemonError):
+    """A name may mean two tables; whoever gave it has to say which."""
+
+
 class Kind(enum.StrEnum):
     """One kind, one action (`ACTIONS`); its name is what metrics, status and README say."""
 

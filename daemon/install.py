@@ -5,7 +5,7 @@ nothing of settings or of printing.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -15,8 +15,9 @@ from psycopg.types.json import Jsonb
 from daemon.errors import SourceUnavailable
 from daemon.selection import Selection
 from daemon.session import query
+from daemon.tables import meant, readings
 from outbox import __version__
-from outbox.migrations import Side, migrate, require, step
+from outbox.migrations import Side, migrate, quote, require, step
 
 _Done = TypeVar("_Done")
 
@@ -68,25 +69,26 @@ def setup(dsn: str, side: Side, *, exposed_schema: str, role: bool) -> list[str]
 
 
 def watch(
-    dsn: str, tables: Sequence[str], selected: Callable[[str], Selection], warn: Callable[[str], None]
+    dsn: str,
+    tables: Sequence[str],
+    selected: Callable[[str, Collection[str]], Selection],
+    warn: Callable[[str], None],
 ) -> Iterator[tuple[Watched | None, Watched]]:
     """Watch one table after the other, a transaction each; yields each as it was watched before, and is now.
 
-    `selected` says how a table, named as the outbox has it, is to be watched; `warn` is told what outbox.watch warns of.
+    `selected` says how a table, named as the outbox has it, is to be watched (and is told of those whose names are like
+    it); `warn` is told what outbox.watch warns of.
     """
     with connect(dsn) as conn:
         conn.add_notice_handler(lambda said: _warned(said, warn))
         require(conn, "source")
         for table in tables:
-            spelled = _quoted(conn, table)
             before = _watched(conn)
-            named = _named(conn, spelled)
-            wanted = selected(named)
-            if wanted.keep and wanted.include is None and wanted.exclude is None and named in before:
-                wanted = replace(wanted, include=before[named].include, exclude=before[named].exclude)
+            named = _named(conn, table)
+            wanted = selected(named, _alike(conn, named))
             mapping = [None if one is None else Jsonb(one) for one in (wanted.rename, wanted.constant, wanted.mask)]
             parameters = (
-                spelled,
+                named,
                 wanted.key,
                 wanted.include,
                 wanted.exclude,
@@ -100,7 +102,8 @@ def watch(
                 "select outbox.watch(%s::regclass, %s, %s, %s, %s, %s, %s, %s, %s, %s) where set_config('outbox.copy', %s, true) is not null",
                 (*parameters, "on" if wanted.copy else "off"),
             )
-            conn.execute("select outbox.on_error(%s, %s)", (name, wanted.on_error))
+            if wanted.on_error is not None:
+                conn.execute("select outbox.on_error(%s, %s)", (name, wanted.on_error))
             yield before.get(name), _watched(conn)[name]
 
 
@@ -117,7 +120,7 @@ def ask_copies(dsn: str, tables: Sequence[str], *, prune: bool, restart: bool) -
         for table in tables:
             row = conn.execute(
                 "select (outbox.known(%(t)s)).table_name, outbox.ask_copy(%(t)s, %(prune)s, %(restart)s)",
-                {"t": _quoted(conn, table), "prune": prune, "restart": restart},
+                {"t": _named(conn, table), "prune": prune, "restart": restart},
             ).fetchone()
             assert row is not None
             wishes[str(row[0])] = int(row[1])
@@ -133,7 +136,7 @@ def ask_verifications(dsn: str, tables: Sequence[str], *, repair: bool) -> dict[
         for table in tables or [name for name, one in _watched(conn).items() if one.capture]:
             row = conn.execute(
                 "select (outbox.known(%(t)s)).table_name, outbox.ask_verification(%(t)s, %(repair)s)",
-                {"t": _quoted(conn, table), "repair": repair},
+                {"t": _named(conn, table), "repair": repair},
             ).fetchone()
             assert row is not None
             wishes[str(row[0])] = int(row[1])
@@ -145,7 +148,7 @@ def unwatch(dsn: str, tables: Sequence[str]) -> Iterator[str]:
     with connect(dsn) as conn:
         require(conn, "source")
         for table in tables:
-            yield patiently(conn, "select outbox.unwatch(%s)", (_quoted(conn, table),))
+            yield patiently(conn, "select outbox.unwatch(%s)", (_named(conn, table),))
 
 
 def watched(dsn: str) -> list[Watched]:
@@ -171,13 +174,22 @@ def _watched(conn: psycopg.Connection[Any]) -> dict[str, Watched]:
     return {row[0]: Watched(*row) for row in conn.execute(query("watched"))}
 
 
-def _named(conn: psycopg.Connection[Any], spelled: str) -> str:
-    """A table's name as the outbox has it; what does not exist is refused by outbox.watch."""
-    row = conn.execute(
-        "select format('%%I.%%I', c.relnamespace::regnamespace::name, c.relname) from pg_class c where c.oid = to_regclass(%s)",
-        (spelled,),
-    ).fetchone()
-    return str(row[0]) if row else spelled
+def _named(conn: psycopg.Connection[Any], name: str) -> str:
+    """The table that a person means, named as the outbox has it; one that is not there as it is written."""
+    return meant(name, _alike(conn, name)) or _written(name)
+
+
+def _alike(conn: psycopg.Connection[Any], name: str) -> list[str]:
+    """The tables, there or watched, that some spelling of this name means."""
+    spelled = [(schema and schema.lower(), title.lower()) for schema, title in readings(name)]
+    schemas, titles = zip(*spelled, strict=True) if spelled else ((), ())
+    return [
+        found for (found,) in conn.execute(query("tables_alike"), {"schemas": list(schemas), "titles": list(titles)})
+    ]
+
+
+def _written(name: str) -> str:
+    return ".".join(quote(part) for part in readings(name)[0] if part) if readings(name) else name
 
 
 def connect(dsn: str) -> psycopg.Connection[Any]:
@@ -213,16 +225,3 @@ def retried(
                     f"{about} is locked by long transactions: try again when they have ended"
                 ) from None
             time.sleep(0.3)
-
-
-def _quoted(conn: psycopg.Connection[Any], table: str) -> str:
-    """SQL's own `public."Story"`, or `public.Story` as a person types it: whichever exists."""
-    with_quotes = ".".join(part if part.startswith('"') else f'"{part}"' for part in table.split("."))
-    for spelling in (table, with_quotes):
-        try:
-            row = conn.execute("select to_regclass(%s) is not null", (spelling,)).fetchone()
-        except psycopg.Error:  # not even the form of a name
-            continue
-        if row and row[0]:
-            return spelling
-    return with_quotes

@@ -17,7 +17,7 @@ from daemon.errors import SchemaUnfit
 from daemon.schema import plan
 from daemon.schema_steps import Plan, Step
 from daemon.structure import EMPTY_PROJECT, Audience, Catalogue, Watched
-from daemon.tables import TableSettings, parts, said_of
+from daemon.tables import TableSettings, meant, said_of
 from outbox import __version__
 from outbox.migrations import require
 
@@ -88,7 +88,8 @@ def _planned(
         require(target, "target")
         types = [each.name for each in here.types]
         there = catalog.read_target(target, [one.target for one in watched], types)
-    audiences = {one.name: _audience(said_of(tables, one.name)) for one in watched}
+    names = [one.name for one in watched]
+    audiences = {one.name: _audience(said_of(tables, one.name, names)) for one in watched}
     found = plan(here, there, watched, audiences, chosen)
     return Plan(found.steps, (*_odd(watched, tables, chosen), *found.notes), found.wanted)
 
@@ -100,11 +101,10 @@ def _audience(said: TableSettings | None) -> Audience:
 def _chosen(watched: Collection[Watched], only: Sequence[str]) -> set[str] | None:
     if not only:
         return None
-    names = {one.source: one.name for one in watched}
+    names = [one.name for one in watched]
     chosen = set()
     for name in only:
-        # Without its schema it is one of public, as SQL would take it.
-        found = names.get(parts(name) or parts(f"public.{name}") or ("", ""))
+        found = meant(name, names)
         if found is None:
             raise SchemaUnfit(f"{name} is not watched: outboxd watch {name}")
         chosen.add(found)
@@ -115,9 +115,9 @@ def _odd(
     watched: Collection[Watched], tables: Mapping[str, TableSettings], chosen: Collection[str] | None
 ) -> Iterator[str]:
     """What is said of no watched table, or cannot be planned."""
-    known = {one.source for one in watched}
+    known = [one.name for one in watched]
     for name in tables:
-        if chosen is None and parts(name) not in known:
+        if chosen is None and meant(name, known) is None:
             yield f'[tables."{name}"] is said of a table that is not watched: outboxd watch {name}'
     for one in watched:
         if chosen is not None and one.name not in chosen:

@@ -12,23 +12,19 @@ from daemon.tables import TableSettings, check_table, parts
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """No key: the primary key. None of the others: as it is in force, so that watching again takes no mask off.
-
-    Empty, they take away what is in force; include and exclude go when `keep` is not.
-    """
+    """None: as it is in force, so that watching again takes no mask off. Empty: what is in force is taken away."""
 
     key: list[str] | None = None
     include: list[str] | None = None
     exclude: list[str] | None = None
     capture: bool = True
-    on_error: str = "hold"
+    on_error: str | None = None
     copy: bool = True  # rows that are there already
     target: str | None = None
     rename: dict[str, str] | None = None
     constant: dict[str, str] | None = None
     mask: dict[str, str] | None = None
     where: str | None = None
-    keep: bool = True
 
 
 def combined(options: Selection, said: TableSettings | None) -> Selection:
@@ -52,12 +48,14 @@ def plain(selection: Selection) -> Selection:
     """Without whatever was in force before and is not asked for now."""
     return replace(
         selection,
+        key=selection.key or [],
+        include=selection.include or [],
+        exclude=selection.exclude or [],
         target=selection.target or "",
         rename=selection.rename or {},
         constant=selection.constant or {},
         mask=selection.mask or {},
         where=selection.where or "",
-        keep=False,
     )
 
 

@@ -111,7 +111,8 @@ class Source:
     async def touch(self, table: str, keys: Sequence[str]) -> None:
         """Record rows as changed, as they are: durably, so that the target's cursor may pass a copy without them."""
         async with self.connected() as conn:
-            await conn.several(query("touch"), {"table": table, "keys": list(keys)})
+            for key in keys:
+                await conn.several(query("touch"), {"table": table, "key": key})
 
     async def backlog(self, cursor: Cursor, limit: int = 100_000) -> tuple[int, float]:
         """Changes waiting behind `cursor` (exact up to `limit`), and the age of the oldest in seconds."""

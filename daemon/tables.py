@@ -1,14 +1,17 @@
 """What may be said of one table under `[tables]`: where it goes on the target, as what, and who may see it there.
 
-Knows the forms of these values and which of them contradict each other, and how two spellings of a table's name are
-told to be one. Must not know the databases: whether such a table or column exists is found where they are read.
+Knows the forms of these values and which of them contradict each other, and which table a name means: one rule for
+`[tables]` and commands. Must not know the databases: whether such a table or column exists is found where they are read.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import product
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from daemon.errors import AmbiguousTable
 
 Access = Literal["owner", "public_read", "none"]
 Mask = Literal["null", "hash", "redact"]
@@ -16,22 +19,49 @@ Auto = Literal["off", "additive"]
 
 # One part of a name: as SQL quotes it, or as a person types it.
 _PART = r'"(?:[^"]|"")+"|[^".\s]+'
-_TABLE = re.compile(rf"({_PART})\.({_PART})")
+_TABLE = re.compile(rf"(?:({_PART})\.)?({_PART})")
 Known = TypeVar("Known")
 
 
 def parts(name: str) -> tuple[str, str] | None:
-    """Schema and name of `public."Story"`, which `public.Story` means as well; None when it has no such form."""
+    """Schema and name as they are written in `public."Story"`, quotes aside; None when it has no such form."""
+    found = _TABLE.fullmatch(name)
+    return (_bare(found[1]), _bare(found[2])) if found and found[1] else None
+
+
+def readings(name: str) -> tuple[tuple[str | None, str], ...]:
+    """What a name may mean, schema (None: it says none) and name: as it is written, or, where it stands without quotes, as
+    SQL folds it."""
     found = _TABLE.fullmatch(name)
     if found is None:
-        return None
-    schema, title = (part[1:-1].replace('""', '"') if part.startswith('"') else part for part in (found[1], found[2]))
-    return schema, title
+        return ()
+    schemas = (None,) if found[1] is None else _readings(found[1])
+    return tuple(product(schemas, _readings(found[2])))
 
 
-def said_of(tables: Mapping[str, Known], name: str) -> Known | None:
-    """What is said of a table, whichever way its name is spelled there."""
-    return next((said for key, said in tables.items() if parts(key) == parts(name)), None)
+def meant(name: str, known: Iterable[str]) -> str | None:
+    """Which of these tables, named as the outbox has them, a name means. Raises AmbiguousTable."""
+    wanted = set(readings(name))
+    pairs = {one: parts(one) for one in known}
+    found = sorted(one for one, pair in pairs.items() if pair and (pair in wanted or (None, pair[1]) in wanted))
+    if len(found) > 1:
+        raise AmbiguousTable(f"{name} may mean {' or '.join(found)}: write the one you mean, with these quotes")
+    return found[0] if found else None
+
+
+def said_of(tables: Mapping[str, Known], name: str, known: Iterable[str]) -> Known | None:
+    """What is said of a table, whichever way its name is spelled there. Raises AmbiguousTable when that may be said of
+    another one of these as well."""
+    among = {name, *known}
+    return next((said for key, said in tables.items() if parts(name) in readings(key) and meant(key, among)), None)
+
+
+def _bare(part: str) -> str:
+    return part[1:-1].replace('""', '"') if part.startswith('"') else part
+
+
+def _readings(part: str) -> tuple[str, ...]:
+    return (_bare(part),) if part.startswith('"') or part == part.lower() else (part, part.lower())
 
 
 def check_table(name: str) -> str:

@@ -6,7 +6,7 @@ select c.oid, n.nspname, c.relname, c.relkind = 'p', c.relrowsecurity, obj_descr
               where r.rolname = any (%(roles)s) and has_table_privilege(r.oid, c.oid, p)),
        array(select t.tgname::text from pg_trigger t
               where t.tgrelid = c.oid and not t.tgisinternal and t.tgenabled in ('O', 'A') and t.tgtype & 3 = 3)
-  from unnest(%(tables)s::text[]) r(name)
-  join pg_class c on c.oid = to_regclass(r.name) and c.relkind in ('r', 'p')
-  join pg_namespace n on n.oid = c.relnamespace
+  from (select parse_ident(name) as parts from unnest(%(tables)s::text[]) t(name)) r  -- not by regclass, which asks for a right
+  join pg_namespace n on n.nspname = r.parts[1]
+  join pg_class c on c.relnamespace = n.oid and c.relname = r.parts[2] and c.relkind in ('r', 'p')
  order by n.nspname, c.relname

@@ -2,7 +2,7 @@
 -- many rows there are.
 select w.table_name, coalesce(c.wish, 0), coalesce(c.prune, false), coalesce(c.restart, false),
        (select coalesce(sum(greatest(k.reltuples, 0)), 0)
-          from (select to_regclass(w.table_name) as relid union select p.relid from pg_partition_tree(to_regclass(w.table_name)) p where p.isleaf) r
+          from (select outbox.table_named(w.table_name) as relid union select p.relid from pg_partition_tree(outbox.table_named(w.table_name)) p where p.isleaf) r
           join pg_class k on k.oid = r.relid)::bigint
   from outbox.watched w left join outbox.copy c on c.table_name = w.table_name
  where w.capture

@@ -1,6 +1,7 @@
--- Record these rows as changed, as they are now: durably, before the target's cursor passes the copy of them.
+-- Record this row as changed, as it is now: durably, before the target's cursor passes the copy of it. One row a
+-- transaction: whoever locks several in an order of its own may find the application's locks in its way, and be in theirs.
 begin isolation level read committed;
 set local synchronous_commit = on;
 set local lock_timeout = '2s';
-select count(*) from outbox.copy_of(%(table)s, 'touch', %(keys)s);
+select count(*) from outbox.copy_of(%(table)s, 'touch', array[%(key)s]);
 commit

@@ -101,6 +101,25 @@ comment on column outbox.watched.mask is '{"column of the source": "null, hash o
 comment on column outbox.watched.filter is 'only rows for which this is true travel';
 comment on column outbox.watched.mapping is 'made of these by outbox.watch: what capture is handed (0009)';
 
+-- Two tables in one place would delete each other's rows. outbox.watch says so in a sentence; this holds where a snapshot
+-- does not show it the other one.
+create unique index if not exists watched_place on outbox.watched (coalesce(target, table_name));
+
+-- The table of that name (as outbox.watched has it), or null. Also for whoever may not use its schema, where to_regclass
+-- fails: one right that is missing is that table's matter, not that of all who list tables. From the catalogue's cache
+-- first, because an old snapshot shows old names.
+create or replace function outbox.table_named(name text) returns regclass
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return to_regclass(name);
+exception when insufficient_privilege then
+  return (select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
+           where n.nspname = (parse_ident(table_named.name))[1] and c.relname = (parse_ident(table_named.name))[2]);
+end
+$$;
+
 -- No unique constraint: two transactions that meet a new set of columns must not wait for each other.
 create table if not exists outbox.shape (
   id         int generated always as identity primary key,

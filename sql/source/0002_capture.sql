@@ -22,6 +22,24 @@ begin
 end
 $$;
 
+-- This type and all that it is made of: what a domain is of, elements, attributes.
+create or replace function outbox.types_within(of_type oid) returns setof oid
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  with recursive within(type) as (
+    select of_type
+    union
+    select part.type
+      from within w join pg_type t on t.oid = w.type
+     cross join lateral (
+       select t.typbasetype as type where t.typtype = 'd'
+       union all select t.typelem where t.typsubscript = 'array_subscript_handler'::regproc
+       union all select r.rngsubtype from pg_range r where t.oid in (r.rngtypid, r.rngmultitypid)
+       union all select a.atttypid from pg_attribute a where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped) part)
+  select type from within
+$$;
+
 -- json, jsonb, arrays and composites lose something on the way through row_to_json (JSON null, lower bounds): they
 -- travel as their text, which loses nothing. So does every type that is not the system's own (16384 is the first
 -- oid given to others): row_to_json would call a cast to json that its owner made, today or after `watch`, with the
@@ -66,14 +84,15 @@ $$;
 
 -- Columns that decide how a table is captured. Declared immutable, which it is between two changes of the
 -- table: capture calls it with a regclass constant, so the planner folds it into the cached plan, and any
--- ALTER TABLE invalidates that plan. A check on every statement for the price of none.
+-- ALTER TABLE invalidates that plan. A check on every statement for the price of none. Types by their numbers: a migration
+-- may put another of the same name in a type's place, and plans of capture know the old one.
 create or replace function outbox.signature(tbl regclass) returns text
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
-    select md5(string_agg(format('%s %s %s', u.name, a.atttypid::regtype, i.indkey), ',' order by u.n))
+    select md5(string_agg(format('%s %s %s', u.name, a.atttypid, i.indkey), ',' order by u.n))
       from unnest(outbox.column_names(tbl)) with ordinality u(name, n)
       left join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
       left join pg_index i on i.indrelid = tbl and i.indisprimary and a.attnum = any (i.indkey)
@@ -124,6 +143,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   return keys <@ outbox.row_columns(tbl, null, null) and has_table_privilege(tbl, 'select')
+     and has_schema_privilege((select c.relnamespace from pg_class c where c.oid = tbl), 'usage')
      and not row_security_active(tbl) and outbox.is_key(tbl, keys);
 end
 $$;
@@ -385,8 +405,19 @@ begin
 end
 $$;
 
+-- SQL: may the row's version `old` be on the target? So it may when it passes the filter, when it cannot be asked, and
+-- always where the filter may have answered otherwise when that version was written.
+create or replace function outbox.was_sql(mapping jsonb) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return case when (mapping -> 'lasting')::bool then format('coalesce(%s, true)', outbox.inside_sql(mapping, 'old')) else 'true' end;
+end
+$$;
+
 -- The statement that records the row that a trigger was handed as `new`, as it is there. One that does not pass the
--- filter is deleted on the target if it may have been there: if `old` (null for an insert) did pass, or cannot be asked.
+-- filter is deleted on the target if `old` (null for an insert) may have been there.
 create or replace function outbox.copy_sql(of_table text, tbl regclass, keys text[], cols text[], mapping jsonb) returns text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -407,8 +438,8 @@ begin
     shape := format('case when f.inside then %s end', shape);
     key_sql := format('case when f.inside is null then ''{}'' else %s end', key_sql);
     row_sql := format('case when f.inside then %s end', row_sql);
-    more := more || format(' cross join lateral (select %s as inside offset 0) f where f.inside is not false or old.%I is not null and coalesce(%s, true)',
-                           outbox.inside_sql(mapping), keys[1], outbox.inside_sql(mapping, 'old'));
+    more := more || format(' cross join lateral (select %s as inside offset 0) f where f.inside is not false or old.%I is not null and %s',
+                           outbox.inside_sql(mapping), keys[1], outbox.was_sql(mapping));
   end if;
   return format('insert into outbox.change (table_name, op, shape, key, row, headers)'
                 ' select %L, %s, %s, %s, %s, nullif(current_setting(''outbox.headers'', true), '''') from (select %s) t%s',
@@ -432,7 +463,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  namesake regclass := to_regclass(of_table);
+  namesake regclass := outbox.table_named(of_table);
 begin
   if namesake is null or namesake = coalesce(pg_partition_root(rel), rel) then
     return null;
@@ -502,7 +533,7 @@ language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return coalesce(to_regclass(of_table) = tbl and outbox.signature(tbl) = signature and outbox.capturable(tbl, keys), false);
+  return coalesce(outbox.table_named(of_table) = tbl and outbox.signature(tbl) = signature and outbox.capturable(tbl, keys), false);
 end
 $$;
 
@@ -684,7 +715,7 @@ begin
                   where (u.name = any (cols) or w.mapping -> 'needs' ? u.name) and a.attgenerated = 'v') then
     small := (outbox.size_sql(tbl, cols, 'new')).small;
     if filtered then
-      was := format('(new.%I is not null or coalesce(%s, true))', keys[1], outbox.inside_sql(w.mapping, 'old'));
+      was := format('(new.%I is not null or %s)', keys[1], outbox.was_sql(w.mapping));
     end if;
   end if;
   known := format('%L, %L, %L, %L, %L', w.table_name, w.key_columns, w.include, w.exclude, w.mapping);
@@ -773,7 +804,7 @@ $body$, outbox.reading_parts(tbl, w.table_name, keys, cols, w.mapping, outbox.sh
     title,
     (select string_agg(format(' set %s = %L', p.name, p.setting), '') from (
        select pins.setting, lag(pins.setting) over (order by n) as name, n
-         from unnest(case when outbox.hashes_spelled(tbl, w.mapping) then outbox.spelling() || '{quote_all_identifiers,off}' else outbox.spelling(tbl, cols) end) with ordinality pins(setting, n)) p
+         from unnest(case when outbox.hashes_spelled(tbl, w.mapping) then outbox.spelling() || '{quote_all_identifiers,off}' else outbox.spelling(tbl, cols || array(select jsonb_array_elements_text(w.mapping -> 'texts'))) end) with ordinality pins(setting, n)) p
       where p.n % 2 = 0),
     body);
   execute format('revoke all on function outbox.%I() from public', title);

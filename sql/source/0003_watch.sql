@@ -30,6 +30,8 @@ begin
     return format('%s is a partition: watch its root, %s', tbl, pg_partition_root(tbl));
   elsif c.relkind = 'r' and exists (select from pg_inherits i where i.inhrelid = tbl or i.inhparent = tbl) then
     return format('%s takes part in inheritance, where one key may stand in several tables: use partitioning, or plain tables', tbl);
+  elsif not has_schema_privilege(as_role, c.relnamespace, 'usage') then
+    return format('the capture functions run as %I, which may not use schema %s: grant usage on schema %s to %I', as_role, c.relnamespace::regnamespace, c.relnamespace::regnamespace, as_role);
   elsif not has_table_privilege(as_role, tbl, 'select') then
     return format('the capture functions run as %I, which may not read %s: grant select on %s to %I', as_role, tbl, tbl, as_role);
   elsif c.relrowsecurity and not me.rolsuper and not me.rolbypassrls
@@ -119,8 +121,42 @@ begin
 end
 $$;
 
--- Put the triggers of watched table `watched_id` on it and on its partitions. The one for rows is cloned by Postgres, to
--- partitions that come later too, and its name is the table's alone: one that is attached may have such a trigger already.
+-- The triggers of a watched table: one for rows, which Postgres clones to partitions, later ones too, and whose name is
+-- the table's alone, because one that is attached may have such a trigger already; and those for TRUNCATE.
+create or replace function outbox.wanted_triggers(watched_id int, tbl regclass) returns table (name text, event text, each text, rel regclass)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+    select v.name, v.event, v.each, r.rel
+      from (values ('outbox_row_' || watched_id, 'after insert or update or delete', 'row'),
+                   ('outbox_truncate', 'before truncate', 'statement'),
+                   ('outbox_truncated', 'after truncate', 'statement')) v(name, event, each)
+     cross join (select tbl union select p.relid from pg_partition_tree(tbl) p) r(rel)
+      join pg_class c on c.oid = r.rel
+     where case v.each when 'row' then r.rel = tbl else v.name = 'outbox_truncate' or c.relkind = 'p' end;
+end
+$$;
+
+-- Why the triggers cannot be put there, or null: a trigger of that name is the application's own, and stays.
+create or replace function outbox.trigger_taken(watched_id int, tbl regclass) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select format('%s has a trigger %I of its own, and outboxd needs that name: alter trigger %2$I on %1$s rename to %3$I', g.tgrelid::regclass, g.tgname, 'own_' || g.tgname)
+      from pg_trigger g join pg_proc p on p.oid = g.tgfoid
+     where not (p.pronamespace = 'outbox'::regnamespace and p.proname ~ '^capture_[0-9]+$')
+       and (g.tgrelid::regclass, g.tgname::text) in (
+             select t.rel, t.name from outbox.wanted_triggers(watched_id, tbl) t
+             union select p.relid, 'outbox_row_' || watched_id from pg_partition_tree(tbl) p)
+     order by 1 limit 1);
+end
+$$;
+
+-- Put the triggers of watched table `watched_id` on it and on its partitions.
 create or replace function outbox.install_triggers(watched_id int, tbl regclass) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -128,15 +164,7 @@ as $$
 declare
   t record;
 begin
-  for t in
-    select v.*, r.rel from (values
-      ('outbox_row_' || watched_id, 'after insert or update or delete', 'row'),
-      ('outbox_truncate', 'before truncate', 'statement'),
-      ('outbox_truncated', 'after truncate', 'statement')) v(name, event, each),
-      (select tbl union select relid from pg_partition_tree(tbl)) r(rel)
-      join pg_class c on c.oid = r.rel
-     where case each when 'row' then r.rel = tbl else v.name = 'outbox_truncate' or c.relkind = 'p' end
-  loop
+  for t in select * from outbox.wanted_triggers(watched_id, tbl) loop
     execute format('create or replace trigger %I %s on %s for each %s execute function outbox.%I(%L)',
                    t.name, t.event, t.rel, t.each, 'capture_' || watched_id, watched_id);
     execute format('alter table %s enable always trigger %I', t.rel, t.name);
@@ -173,17 +201,44 @@ as $$
 begin
   return query
     select g.tgname, g.tgrelid::regclass
-      from pg_trigger g join pg_proc p on p.oid = g.tgfoid and p.pronamespace = 'outbox'::regnamespace and p.proname like 'capture\_%'
+      from pg_trigger g join pg_proc p on p.oid = g.tgfoid and p.pronamespace = 'outbox'::regnamespace and p.proname ~ '^capture_[0-9]+$'
      cross join lateral (select p.proname = 'capture_' || watched_id) o(ours)
      where g.tgparentid = 0
        and case when g.tgrelid = any (keep) then not ours or g.tgname <> all (array['outbox_row_' || watched_id, 'outbox_truncate', 'outbox_truncated']) else ours end;
 end
 $$;
 
+-- Is another table watched, or mapped, whose place on the target is this one? Each would delete the other's rows.
+create or replace function outbox.place_taken(of_table text, place text) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select format('%s goes to %s on the target already, and each would delete the other''s rows: give it a place of its own (target), or unwatch %1$s first',
+                  k.table_name, coalesce(place, of_table))
+      from outbox.watched k where k.table_name <> of_table and coalesce(k.target, k.table_name) = coalesce(place, of_table));
+end
+$$;
+
+-- Columns that were left out and are gone for good need not be left out any more. One that was renamed does.
+create or replace function outbox.still_left_out(tbl regclass, exclude text[], mapping jsonb) returns text[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  names text[] := outbox.column_names(tbl);
+begin
+  return nullif(array(select c.name from unnest(exclude) with ordinality c(name, n)
+                       where c.name = any (names) or mapping -> 'at' -> c.name is null or names[(mapping -> 'at' ->> c.name)::int] is not null
+                       order by c.n), '{}');
+end
+$$;
+
 -- Record every change of `tbl` from now on. Run again after adding partitions or columns (until then a
 -- new column is captured too, by a slower way). With capture => false only outbox.emit writes changes.
--- target, rename, constant, mask, filter: see outbox.watched. Not given they stay as they are, so that watching again
--- never takes a mask off; '' and {} take them away.
+-- What is not given stays as it is, so that watching again never takes a mask off, nor lets a column travel; '' and {}
+-- take it away. (key_columns {}: the primary key again. include and exclude are one choice: either takes the other's place.)
 -- Run it as the table's owner. It takes a SHARE ROW EXCLUSIVE lock: set a short lock_timeout.
 create or replace function outbox.watch(
   tbl regclass, key_columns text[] default null, include text[] default null, exclude text[] default null,
@@ -192,72 +247,99 @@ create or replace function outbox.watch(
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
 as $$
-#variable_conflict use_column
 declare
-  keys   text[] := coalesce(key_columns, outbox.primary_key(tbl));
-  reason text := outbox.unfit(tbl, keys, include, exclude);
   was    outbox.watched;
   w      outbox.watched;
-  name   text;
-  w_id   int;
-  known  boolean;
-  filled boolean;
+  keys   text[];
+  reason text;
 begin
+  perform pg_advisory_xact_lock(1869968482, 3);  -- who watches and who unwatches take turns
+  select format('%I.%I', n.nspname, c.relname) into w.table_name
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
+  if has_table_privilege('outbox.watched', 'select') then  -- else the sentence below says which right is missing
+    select * into was from outbox.watched k where k.table_name = w.table_name;
+  end if;
+  w.key_columns := nullif(coalesce(watch.key_columns, was.key_columns), '{}');
+  w.include := nullif(case when num_nonnulls(watch.include, watch.exclude) = 0 then was.include else watch.include end, '{}');
+  w.exclude := nullif(case when num_nonnulls(watch.include, watch.exclude) = 0 then outbox.still_left_out(tbl, was.exclude, was.mapping)
+                           else watch.exclude end, '{}');
+  w.capture := watch.capture;
+  w.target := case when watch.target is null then was.target else outbox.target_of(w.table_name, watch.target) end;
+  w.rename := nullif(coalesce(watch.rename, was.rename), '{}');
+  w.constant := nullif(coalesce(watch.constant, was.constant), '{}');
+  w.mask := nullif(coalesce(watch.mask, was.mask), '{}');
+  w.filter := nullif(coalesce(watch.filter, was.filter), '');
+  keys := coalesce(w.key_columns, outbox.primary_key(tbl));
+  reason := coalesce(
+    outbox.unfit(tbl, keys, w.include, w.exclude),
+    outbox.place_taken(w.table_name, w.target),
+    case when not w.capture and num_nonnulls(w.rename, w.constant, w.mask, w.filter) > 0
+         then 'what the application emits travels as it is given: watch it with triggers, or without rename, constant, mask and filter'
+         else outbox.unmappable(tbl, keys, w.include, w.exclude, w.rename, w.constant, w.mask) end);
   if reason is not null then
     raise exception 'cannot watch %: %', tbl, reason using errcode = 'invalid_parameter_value';
   end if;
-  perform pg_advisory_xact_lock(1869968482, 3);  -- who watches and who unwatches take turns
   if capture then
     execute format('lock table %s in share row exclusive mode', tbl);
   end if;
-  select format('%I.%I', n.nspname, c.relname) into name
-    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
-  select * into was from outbox.watched k where k.table_name = name;
-  known := coalesce(was.capture, false);
   insert into outbox.watched as k (table_name, key_columns, include, exclude, capture, target, rename, constant, mask, filter)
-  values (name, watch.key_columns, watch.include, watch.exclude, watch.capture, outbox.target_of(name, watch.target), nullif(watch.rename, '{}'),
-          nullif(watch.constant, '{}'), nullif(watch.mask, '{}'), nullif(watch.filter, ''))
-  on conflict (table_name) do update
-     set key_columns = excluded.key_columns, include = excluded.include, exclude = excluded.exclude,
-         capture = excluded.capture, watched_at = now(),
-         target = case when watch.target is null then k.target else excluded.target end,
-         rename = case when watch.rename is null then k.rename else excluded.rename end,
-         constant = case when watch.constant is null then k.constant else excluded.constant end,
-         mask = case when watch.mask is null then k.mask else excluded.mask end,
-         filter = case when watch.filter is null then k.filter else excluded.filter end
+  values (w.table_name, w.key_columns, w.include, w.exclude, w.capture, w.target, w.rename, w.constant, w.mask, w.filter)
+  on conflict on constraint watched_table_name_key do update
+     set key_columns = excluded.key_columns, include = excluded.include, exclude = excluded.exclude, capture = excluded.capture,
+         target = excluded.target, rename = excluded.rename, constant = excluded.constant, mask = excluded.mask, filter = excluded.filter,
+         watched_at = now()
   returning * into w;
-  w_id := w.id;
-  reason := case when not w.capture and num_nonnulls(w.rename, w.constant, w.mask, w.filter) > 0
-                 then 'what the application emits travels as it is given: watch it with triggers, or without rename, constant, mask and filter'
-                 else outbox.unmappable(tbl, keys, w.include, w.exclude, w.rename, w.constant, w.mask) end;
-  if reason is not null then
-    raise exception 'cannot watch %: %', tbl, reason using errcode = 'invalid_parameter_value';
+  if w.capture then
+    perform outbox.install(w, was, tbl);
+  else
+    update outbox.watched k set mapping = null, layout = null where k.id = w.id;
+    perform outbox.remove_triggers(w.id, '{}');
   end if;
-  update outbox.watched k set mapping = case when w.capture then outbox.compose_mapping(w, tbl) end where k.id = w_id;
-  if not w.capture then
-    perform outbox.remove_triggers(w_id, '{}');
-    return name;
+  return w.table_name;
+end
+$$;
+
+-- Triggers, functions and what is to be copied of a table that is watched as `w` says, and was as `was` says.
+create or replace function outbox.install(w outbox.watched, was outbox.watched, tbl regclass) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  known  boolean := coalesce(was.capture, false);
+  copies boolean := current_setting('outbox.copy', true) is distinct from 'off';
+  taken  text := outbox.trigger_taken(w.id, tbl);
+  filled boolean;
+begin
+  if taken is not null then
+    raise exception 'cannot watch %: %', tbl, taken using errcode = 'invalid_parameter_value';
   end if;
-  perform outbox.remove_triggers(w_id, array(select tbl union select relid from pg_partition_tree(tbl)));
-  perform outbox.compose_capture(w_id, tbl);
-  perform outbox.install_triggers(w_id, tbl);
-  perform outbox.compose_copy(w_id);
-  perform outbox.notice(name);
+  if known then
+    perform outbox.notice(w.table_name);  -- as it is found: who let its triggers sleep, or lost them, is seen now or never
+  end if;
+  update outbox.watched k set mapping = outbox.compose_mapping(w, tbl) where k.id = w.id;
+  perform outbox.remove_triggers(w.id, array(select tbl union select relid from pg_partition_tree(tbl)));
+  perform outbox.compose_capture(w.id, tbl);
+  perform outbox.install_triggers(w.id, tbl);
+  perform outbox.compose_copy(w.id);
+  perform outbox.installed(w.id);
   if not known and outbox.draws(tbl) then
     raise warning '% has a column that a sequence fills: in a session that writes to it lastval() gives the outbox''s number from now on', tbl
       using hint = 'insert ... returning, or currval() with the sequence''s name';
   end if;
   -- Rows that were there before are copied (0008): whoever asks for a snapshot from here on sees them, or their change.
-  if not known and current_setting('outbox.copy', true) is distinct from 'off' then
-    execute format('select exists (select from %s)', tbl) into filled;
+  -- A snapshot from before the lock does not show whether there are any.
+  if not known and copies then
+    filled := current_setting('transaction_isolation') in ('repeatable read', 'serializable');
+    if not filled then
+      execute format('select exists (select from %s)', tbl) into filled;
+    end if;
     if filled then
-      perform outbox.ask_copy(name);
+      perform outbox.ask_copy(w.table_name);
     end if;
   elsif known and (was.target, was.include, was.exclude, was.rename, was.constant, was.mask, was.filter)
                   is distinct from (w.target, w.include, w.exclude, w.rename, w.constant, w.mask, w.filter) then
-    perform outbox.mapping_changed(name);
+    perform outbox.mapping_changed(w.table_name);
   end if;
-  return name;
 end
 $$;
 

@@ -10,6 +10,7 @@ set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
 as $$
 declare
   name text := (select string_agg(quote_ident(p), '.' order by n) from unnest(parse_ident(table_name)) with ordinality u(p, n));
+  bad  text := outbox.place_taken(name, (select w.target from outbox.watched w where w.table_name = name));
 begin
   if name not like '%.%' then
     raise exception 'cannot map %: give the schema too, as in public.%', table_name, table_name using errcode = 'invalid_parameter_value';
@@ -17,6 +18,8 @@ begin
     raise exception 'cannot map %: that name is outboxd''s own', name using errcode = 'invalid_parameter_value';
   elsif coalesce(cardinality(key_columns), 0) = 0 then
     raise exception 'cannot map %: name its key columns', name using errcode = 'invalid_parameter_value';
+  elsif bad is not null then
+    raise exception 'cannot map %: %', name, bad using errcode = 'invalid_parameter_value';
   end if;
   insert into outbox.watched as w (table_name, key_columns, capture) values (name, map.key_columns, false)
   on conflict on constraint watched_table_name_key do update set key_columns = excluded.key_columns;
@@ -54,7 +57,7 @@ set extra_float_digits = 1 set bytea_output = 'hex' set lc_monetary = 'C'
 as $$
 declare
   w        outbox.watched := outbox.known(table_name);
-  tbl      regclass := to_regclass(w.table_name);
+  tbl      regclass := outbox.table_named(w.table_name);
   keys     text[] := coalesce(w.key_columns, outbox.primary_key(tbl));
   given    json := coalesce("row", emit.key);
   cols     text[];

@@ -83,7 +83,7 @@ declare
   tbl regclass;
 begin
   select * into strict w from outbox.watched where id = watched_id;
-  tbl := to_regclass(w.table_name);
+  tbl := outbox.table_named(w.table_name);
   columns := outbox.row_columns(tbl, w.include, w.exclude);
   key_sql := outbox.key_sql(tbl, coalesce(w.key_columns, outbox.primary_key(tbl)), 't');
   row_sql := outbox.row_sql(tbl, columns);
@@ -98,7 +98,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  tbl := to_regclass(w.table_name);
+  tbl := outbox.table_named(w.table_name);
   keys := coalesce(w.key_columns, outbox.primary_key(tbl));
   if not coalesce(outbox.capturable(tbl, keys), false) then
     raise exception 'the rows of % cannot be named or read any more: `outboxd check` says why', w.table_name using errcode = 'OB007';
@@ -365,17 +365,19 @@ language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  w outbox.watched;
+  w   outbox.watched;
+  tbl regclass;
 begin
   for w in select * from outbox.watched o where o.table_name = any (tables) loop
     table_name := w.table_name;
     unfit := null;
     columns := null;
     begin
-      if to_regclass(w.table_name) is null then
+      tbl := outbox.table_named(w.table_name);
+      if tbl is null then
         unfit := format('the source has no table %s any more', w.table_name);
       else
-        unfit := outbox.unfit(to_regclass(w.table_name), coalesce(w.key_columns, outbox.primary_key(to_regclass(w.table_name))), w.include, w.exclude,
+        unfit := outbox.unfit(tbl, coalesce(w.key_columns, outbox.primary_key(tbl)), w.include, outbox.still_left_out(tbl, w.exclude, w.mapping),
                               (select coalesce(min(p.proowner::regrole::name), current_user) from pg_proc p
                                 where p.pronamespace = 'outbox'::regnamespace and p.proname = 'capture_' || w.id));
         columns := case when unfit is null then (outbox.projection(w.id)).columns end;
@@ -388,57 +390,178 @@ begin
 end
 $$;
 
--- What of a table decides which values its rows have, beside statements: the columns that travel, by their numbers, and
--- the tables that hold the rows.
+-- Why changes of a watched table are not captured: no trigger for its rows there (or, of the table itself, for TRUNCATE),
+-- or one that does not fire always. (pg_restore and others let triggers sleep, and wake them as ordinary ones.) Empty: they are.
+create or replace function outbox.asleep(w outbox.watched) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select array(
+    select case
+             when g.state = 'D' then format('trigger %I of %s is disabled', g.tgname, t.relid)
+             when g.tgname is not null then format('trigger %I of %s does not fire always', g.tgname, t.relid)
+             else format('%s has lost its trigger', t.relid) end
+      from (select outbox.table_named(w.table_name) as root) r
+     cross join lateral (select r.root as relid union select p.relid from pg_partition_tree(r.root) p) t
+     cross join lateral (values (1), (0)) kind(row)
+      left join lateral (select g.tgname, g.tgenabled as state from pg_trigger g
+                          where g.tgrelid = t.relid and g.tgfoid = to_regproc('outbox.capture_' || w.id) and g.tgtype & 1 = kind.row
+                          order by g.tgenabled = 'A', g.tgname limit 1) g on true
+     where w.capture and t.relid is not null and g.state is distinct from 'A'
+       and (g.state is not null or kind.row = 1 or t.relid = r.root)
+     order by 1)
+$$;
+
+-- What of a table decides which values its rows have, beside statements that are captured:
+--   columns   those that travel or that the filter reads, by number: name, type, its modifier, what generates it; and the
+--             transaction that last altered it
+--   types     of those: an enum's labels, a composite's attributes
+--   parts     the tables that hold the rows, and the file of each
+--   triggers  ours, and the transaction that last altered each
+--   asleep    why changes are not captured
 create or replace function outbox.layout_of(w outbox.watched) returns jsonb
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
+  with
+    root as (select outbox.table_named(w.table_name) as relid),
+    tree as (select relid from root union select p.relid from root r, pg_partition_tree(r.relid) p),
+    columns as (
+      select a.*, a.xmin, d.adbin from root r
+        join pg_attribute a on a.attrelid = r.relid and a.attnum > 0 and not a.attisdropped
+        left join pg_attrdef d on d.adrelid = r.relid and d.adnum = a.attnum and a.attgenerated <> ''
+       where (w.include is null or a.attname = any (w.include)) and (w.exclude is null or a.attname <> all (w.exclude))
+          or w.mapping -> 'needs' ? a.attname),
+    types as (select distinct t.type from (select distinct atttypid from columns where atttypid::int8 >= 16384) c, outbox.types_within(c.atttypid) t(type))
   select jsonb_build_object(
-    'columns', (select jsonb_object_agg(a.attnum, jsonb_build_array(a.attname, format_type(a.atttypid, a.atttypmod)))
-                  from pg_attribute a
-                 where a.attrelid = t.tbl and a.attname = any (outbox.row_columns(t.tbl, w.include, w.exclude)) and a.attnum > 0),
-    'parts', (select jsonb_agg(r.relid::oid::int8 order by r.relid::oid)
-                from (select t.tbl as relid where (select relkind from pg_class where oid = t.tbl) <> 'p'
-                      union select p.relid from pg_partition_tree(t.tbl) p where p.isleaf) r))
-    from (select to_regclass(w.table_name) as tbl) t
+    'columns', coalesce((select jsonb_object_agg(c.attnum, jsonb_build_array(
+                         c.attname, c.atttypid::int8, c.atttypmod, pg_get_expr(c.adbin, c.attrelid), c.xmin::text)) from columns c), '{}'),
+    'types', coalesce((select jsonb_object_agg(made.type::text, made.of)
+                from (select e.enumtypid as type, jsonb_object_agg(e.oid::text, e.enumlabel) as of
+                        from pg_enum e where e.enumtypid in (select type from types) group by 1
+                      union all
+                      select t.oid, jsonb_object_agg(a.attnum, jsonb_build_array(a.atttypid::int8, a.atttypmod))
+                        from pg_type t join pg_attribute a on a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+                       where t.typtype = 'c' and t.oid in (select type from types) group by 1) made), '{}'),
+    'parts', coalesce((select jsonb_object_agg(t.relid::oid::text, c.relfilenode::int8)
+                from tree t join pg_class c on c.oid = t.relid where c.relkind <> 'p'), '{}'),
+    'triggers', coalesce((select jsonb_object_agg(own.relid, own.triggers)
+                   from (select g.tgrelid::oid::text as relid, jsonb_object_agg(g.oid::text, g.xmin::text) as triggers
+                           from pg_trigger g
+                          where g.tgrelid in (select relid from tree) and g.tgfoid = to_regproc('outbox.capture_' || w.id) group by 1) own), '{}'),
+    'asleep', to_jsonb(outbox.asleep(w)))
 $$;
 
--- Which watched tables have rows that were given values, or have left, without a statement that fires a trigger: a
--- column added with a default, renamed, of another type; a partition detached or dropped; the table itself made anew.
--- They are to be copied again. (What no catalogue shows is not noticed: ALTER ... TYPE to the same type USING another value.)
+-- Captured tables whose changes are not captured now, and why.
+create or replace function outbox.uncaptured() returns table (table_name text, because text[])
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select w.table_name, a.because from outbox.watched w cross join lateral outbox.asleep(w) a(because)
+   where w.capture and a.because <> '{}' order by w.table_name
+$$;
+
+-- Did this partition come with the rows that it had? Not one that was made as a partition: its columns and those that
+-- every table has were then written by one command.
+create or replace function outbox.came_filled(part oid, known jsonb) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select pg_relation_size(part) > 0 and exists (
+    select from pg_partition_ancestors(part) p join pg_inherits i on i.inhrelid = p.relid
+      join pg_attribute t on t.attrelid = p.relid and t.attname = 'tableoid'
+     where not known ? p.relid::oid::text
+       and not exists (select from pg_attribute a where a.attrelid = p.relid and a.attnum > 0 and a.xmin = t.xmin and a.cmin = t.cmin
+                          and i.xmin = t.xmin))
+$$;
+
+-- Between two layouts of a table, an older one and that of now:
+--   given   rows may have got other values: a column added with one, renamed, of another type, computed otherwise; a label
+--           renamed; a column altered and the rows written anew
+--   gone    rows may have gone, or changes of them are not recorded: a partition detached or dropped, the table made anew,
+--           a trigger that slept, a partition truncated that no trigger for TRUNCATE guards, a filter's column given other values
+--   came    a partition came with rows
+create or replace function outbox.compared(
+  w outbox.watched, older jsonb, now jsonb, out given boolean, out gone boolean, out came boolean)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  rewritten bool := exists (select from jsonb_each(now -> 'parts') p where older -> 'parts' -> p.key <> p.value);
+  altered   text[];  -- columns
+begin
+  select array_agg(c.value ->> 0) into altered
+    from jsonb_each(now -> 'columns') c
+   cross join lateral (select older -> 'columns' -> c.key as was) o
+   where case when o.was is not null
+              then (o.was - 4 - 3) <> (c.value - 4 - 3) or c.value -> 3 <> 'null' and o.was -> 3 <> c.value -> 3
+                   or rewritten and o.was -> 4 <> c.value -> 4
+              else rewritten
+                   or exists (select from pg_attribute a where a.attrelid = outbox.table_named(w.table_name) and a.attnum = c.key::int
+                                 and (a.atthasdef or a.attidentity <> '' or a.attnotnull))
+                   or exists (select from jsonb_object_keys(now -> 'parts') p(relid) join pg_attribute a on a.attrelid = p.relid::oid
+                               where a.attname = c.value ->> 0 and a.attnum > 0 and a.atthasmissing) end;
+  given := altered is not null
+        or exists (select from jsonb_each(older -> 'types') t join jsonb_each(now -> 'types') n using (key) where not n.value @> t.value);
+  gone := exists (select from jsonb_object_keys(older -> 'parts') p(relid) where not now -> 'parts' ? p.relid)
+       or now -> 'asleep' = '[]'
+          and (older -> 'asleep' <> '[]' or exists (select from jsonb_each(older -> 'triggers') t where now -> 'triggers' -> t.key <> t.value))
+       or coalesce(w.mapping -> 'needs' ?| altered, false)
+       or exists (select from jsonb_each(now -> 'parts') p
+                   where older -> 'parts' -> p.key <> p.value
+                     and not exists (select from pg_trigger g where g.tgrelid = p.key::oid and g.tgtype & 1 = 0 and g.tgfoid = to_regproc('outbox.capture_' || w.id)));
+  came := exists (select from jsonb_object_keys(now -> 'parts') p(relid)
+                   where not older -> 'parts' ? p.relid and outbox.came_filled(p.relid::oid, older -> 'triggers'));
+end
+$$;
+
+-- Which watched tables have rows that were given values, or have left or come, without a statement that was captured. They
+-- are to be copied again, with `prune` where rows may have left; where triggers sleep, once they are awake again (until then
+-- `uncaptured` tells).
 create or replace function outbox.notice(of_table text default null) returns setof text
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  w      outbox.watched;
-  layout jsonb;
-  given  boolean;
-  left_  boolean;
+  w     outbox.watched;
+  seen  jsonb;
+  since record;
 begin
   for w in
     select * from outbox.watched k
-     where k.capture and (of_table is null or k.table_name = of_table) and to_regclass(k.table_name) is not null
+     where k.capture and (of_table is null or k.table_name = of_table) and outbox.table_named(k.table_name) is not null
      order by k.id
   loop
-    layout := outbox.layout_of(w);
-    continue when layout = w.layout;
+    seen := outbox.layout_of(w);
+    continue when seen = w.layout;
     perform from outbox.watched k where k.id = w.id and k.layout is not distinct from w.layout for update skip locked;
     continue when not found;
     if w.layout is not null then
-      select coalesce(bool_or(case when w.layout -> 'columns' ? c.key then w.layout -> 'columns' -> c.key <> c.value
-                                   else a.atthasdef or a.attidentity <> '' or a.attnotnull end), false) into given
-        from jsonb_each(layout -> 'columns') c
-        join pg_attribute a on a.attrelid = to_regclass(w.table_name) and a.attnum = c.key::int;
-      left_ := not (layout -> 'parts' @> (w.layout -> 'parts'));
-      if given or left_ then
-        perform outbox.ask_copy(w.table_name, prune => left_, restart => true);
+      since := outbox.compared(w, w.layout, seen);
+      if since.given or since.gone or since.came then
+        perform outbox.ask_copy(w.table_name, prune => since.gone, restart => true);
         return next w.table_name;
       end if;
     end if;
-    update outbox.watched k set layout = outbox.layout_of(k) where k.id = w.id;
+    update outbox.watched k set layout = seen where k.id = w.id;
   end loop;
+end
+$$;
+
+-- The triggers of a watched table have just been put there: what is seen now is no change of it. If they had slept, its
+-- rows are copied.
+create or replace function outbox.installed(watched_id int) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  w outbox.watched;
+begin
+  select * into strict w from outbox.watched k where k.id = watched_id;
+  update outbox.watched k set layout = outbox.layout_of(k) where k.id = watched_id;
+  if w.layout -> 'asleep' <> '[]' and current_setting('outbox.copy', true) is distinct from 'off' then
+    perform outbox.ask_copy(w.table_name, prune => true, restart => true);
+  end if;
 end
 $$;
 

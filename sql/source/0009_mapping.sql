@@ -3,7 +3,9 @@
 --
 -- `mapping` is what `outbox.watch` has made of outbox.watched's columns, and hands to capture; null: nothing is mapped.
 --   rename, constant, mask   as in outbox.watched
---   inside, needs            the function that says whether a row passes the filter, and the columns it is given
+--   inside, needs            the function that says whether a row passes the filter, and the columns it is given,
+--   types, texts             of which types these are, and which of them it is given as text
+--   lasting                  the filter answers for ever what it once answered for a row
 --   at                       the numbers of the columns that these name, so that another of the same name is no stand-in
 
 -- The key of `hash`: one row, random, made when first wanted. To choose it, insert it before that. Whoever may read
@@ -102,6 +104,31 @@ begin
 end
 $$;
 
+-- The types of these columns as a filter reads them: those below domains.
+create or replace function outbox.read_types(tbl regclass, needs jsonb) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (select jsonb_object_agg(a.attname, format_type(outbox.base_type(a.atttypid), null))
+            from pg_attribute a where a.attrelid = tbl and a.attnum > 0 and needs ? a.attname);
+end
+$$;
+
+-- Is a filter's function given a column of this type as text? So it is where users made the type: the function would stand
+-- in the way of whoever alters or replaces it. Not where a domain is inside: to read such a text is to run its checks.
+create or replace function outbox.handed_as_text(of_type oid) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  base oid := outbox.base_type(of_type);
+begin
+  return base::int8 >= 16384
+     and not exists (select from outbox.types_within(base) w(type) join pg_type t on t.oid = w.type where t.typtype = 'd');
+end
+$$;
+
 -- Does the table still have the columns that the mapping speaks of? When one was renamed its values would travel
 -- unmasked under the new name. (One that was left out may be dropped: there is nothing left to leave out.)
 create or replace function outbox.mapping_holds(tbl regclass, include text[], exclude text[], mapping jsonb) returns boolean
@@ -122,10 +149,7 @@ begin
                         and not (c.key = any (coalesce(exclude, '{}')) and names[c.value::int] is null))
      and (select count(distinct k) = count(*) from unnest(known) k)
      and (mapping -> 'inside' is null
-          or to_regprocedure(format('%s(%s)', mapping ->> 'inside', (
-               select string_agg(format_type(a.atttypid, null), ',' order by n.n)
-                 from jsonb_array_elements_text(mapping -> 'needs') with ordinality n(name, n)
-                 join pg_attribute a on a.attrelid = tbl and a.attname = n.name and a.attnum > 0))) is not null);
+          or to_regproc(mapping ->> 'inside') is not null and mapping -> 'types' = outbox.read_types(tbl, mapping -> 'needs'));
 end
 $$;
 
@@ -136,7 +160,9 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   return format('%s(%s)', mapping ->> 'inside', (
-    select string_agg(format('%I.%I', alias, n.name), ', ' order by n.n) from jsonb_array_elements_text(mapping -> 'needs') with ordinality n(name, n)));
+    select string_agg(format(case when mapping -> 'texts' ? n.name then 'case when %1$I.%2$I is distinct from null then concat(%1$I.%2$I) end'
+                                  else '%I.%I' end, alias, n.name), ', ' order by n.n)
+      from jsonb_array_elements_text(mapping -> 'needs') with ordinality n(name, n)));
 end
 $$;
 
@@ -187,11 +213,41 @@ begin
 end
 $$;
 
--- Checks a filter as Postgres understands it, and makes outbox.inside_<id> of it. Returns the columns it reads.
+-- Does the filter with this stored tree answer for ever what it once answered for a row? Only where all it calls is
+-- immutable, and of the system: what users made may be replaced. Words like 'now' are read once in each session. Where
+-- nobody can tell, it does not: then deletes are recorded that need not be.
+create or replace function outbox.is_lasting(filter text, tree text) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp set standard_conforming_strings = on
+as $$
+begin
+  return not exists (select from outbox.called_by(tree) f where f.provolatile <> 'i' or f.oid::int8 >= 16384)
+     and tree !~ '\{(SQLVALUEFUNCTION|NEXTVALUEEXPR|COERCEVIAIO|COERCETODOMAIN|XMLEXPR|JSON)'
+     and not (regexp_replace(filter, '''\s*''', '', 'g') ~* '\y(now|today|tomorrow|yesterday)\y|\\'
+              and exists (select from regexp_matches(tree, ':consttype (\d+)', 'g') m
+                           where m[1]::oid <> all ('{bool,int2,int4,int8,numeric,text,varchar,bpchar,uuid}'::regtype[])));
+end
+$$;
+
+-- The functions that an expression with this stored tree calls, by name or in operators.
+create or replace function outbox.called_by(tree text) returns setof pg_proc
+language plpgsql stable
+set search_path = pg_catalog, pg_temp set standard_conforming_strings = on
+as $$
+begin
+  return query
+    select f.* from pg_proc f
+     where f.oid in (select m[1]::oid from regexp_matches(tree, ':(?:func|opfunc)id (\d+)', 'g') m
+                     union select o.oprcode from pg_operator o, regexp_matches(tree, ':opnos? (?:\(o )?([\d ]+)', 'g') m
+                            where o.oid = any (string_to_array(trim(m[1]), ' ')::oid[]));
+end
+$$;
+
+-- Checks a filter as Postgres understands it, and makes outbox.inside_<id> of it. Returns what the mapping keeps of it.
 --
 -- A filter must not fail the application's statement (promise I7): the function answers null then, and capture
 -- records a mark in the row's place. Literals of dates and the like depend on settings: pinned.
-create or replace function outbox.compose_inside(watched_id int, tbl regclass, filter text) returns text[]
+create or replace function outbox.compose_inside(watched_id int, tbl regclass, filter text) returns jsonb
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp set standard_conforming_strings = on set quote_all_identifiers = off
 as $$
@@ -201,6 +257,8 @@ declare
   tree  text;
   bad   text;
   needs text[];
+  texts text[];
+  types jsonb;
   plain boolean;
 begin
   begin
@@ -215,12 +273,7 @@ begin
     elsif tree ~ '\{VAR :varno \d+ :varattno -' then
       raise exception 'it names a system column' using errcode = 'invalid_parameter_value';
     end if;
-    select string_agg(distinct f.oid::regprocedure::text, ', ') into bad
-      from pg_proc f
-     where f.provolatile = 'v' and f.oid in (
-             select m[1]::oid from regexp_matches(tree, ':(?:func|opfunc)id (\d+)', 'g') m
-             union select o.oprcode from pg_operator o, regexp_matches(tree, ':opnos? (?:\(o )?([\d ]+)', 'g') m
-                    where o.oid = any (string_to_array(trim(m[1]), ' ')::oid[]));
+    select string_agg(distinct f.oid::regprocedure::text, ', ') into bad from outbox.called_by(tree) f where f.provolatile = 'v';
     if bad is not null then
       raise exception 'it calls %, which may answer otherwise each time', bad using errcode = 'invalid_parameter_value';
     end if;
@@ -240,6 +293,8 @@ begin
   if needs = '{}' then
     raise exception 'cannot watch %: its filter names no column of the row', tbl using errcode = 'invalid_parameter_value';
   end if;
+  types := outbox.read_types(tbl, to_jsonb(needs));
+  texts := array(select a.attname::text from pg_attribute a where a.attrelid = tbl and a.attname = any (needs) and outbox.handed_as_text(a.atttypid));
   -- What is made of these types alone, by functions that read no setting, needs no settings.
   plain := not exists (select from regexp_matches(tree, ':(?:var|const|funcresult|opresult|result|array|element)type (\d+)', 'g') m
                         where m[1]::oid <> all ('{bool,int2,int4,int8,numeric,text,varchar,bpchar,name,uuid,jsonb,unknown}'::regtype[]))
@@ -249,16 +304,20 @@ begin
   execute format(
     'create function outbox.%I(%s) returns boolean language plpgsql stable set search_path = pg_catalog, pg_temp%s as %L',
     'inside_' || watched_id,
-    (select string_agg(format_type(a.atttypid, null), ', ' order by a.attnum) from pg_attribute a where a.attrelid = tbl and a.attname = any (needs)),
+    (select string_agg(case when a.attname = any (texts) then 'text' else types ->> a.attname end, ', ' order by a.attnum)
+       from pg_attribute a where a.attrelid = tbl and a.attname = any (needs)),
     case when not plain then ' set standard_conforming_strings = on' || (
       select string_agg(format(' set %s = %L', p.name, p.setting), '') from (
         select pins.setting, lag(pins.setting) over (order by n) as name, n from unnest(outbox.spelling()) with ordinality pins(setting, n)) p where p.n % 2 = 0)
       else '' end,
-    format(E'#variable_conflict use_column\nbegin\n  return (select coalesce((%s\n), false) from (select %s) %s);\nexception when others then\n  return null;\nend',
-           filter, (select string_agg(format('$%s as %I', n, c), ', ' order by n) from unnest(needs) with ordinality u(c, n)), title));
+    -- Names of types are read once a plan: one that speaks of the table is made anew when the table is altered.
+    format(E'#variable_conflict use_column\nbegin\n  return (select coalesce((%s\n), false) from (select %s%s) %s);\nexception when others then\n  return null;\nend',
+           filter, (select string_agg(format(case when c = any (texts) then '(select v from json_to_record(json_build_object(''v'', $%1$s)) x(v %3$s)) as %2$I'
+                                                  else '$%s as %I' end, n, c, types ->> c), ', ' order by n) from unnest(needs) with ordinality u(c, n)),
+           case when texts <> '{}' then format(' where %L::regclass is not null', tbl::oid) end, title));
   execute format('revoke all on function outbox.%I from public', 'inside_' || watched_id);
   execute format('alter function outbox.%I owner to %I', 'inside_' || watched_id, current_user);
-  return needs;
+  return jsonb_build_object('needs', needs, 'texts', texts, 'types', types, 'lasting', outbox.is_lasting(filter, tree));
 end
 $$;
 
@@ -309,12 +368,12 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  needs text[];
-  named text[];
+  inside jsonb := '{}';
+  named  text[];
 begin
   perform outbox.drop_inside(w.id);
   if w.filter is not null then
-    needs := outbox.compose_inside(w.id, tbl, w.filter);
+    inside := outbox.compose_inside(w.id, tbl, w.filter) || jsonb_build_object('inside', 'outbox.inside_' || w.id);
   end if;
   if exists (select from jsonb_each_text(w.mask) m where m.value = 'hash') then
     if not has_function_privilege('outbox.hashed(text)', 'execute') or not has_function_privilege('outbox.make_mask_key()', 'execute') then
@@ -323,14 +382,14 @@ begin
     end if;
     perform outbox.make_mask_key();
   end if;
-  named := array(select jsonb_object_keys(w.rename) union select jsonb_object_keys(w.mask) union select unnest(needs || w.exclude));
+  named := array(select jsonb_object_keys(w.rename) union select jsonb_object_keys(w.mask) union select unnest(w.exclude)
+                 union select jsonb_array_elements_text(inside -> 'needs'));
   if cardinality(named) = 0 and w.constant is null then
     return null;
   end if;
   return jsonb_strip_nulls(jsonb_build_object(
-    'rename', w.rename, 'constant', w.constant, 'mask', w.mask, 'needs', needs,
-    'inside', case when w.filter is not null then 'outbox.inside_' || w.id end,
-    'at', (select jsonb_object_agg(a.attname, a.attnum) from pg_attribute a where a.attrelid = tbl and a.attname = any (named))));
+    'rename', w.rename, 'constant', w.constant, 'mask', w.mask,
+    'at', (select jsonb_object_agg(a.attname, a.attnum) from pg_attribute a where a.attrelid = tbl and a.attname = any (named))) || inside);
 end
 $$;
 
@@ -349,7 +408,7 @@ declare
   cols text[];
 begin
   select * into strict w from outbox.watched where id = watched_id;
-  tbl := w.table_name::regclass;
+  tbl := outbox.table_named(w.table_name);
   if not outbox.mapping_holds(tbl, w.include, w.exclude, w.mapping) then
     raise exception 'a column that the mapping of % speaks of was renamed, dropped or changed: run `outboxd watch %` again', w.table_name, w.table_name using errcode = 'OB007';
   end if;

@@ -17,7 +17,8 @@ grant select on all sequences in schema outbox to outboxd;
 grant execute on function outbox.signature(regclass), outbox.primary_key(regclass), outbox.row_columns(regclass, text[], text[]),
   outbox.unfit(regclass, text[], text[], text[], name), outbox.draws(regclass), outbox.is_key(regclass, text[]), outbox.column_names(regclass),
   outbox.base_type(oid), outbox.projected(text[], jsonb), outbox.projected_columns(regclass, text[], text[], jsonb),
-  outbox.mapping_holds(regclass, text[], text[], jsonb), outbox.masked_sql(text, text, oid, int), outbox.prune(bigint, interval) to outboxd;
+  outbox.mapping_holds(regclass, text[], text[], jsonb), outbox.read_types(regclass, jsonb), outbox.table_named(text),
+  outbox.still_left_out(regclass, text[], jsonb), outbox.asleep(outbox.watched), outbox.uncaptured(), outbox.masked_sql(text, text, oid, int), outbox.prune(bigint, interval) to outboxd;
 grant insert, update, delete on outbox.held to outboxd;
 grant execute on function outbox.copy_of(text, text, text[], int, bigint, bigint), outbox.ask_copy(text, boolean, boolean), outbox.ask_verification(text, boolean),
   outbox.notice(text), outbox.fit_of(text[]), outbox.known(text) to outboxd;

@@ -144,7 +144,7 @@ def test_watching_a_busy_table_makes_nobody_queue(source: Database, app: Connect
     """Writers behind `watch` that waits for a long transaction: it steps back again and again, until its turn comes."""
     app.execute("create table busy (id bigint generated always as identity primary key, n int)")
     busy, done, warned = Busy(source), list[str](), list[str]()
-    watched = watch_tables(source.dsn, ["busy"], lambda _: Selection(), warned.append)
+    watched = watch_tables(source.dsn, ["busy"], lambda *_: Selection(), warned.append)
     watching = threading.Thread(target=lambda: done.extend(now.table for _, now in watched))
     with source.connect(autocommit=False) as long, busy.writing():
         long.execute("insert into busy (n) values (0)")

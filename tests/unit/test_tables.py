@@ -3,8 +3,9 @@
 import pytest
 
 from daemon.configuration import ConfigError, load
+from daemon.errors import AmbiguousTable
 from daemon.settings import Settings, redacted
-from daemon.tables import TableSettings, parts, said_of
+from daemon.tables import TableSettings, meant, parts, said_of
 
 
 @pytest.fixture(autouse=True)
@@ -106,9 +107,36 @@ def test_names_of_tables_are_looked_at():
 
 
 def test_two_spellings_are_one_table():
-    """As SQL has it, and as a person types it."""
+    """As SQL has it, and as a person types it: without quotes a name is what it is written as, or what SQL makes of it."""
     assert parts('public."Story"') == parts("public.Story") == ("public", "Story")
     assert parts('"a.b"."c""d"') == ("a.b", 'c"d')
     assert [parts(name) for name in ("story", "a.b.c", "", 'a."b')] == [None] * 4
-    assert said_of({"public.Story": 1}, 'public."Story"') == 1
-    assert said_of({"public.Story": 1}, "public.story") is None
+    assert said_of({"public.Story": 1}, 'public."Story"', []) == 1
+    assert said_of({"public.Story": 1}, "public.story", []) == 1
+    assert said_of({'public."Story"': 1}, "public.story", []) is None
+    assert said_of({"public.story": 1}, 'public."Story"', []) is None
+
+
+BOTH = ['public."Story"', "public.story", "app.other"]
+
+
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [
+        ("public.story", "public.story"), ('public."Story"', 'public."Story"'), ("Public.story", "public.story"), ("other", "app.other"),
+        ("story", "public.story"), ('"Story"', 'public."Story"'), ("app.nope", None), ("a.b.c", None),
+    ],
+)  # fmt: skip
+def test_a_name_means_one_table(name, which):
+    """Quoted it is exact; where nothing is quoted, whichever there is."""
+    assert meant(name, BOTH) == which
+
+
+@pytest.mark.parametrize("name", ["public.Story", "Story"])
+def test_a_name_that_may_mean_two_tables_is_refused_with_both(name):
+    """In a command, and where something is said of it in [tables]."""
+    with pytest.raises(AmbiguousTable, match=r'may mean public\."Story" or public\.story'):
+        meant(name, BOTH)
+    with pytest.raises(AmbiguousTable):
+        said_of({"public.Story": 1}, "public.story", BOTH)
+    assert meant(name, ["public.story"]) == "public.story"
