@@ -226,6 +226,7 @@ async def mended(world: World) -> None:
     _back(world)
     for table in KEYS:
         world.mirror.execute(f"alter table {table} drop constraint if exists lucky".encode())
+    world.app.execute("select outbox.watch(table_name::regclass) from outbox.uncaptured()")
 
 
 DEEDS: dict[Deed, int] = {
