@@ -9,7 +9,12 @@ from dataclasses import dataclass
 import psycopg
 import pytest
 
+from daemon import install
+from daemon.check import check
 from daemon.demo.cluster import Cluster
+from daemon.errors import SourceUnfit
+from daemon.selection import Selection
+from daemon.source import Source
 from outbox.migrations import migrate
 from tests.databases import Database
 from tests.pairs import Pair
@@ -84,3 +89,31 @@ def written(source: Database, texts: tuple[str, ...]) -> None:
 def arrived(target: Database) -> set[tuple[str, str]]:
     with psycopg.connect(target.dsn, client_encoding="UTF8") as conn:
         return set(conn.execute("select id, v from t").fetchall())
+
+
+@pytest.fixture
+def meaningless(source_cluster: Cluster) -> Iterator[Database]:
+    database = Database(source_cluster, "encoded_ascii", "postgres")
+    source_cluster.execute(
+        f"create database {database.name} template template0 encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C'"
+    )
+    yield database
+    source_cluster.drop_database(database.name)
+
+
+async def test_a_database_whose_bytes_mean_nothing_is_refused_in_one_sentence(meaningless: Database) -> None:
+    """At setup, by every command, and by the daemon where a migration tool has installed the schema."""
+    sentence = "database encoded_ascii is SQL_ASCII: nobody knows what the bytes of its texts mean"
+    with pytest.raises(SourceUnfit, match=sentence):
+        install.setup(meaningless.dsn, "source", exposed_schema="public", role=False)
+    with psycopg.connect(meaningless.dsn, client_encoding="UTF8") as conn:
+        migrate(conn, "source")
+    with pytest.raises(SourceUnfit, match=sentence):
+        list(install.watch(meaningless.dsn, ["t"], lambda *_: Selection(), print))
+    reader = Source(meaningless.dsn)
+    try:
+        with pytest.raises(SourceUnfit, match=sentence):
+            await reader.identify()
+    finally:
+        await reader.close()
+    assert [item.what.partition(":")[0] for item in await check(meaningless.dsn, None)] == [sentence.partition(":")[0]]
