@@ -23,6 +23,8 @@ from psycopg.adapt import Loader, Transformer
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import ExecStatus, Format
 
+from daemon.errors import SourceUnfit
+
 log = structlog.get_logger()
 
 _IDLE, _INTERVAL, _COUNT, _UNACKNOWLEDGED = 5, 3, 3, 15_000  # seconds, and for the last milliseconds
@@ -271,3 +273,25 @@ def cause(exc: psycopg.Error) -> str:
 def turned_away(exc: psycopg.Error) -> bool:
     """Did the server refuse who connects (it gives no SQLSTATE for that), so that waiting will not help?"""
     return bool(re.search("authentication failed|does not exist|not permitted|pg_hba.conf", cause(exc)))
+
+
+def connect_once(dsn: str, application_name: str) -> psycopg.Connection[Any]:
+    """An autocommit connection of a command, which has nothing else to do meanwhile. Raises SourceUnfit."""
+    conn = psycopg.connect(
+        dsn, autocommit=True, connect_timeout=10, application_name=application_name, client_encoding="UTF8"
+    )
+    try:
+        require_encoding(conn.info)
+    except SourceUnfit:
+        conn.close()
+        raise
+    return conn
+
+
+def require_encoding(info: psycopg.ConnectionInfo) -> None:
+    """Texts must mean something. Raises SourceUnfit."""
+    if info.parameter_status("server_encoding") == "SQL_ASCII":
+        raise SourceUnfit(
+            f"database {info.dbname} is SQL_ASCII: nobody knows what the bytes of its texts mean, so they cannot be carried. "
+            "Dump it and restore it into one that knows: createdb --encoding=UTF8 --template=template0 …"
+        )

@@ -29,6 +29,7 @@ from daemon.copies import (
     note,
 )  # fmt: skip
 from daemon.errors import CaptureLost, CopyRefused, DaemonError, Kind, TargetError, advice
+from daemon.noticing import Noticing
 from daemon.plan import Group
 from daemon.ranges import Look
 from daemon.sheaf import Sheaves, count
@@ -60,13 +61,14 @@ class Copier:
 
     def __init__(
         self, source: Source, target: Target, *, rate: float = 0.0, recheck: float = 15.0,
-        mend: Callable[[str], Awaitable[None]] | None = None,
+        mend: Callable[[str], Awaitable[None]] | None = None, noticing: Noticing | None = None,
     ) -> None:  # fmt: skip
         self._source = source
         self._target = target
         self._rate = rate
         self._recheck = recheck
         self._mend = mend
+        self.noticing = noticing or Noticing(source)
         self.order: Mapping[str, int] = {}
         self.copies: dict[str, Copy] = {}
         self.out: set[str] = set()
@@ -77,7 +79,7 @@ class Copier:
         self._begun: set[str] = set()  # copies that the target has not yet said it knows of
         self._mending: asyncio.Task[None] | None = None
         self._watched: set[str] | None = None  # None: not looked yet
-        self._looked = self._rechecked = self._noticed = self._mended_at = float("-inf")
+        self._looked = self._rechecked = self._mended_at = float("-inf")
         self._due = 0.0
         self._busy: dict[str, float] = {}  # until when a table that is locked is left alone
 
@@ -242,10 +244,7 @@ class Copier:
 
     async def _look(self, now: float) -> None:
         """What does the source want, and does a table that is out fit again?"""
-        if now >= self._noticed + self._recheck:
-            self._noticed = now
-            for (table,) in await self._source.ask("copy_notice"):
-                log.warning("copy_wanted", table=table, because="its rows changed without firing a trigger")
+        await self.noticing.due(now, self._recheck)
         self.wishes = {wished[0]: Wish(*wished) for wished in await self._source.ask("copy_wanted")}
         self._watched = set(self.wishes)
         waiting = (self.out & self.wishes.keys()) - self._fit

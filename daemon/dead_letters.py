@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import psycopg
 
+from daemon.connection import connect_once
 from daemon.session import query
 from outbox import __version__
 from outbox.migrations import require
@@ -103,7 +104,7 @@ def _outcome(asked: Collection[int], left: Sequence[Any]) -> Outcome:
 
 
 def _connect(dsn: str) -> psycopg.Connection[Any]:
-    conn = psycopg.connect(dsn, autocommit=True, connect_timeout=10, application_name=f"outboxd/{__version__}")
+    conn = connect_once(dsn, f"outboxd/{__version__}")
     try:
         require(conn, "source")
     except BaseException:

@@ -112,6 +112,11 @@ def _is_oversize(change: Change) -> bool:
 
 
 def _too_large(change: Change, row_bytes: int) -> Why:
+    if change.op == "too_large" and '"unreadable":true' in (change.row or ""):
+        return Why(
+            "a text of the row has a byte without a meaning in the source's encoding; write it anew, then retry",
+            "22P05",
+        )
     if change.op == "too_large":
         return Why("the row was too large to be recorded; make it smaller, then retry", "54000")
     return Why(f"the row is {change.size} bytes, more than row_bytes ({row_bytes}) allows", "54000")

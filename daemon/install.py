@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.types.json import Jsonb
 
+from daemon.connection import connect_once
 from daemon.errors import SourceUnavailable
 from daemon.selection import Selection
 from daemon.session import query
@@ -193,7 +194,7 @@ def _written(name: str) -> str:
 
 
 def connect(dsn: str) -> psycopg.Connection[Any]:
-    return psycopg.connect(dsn, autocommit=True, connect_timeout=10, application_name=f"outboxd/{__version__}")
+    return connect_once(dsn, f"outboxd/{__version__}")
 
 
 def patiently(

@@ -31,6 +31,7 @@ from daemon.lead import Keeper
 from daemon.leaders import session_name
 from daemon.logs import redact
 from daemon.metrics import Metrics
+from daemon.noticing import Noticing
 from daemon.progress import Timing
 from daemon.prune import Pruner
 from daemon.relay import Relay
@@ -125,8 +126,9 @@ class Daemon:
             lambda done: metrics.pruned(emptied=done.emptied is not None, up_to_id=done.up_to_id),
         )
         copier = Copier(
-            source, target, rate=settings.copy_rows_per_second, recheck=timing.recheck, mend=_mender(settings)
-        )
+            source, target, rate=settings.copy_rows_per_second, recheck=timing.recheck, mend=_mender(settings),
+            noticing=Noticing(gauges, aside=True),
+        )  # fmt: skip
         verifier = Verifier(
             source,
             target,

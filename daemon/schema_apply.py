@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 
 from daemon import catalog
+from daemon.connection import connect_once
 from daemon.errors import SchemaUnfit
 from daemon.schema import plan
 from daemon.schema_steps import Plan, Step
@@ -73,7 +74,7 @@ def apply(
 
 
 def connect(dsn: str) -> Connection:
-    return psycopg.connect(dsn, autocommit=True, connect_timeout=10, application_name=f"outboxd/{__version__}")
+    return connect_once(dsn, f"outboxd/{__version__}")
 
 
 def _planned(

@@ -13,7 +13,7 @@ import psycopg
 from psycopg.types.numeric import Int8BinaryLoader, IntLoader
 
 from daemon.breaker import Breaker
-from daemon.connection import Link, cause, connect
+from daemon.connection import Link, cause, connect, require_encoding
 from daemon.errors import SourceUnavailable, SourceUnfit
 from daemon.identity import Identity
 from daemon.snapshot import Run
@@ -98,6 +98,7 @@ class Session:
 
     async def _connect(self) -> None:
         self.conn = await connect(self._dsn, self._name, patience=self._patience)
+        require_encoding(self.conn.info)
         # Both are eight bytes: a number, and microseconds since 2000-01-01, which is the clock of all that is read here.
         self.conn.adapters.register_loader("xid8", IntLoader)
         self.conn.adapters.register_loader("xid8", Int8BinaryLoader)

@@ -210,13 +210,60 @@ language sql immutable
 set search_path = pg_catalog, pg_temp
 return 128 * 1024 * 1024;
 
+-- Can this text be said in UTF-8, as it travels? In some encodings not every byte has a meaning, and nobody keeps it out.
+create or replace function outbox.readable(value text) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if getdatabaseencoding() <> 'UTF8' then
+    perform convert_to(value, 'UTF8');
+  end if;
+  return true;
+exception when others then
+  return false;
+end
+$$;
+
+-- The JSON of a key, with the bytes that mean nothing as escapes: such a row is held, and needs a name.
+create or replace function outbox.readable_key(key text) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp set standard_conforming_strings = on
+as $$
+begin
+  return case when outbox.readable(key) then key else (
+    select string_agg(case when outbox.readable(c.char) then c.char
+                           else regexp_replace(encode(convert_to(c.char, getdatabaseencoding()), 'hex'), '(..)', '\\u00\1', 'g') end, '' order by c.n)
+      from string_to_table(key, null) with ordinality c(char, n)) end;
+end
+$$;
+
+-- Which of these columns may have a text that cannot be read: of a type that does not write ASCII alone. In UTF-8 none.
+create or replace function outbox.doubtful(tbl regclass, columns text[]) returns text[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if getdatabaseencoding() = 'UTF8' then
+    return '{}';
+  end if;
+  return array(
+    select u.name from unnest(outbox.column_names(tbl)) with ordinality u(name, n) left join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
+     where u.name = any (columns) and coalesce(outbox.base_type(a.atttypid) <> all (
+             '{bool,int2,int4,int8,oid,numeric,float4,float8,uuid,date,time,timetz,timestamp,timestamptz,interval,bytea,bit,varbit,inet,cidr,macaddr,macaddr8}'::regtype[]), true)
+     order by u.n);
+end
+$$;
+
 -- SQL about the sizes of these columns of alias `t`, from what is stored: nothing is detoasted.
 --   small   the JSON is nowhere near a limit. At most 128 kB stored, which compression may have made of 32 MB; of types
 --           that may write far more than they hold (a jsonb of many 1e131071) 2 kB, and those not compressed
 --   bytes   of text in the row: a lower bound of its JSON
 --   stored  what the row takes on disk, about
+--   told    what is recorded of a row that is not
+-- A row that cannot be read is not small either: the way of large ones looks, and records its key alone.
 create or replace function outbox.size_sql(
-  tbl regclass, columns text[], alias text default 't', out small text, out bytes text, out stored text)
+  tbl regclass, columns text[], alias text default 't', out small text, out bytes text, out stored text, out told text)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -228,6 +275,7 @@ declare
   col    text;
   base   regtype;
   typmod int;
+  reads  text := (select string_agg(format('outbox.readable(concat(%I.%I))', alias, c), ' and ') from unnest(outbox.doubtful(tbl, columns)) c);
   spare  int := 4194304;  -- what columns of bounded length may make together
   most   int;
 begin
@@ -262,8 +310,10 @@ begin
   end loop;
   small := concat_ws(' and ', case when sized is null then 'true' end,
     '(greatest(' || array_to_string(sized, ', ') || ') > ' || 131072 / cardinality(sized) || ') is not true',
-    '(greatest(' || array_to_string(wide, ', ') || ') > 2000) is not true and num_nonnulls(' || array_to_string(packed, ', ') || ') = 0');
+    '(greatest(' || array_to_string(wide, ', ') || ') > 2000) is not true and num_nonnulls(' || array_to_string(packed, ', ') || ') = 0', reads);
   stored := coalesce((select string_agg(format('coalesce(%s, 0)::bigint', s), ' + ') from unnest(sizes) s), '0');
+  told := format('concat(''{"stored_bytes":'', %s%s, ''}'')', stored,
+                 case when reads is not null then format(', case when not (%s) then '',"unreadable":true'' end', reads) end);
 end
 $$;
 
@@ -278,7 +328,7 @@ declare
 begin
   execute format('select case when %s <= outbox.row_limit() then %s end from only %s t where t.ctid = $1', bytes_sql, row_sql, rel)
      into made using at;
-  return case when octet_length(made) <= outbox.row_limit() then made end;
+  return case when octet_length(made) <= outbox.row_limit() and outbox.readable(made) then made end;
 exception
   when program_limit_exceeded or out_of_memory then
     return null;
@@ -311,7 +361,8 @@ begin
         cross join lateral (select case when a.atttypid = 'uuid'::regtype then '"' else '' end) q(mark));
   end if;
   return (
-    select format('(select row_to_json(x.*)::text from (select %s) x)', string_agg(
+    select format(case when outbox.doubtful(tbl, columns) = '{}' then '(select row_to_json(x.*)::text from (select %s) x)'
+                       else '(select outbox.readable_key(row_to_json(x.*)::text) from (select %s) x)' end, string_agg(
              case when outbox.base_type(a.atttypid) = 'numeric'::regtype
                   then format('trim_scale(%I.%I) as %I', alias, k.name, q.title)
                   when outbox.travels_as_text(a.atttypid)
@@ -389,12 +440,12 @@ begin
     'insert into outbox.change (table_name, op, shape, key, row, headers)'
     ' select %1$L, case %2$s when not %3$s then ''delete'' when j.made is null then ''too_large'' else ''upsert'' end,'
     ' case when j.made is not null then %4$s end, %5$s,'
-    ' case when %3$s then coalesce(j.made, concat(''{"stored_bytes":'', %6$s, ''}'')) end,'
+    ' case when %3$s then coalesce(j.made, %6$s) end,'
     ' nullif(current_setting(''outbox.headers'', true), '''')'
     ' from (%7$s) k left join lateral (select r.*, r.tableoid, r.ctid from only ',
     of_table, case when inside is null then '' else 'when f.inside is null then ''resync''' end, found, shape,
     case when inside is null then key_sql else format('case when f.inside is null then ''{}'' else %s end', key_sql) end,
-    size.stored, touched),
+    size.told, touched),
     rel, format(
     ' r where %1$s and %2$s limit 1) t on true%3$s'
     ' cross join lateral (select case when %4$s is not true then null when %5$s then %6$s else %7$s end as made offset 0) j%8$s',
@@ -626,7 +677,7 @@ declare
   made text;
 begin
   select case when %s <= outbox.row_limit() then %s end into made from only %s t where t.ctid = $1;
-  return case when octet_length(made) <= outbox.row_limit() then made end;
+  return case when octet_length(made) <= outbox.row_limit()%s then made end;
 exception
   when program_limit_exceeded or out_of_memory then
     return null;
@@ -636,7 +687,8 @@ exception
     end if;
     raise;
 end
-$body$, (outbox.size_sql(tbl, columns)).bytes, outbox.row_sql(tbl, columns, mapping), tbl));
+$body$, (outbox.size_sql(tbl, columns)).bytes, outbox.row_sql(tbl, columns, mapping), tbl,
+    case when outbox.doubtful(tbl, columns) <> '{}' then ' and outbox.readable(made)' end));
   execute format('revoke all on function outbox.%I(tid) from public', title);
   execute format('alter function outbox.%I(tid) owner to %I', title, current_user);
   return format('outbox.%I(t.ctid)', title);

@@ -149,11 +149,11 @@ begin
   return format(
     'insert into outbox.change (table_name, op, shape, key, row)'
     ' select %L, case when r.made is null then ''too_large'' else ''upsert'' end, case when r.made is not null then %s end, %s,'
-    ' coalesce(r.made, concat(''{"stored_bytes":'', %s, ''}''))'
+    ' coalesce(r.made, %s)'
     ' from json_to_record($1::json) as k(%s)'
     ' cross join lateral (select t.*, t.tableoid, t.ctid from %s t where %s and %s for share of t) t'
     ' cross join lateral (select case when %s then %s else outbox.large_row(t.tableoid, t.ctid, %L, %L) end as made offset 0) r',
-    w.table_name, outbox.shape_of(w.table_name, p.columns), p.key_sql, size.stored, k.record, k.tbl, k.same, p.condition_sql,
+    w.table_name, outbox.shape_of(w.table_name, p.columns), p.key_sql, size.told, k.record, k.tbl, k.same, p.condition_sql,
     size.small, p.row_sql, p.row_sql, size.bytes);
 end
 $$;

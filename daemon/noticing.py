@@ -1,0 +1,57 @@
+"""Looking at the source for rows that changed without a statement that was captured, and for triggers that sleep.
+
+Knows which questions tell that, and when they are due. With a connection of its own (`aside`) the looks go on beside the
+relay, whose turns wait for none but the first: what that finds is wanted before there is nothing left to do.
+"""
+
+import asyncio
+import shlex
+from collections.abc import Mapping
+
+import structlog
+
+from daemon.breaker import BreakerOpen
+from daemon.errors import DaemonError
+from daemon.source import Source
+
+log = structlog.get_logger()
+
+
+class Noticing:
+    """`uncaptured`: tables whose changes are not captured now, and why."""
+
+    def __init__(self, source: Source, *, aside: bool = False) -> None:
+        self._source = source
+        self._aside = aside
+        self._looking: asyncio.Task[None] | None = None
+        self._looked = float("-inf")
+        self.uncaptured: Mapping[str, str] = {}
+
+    async def due(self, now: float, every: float) -> None:
+        """A look, when the last one was `every` seconds ago and has ended."""
+        if now < self._looked + every or not (self._looking is None or self._looking.done()):
+            return
+        first, self._looked = self._looked == float("-inf"), now
+        if not self._aside:
+            await self._look()
+            return
+        self._looking = asyncio.create_task(self._look_aside())
+        if first:
+            await self._looking
+
+    async def _look_aside(self) -> None:
+        try:
+            await self._look()
+        except (DaemonError, BreakerOpen) as exc:
+            log.debug("notice_failed", error=str(exc))
+
+    async def _look(self) -> None:
+        for (table,) in await self._source.ask("copy_notice"):
+            log.warning("copy_wanted", table=table, because="its rows changed without firing a trigger")
+        before = self.uncaptured
+        self.uncaptured = {table: "; ".join(why) for table, why in await self._source.ask("uncaptured")}
+        for table in self.uncaptured.keys() - before.keys():
+            log.error(
+                "table_uncaptured", table=table, reason=self.uncaptured[table],
+                advice=f"its changes are lost until `outboxd watch {shlex.quote(table)}`, which copies it again",
+            )  # fmt: skip
