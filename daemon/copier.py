@@ -43,13 +43,13 @@ _LOOK = 1.0  # seconds between two looks at the source's wishes
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """What of a batch is sent: without changes of tables that are out (`left_out`: how many), with what is to be noted,
-    and held keys that flow again."""
+    """What of a batch is sent: without changes of tables that are out (`aside`), with what is to be noted, and held keys
+    that flow again."""
 
     sheaves: Sheaves
     notes: tuple[Group, ...]
     fresh: str | None  # of this table the rows are as of the cursor
-    left_out: int = 0
+    aside: Sheaves = ()
 
 
 class Copier:
@@ -73,6 +73,7 @@ class Copier:
         self.wishes: dict[str, Wish] = {}
         self.stopping = False
         self._noting: dict[str, Copy] = {}  # tables that have just gone out: the target is told with the next batch
+        self._telling: dict[str, Copy] = {}  # what batches on their way tell it: they may be refused for another table
         self._fit: set[str] = set()
         self._begun: set[str] = set()  # copies that the target has not yet said it knows of
         self._mending: asyncio.Task[None] | None = None
@@ -87,6 +88,9 @@ class Copier:
             return
         seen = {(table, copy.after): copy.seen for table, copy in self.copies.items() if copy.step == "rows"}
         there = known(answer.more["copies"])
+        untold = {**self._telling, **self._noting}
+        self._noting = {name: one for name, one in untold.items() if name not in there or there[name].state != "out"}
+        self._telling = {}
         self.copies = {
             name: replace(one, seen=seen.get((name, one.after))) for name, one in there.items()
         } | self._noting
@@ -190,18 +194,30 @@ class Copier:
     def outgoing(self, batch: Batch) -> Outgoing:
         """What of it is sent."""
         notes = [note(copy, begins=False) for copy in self._noting.values()]
+        self._telling |= self._noting
         self._noting = {}
         if batch.checked is not None:
             return Outgoing(batch.sheaves, (*notes, *batch.checked.notes), None)
         if batch.copied is None or batch.copied.copy is None:
             sheaves = tuple(sheaf for sheaf in batch.sheaves if sheaf.table not in self.out)
-            return Outgoing(sheaves, tuple(notes), None, batch.count - count(sheaves))
+            aside = tuple(sheaf for sheaf in batch.sheaves if sheaf.table in self.out)
+            return Outgoing(sheaves, tuple(notes), None, aside)
         copy = batch.copied.copy
         if batch.copied.begins:
             self.out.discard(copy.table)
             self._fit.discard(copy.table)
         notes.append(note(copy, begins=batch.copied.begins))
         return Outgoing(batch.sheaves, tuple(notes), copy.table if batch.copied.begins and copy.prune else None)
+
+    @property
+    def told_out(self) -> set[str]:
+        """Tables that are out by the target's own word."""
+        return self.out - self._noting.keys()
+
+    def told(self, notes: Sequence[Group]) -> None:
+        """The target has these notes."""
+        for group in notes:
+            self._telling.pop(group.table, None)
 
     async def arrived(self, progress: Progress) -> None:
         """The target has it."""
@@ -227,8 +243,22 @@ class Copier:
         if exc.kind is Kind.AUTH:  # a missing right; one that the door itself lacks names no table
             return self._put_out(table, reason)
         if exc.kind is Kind.CONTRACT and exc.refusal.sqlstate not in _ALL:
-            return self._put_out(table, f"{reason}; `outboxd schema plan {shlex.quote(table)}` names the step")
+            planned = self._watched is None or table in self._watched
+            step = f"; `outboxd schema plan {shlex.quote(table)}` names the step" if planned else ""
+            return self._put_out(table, f"{reason}{step}")
         return False
+
+    def stays_out(self, table: str, reason: str) -> None:
+        """It was tried again, and does not fit yet."""
+        if table in self.copies and self.copies[table].reason != reason:
+            self.copies[table] = replace(self.copies[table], reason=reason)
+            log.warning("table_out", table=table, reason=reason)
+
+    def came_back(self, copy: Copy) -> None:
+        """All that waited for the table has arrived, and the target knows."""
+        self.copies[copy.table] = copy
+        self.out.discard(copy.table)
+        log.info("table_back", table=copy.table)
 
     def _put_out(self, table: str, reason: str) -> bool:
         if table in self.out and self.copies[table].state == "out":
@@ -272,10 +302,10 @@ class Copier:
         self._rechecked = float("-inf")
 
     def report(self) -> list[dict[str, Any]]:
-        """One line a watched table that has been, is or will be copied."""
+        """One line a watched table that has been, is or will be copied, and one a table that is out."""
         shown = []
         tables = {*self.copies, *(wish.table for wish in self.wishes.values() if wish.number)}
-        for table in sorted(tables if self._watched is None else tables & self._watched):
+        for table in sorted(tables if self._watched is None else tables & (self._watched | self.out)):
             copy, wish = self.copies.get(table, Copy(table)), self.wishes.get(table)
             shown.append({
                 "table": table, "state": copy.state, "rows": copy.rows, "estimate": wish.estimate if wish else None,

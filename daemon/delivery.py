@@ -8,10 +8,9 @@ in the transaction that records its key as held. Whatever dies in between, the c
 letter, and a letter of a key that the target does not hold is none (promise I1).
 """
 
-import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -20,16 +19,15 @@ import structlog
 from daemon.errors import Kind, Refusal, TargetError, alone, classify
 from daemon.failpoint import reach
 from daemon.hold import BEHIND, Key, Letter, Why, key_of, part, refuse
-from daemon.letters import Letters, Wanted
+from daemon.letters import Letters
 from daemon.plan import Group, Plan, plan, table_order
-from daemon.sheaf import Sheaves, bind, count, split, unbind
+from daemon.sheaf import Sheaves, count, split, unbind
 from daemon.target import Answer, Target, digest_of
 from outbox import Cursor
 
 log = structlog.get_logger()
 
 _ROUNDS = 3  # isolate finds all there is in one; a second is for what changes on the target meanwhile
-_RETRIED = 100  # keys that go into one retry
 _WHOLE = 10  # rows: when as many are copied and all are refused, it is no row's fault
 _REFERENCES = {"23503", "23505", "23P01", "23001"}  # speak of other rows
 
@@ -45,11 +43,12 @@ class Listener(Protocol):
 @dataclass(frozen=True, slots=True)
 class Parcel:
     """Changes to bring over, the cursor they lead to, and what the target must stand at: the batch before, by its
-    digest (`after`). `retried`: keys whose letters these are; all of them flow again unless they are refused again.
+    digest (`after`). `letters`: they are dead letters already; of the keys `retried` all flow again unless they are
+    refused again.
 
     `notes` are recorded with it. `copied`: these are rows as of the cursor; held keys among them flow again, and with
     `fresh` all that are held of that table. `picked`: they are single rows that differed, so that all being refused
-    says nothing of their table. `left_out`: how many changes are not in it, for their table is out.
+    says nothing of their table. `aside`: changes of tables that are out, `reasons` why.
     """
 
     sheaves: Sheaves
@@ -58,20 +57,25 @@ class Parcel:
     epoch: int
     batch_no: int
     after: str
+    letters: bool = False
     retried: frozenset[Key] = frozenset()
     notes: tuple[Group, ...] = ()
     copied: bool = False
     fresh: str | None = None
     picked: bool = False
-    left_out: int = 0
+    aside: Sheaves = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Load:
-    """What of a parcel is to be sent, and the plan for it."""
+    """What of a parcel is to be sent, and the plan for it. `left_out`: changes that nobody waits for, because a copy
+    will bring their rows. `kept`: ids of those of its changes that wait."""
 
     parcel: Parcel
     flow: Sheaves
+    left_out: int = 0
+    kept: set[int] = field(default_factory=set)
     hold: set[Key] = field(default_factory=set)
     release: set[Key] = field(default_factory=set)
     planned: Plan = field(init=False)
@@ -88,23 +92,19 @@ class Load:
 
 
 class Delivery:
-    """Sends parcels, whole or without what is refused. `limit`: held keys beyond which it is no row's fault. `cover` is
-    told of letters that are on their way again."""
+    """Sends parcels, whole or without what is refused. `limit`: held keys beyond which it is no row's fault."""
 
     def __init__(
-        self, target: Target, letters: Letters, listener: Listener, *, row_bytes: int, limit: int = 10_000,
-        cover: Callable[["asyncio.Task[tuple[Plan, Answer]]", Wanted, Load], object] | None = None,
-    ) -> None:  # fmt: skip
+        self, target: Target, letters: Letters, listener: Listener, *, row_bytes: int, limit: int = 10_000
+    ) -> None:
         self._target = target
         self._letters = letters
         self._listener = listener
         self._row_bytes = row_bytes
         self._limit = limit
-        self._cover = cover
-        self._at_once = _RETRIED
         self.order: Mapping[str, int] = {}
         self.held: set[Key] = set()
-        self.out: Collection[str] = ()  # tables that are copied anew before anything of them may flow
+        self.out: Collection[str] = ()  # tables of which nothing may flow now
 
     def learn_tables(self, described: Mapping[str, Any]) -> None:
         """The order of the target's tables, parents first, from its own foreign keys."""
@@ -117,13 +117,13 @@ class Delivery:
             self.held = {(table, key) for table, key in answer.more["held"]}
             self._listener.keys_held(len(self.held))
 
-    async def settle(self, cursor: Cursor) -> None:
+    async def settle(self, cursor: Cursor, out: Collection[str]) -> None:
         """Remove letters of attempts that came to nothing, once it is known where the target stands.
 
-        The target does not hold their keys and its cursor has passed them: they were applied, or released.
+        The target does not hold their keys and its cursor has passed them: they were applied, or released. Those of
+        tables that are `out` by its own word wait for their table.
         """
-        if stale := await self._letters.keys() - self.held:
-            await self._letters.forget(stale, cursor, wake=False)
+        await self._letters.settle(self.held, out, cursor)
 
     async def prepare(self, parcel: Parcel) -> Load:
         """Part what flows from what waits, and plan it. What waits is written down on the source first."""
@@ -134,6 +134,8 @@ class Delivery:
         parted = part(parcel.sheaves, self.held - again if again else self.held, self._row_bytes)
         load = Load(parcel, parted.flow, release=set(again | parted.freed))
         await self._keep(load, parted.letters)
+        if parcel.aside:
+            load.left_out = await self._set_aside(parcel)
         self._plan(load)
         return load
 
@@ -156,32 +158,20 @@ class Delivery:
         )
         self._listener.stage("plan", time.monotonic() - started)
 
-    async def retry(self, cursor: Cursor, epoch: int, batch_no: int, after: str) -> tuple[Plan, Answer] | None:
-        """Do what a person wants done with letters; None when nobody wants anything. `cursor` is where the target
-        stands: it stays there."""
-        if not self.held:
-            return None
-        wanted = await self._letters.wanted(cursor, self._at_once)
-        retried = {key_of(change) for change in wanted.retry}
-        if stale := (retried | wanted.discard) - self.held:
-            await self._letters.forget(stale, cursor, wake=False)
-        keys = frozenset(key for key in (retried | wanted.discard) & self.held if key[0] not in self.out)
-        if not keys:
-            return None
-        changes = [change for change in wanted.retry if key_of(change) in keys]
-        log.info("letters_retried", changes=len(changes), discarded_keys=len(wanted.discard & self.held))
-        try:
-            load = await self.prepare(Parcel(bind(changes), wanted.shapes, cursor, epoch, batch_no, after, keys))
-            sending = asyncio.create_task(self.send(load))
-            if self._cover is not None:
-                self._cover(sending, wanted, load)
-            done = await sending
-        except TargetError as exc:
-            if exc.kind is Kind.SIZE:
-                self._at_once = max(1, self._at_once // 2)
-            raise
-        self._at_once = _RETRIED
-        return done
+    async def _set_aside(self, parcel: Parcel) -> int:
+        """Changes of tables that are out: where a copy will bring their rows they are skipped; returns how many. Where
+        nothing else ever will, they wait (promise I1)."""
+        waits = (await self._letters.uncopied({sheaf.table for sheaf in parcel.aside})).keys()
+        kept = [sheaf for sheaf in parcel.aside if sheaf.table in waits]
+        if kept:
+            await self._letters.park(kept, parcel.reasons)
+            self._listener.letters_held(Counter({sheaf.table: len(sheaf) for sheaf in kept}))
+        return count(parcel.aside) - count(kept)
+
+    async def spares(self, table: str) -> bool:
+        """May this table be out, for what is the matter with it, while the others flow? Not where its changes can only
+        wait and its owner wants the relay to halt for them."""
+        return not (await self._letters.uncopied({table})).get(table, False)
 
     async def _apply(self, load: Load) -> Answer | None:
         """The target's answer; None when the load was lightened by what it refused."""
@@ -225,8 +215,8 @@ class Delivery:
         refused = _read(answer.more["refused"], planned, exc)
         if not refused:
             raise exc  # row by row all of it fits: the target has changed meanwhile
-        if parcel.retried:
-            return refused  # held they are already
+        if parcel.letters:
+            return refused  # they wait already
         whole = parcel.copied and not parcel.picked and len(refused) == count(flow) >= _WHOLE
         if whole and exc.refusal.sqlstate not in _REFERENCES:
             table = flow[0].table
@@ -247,22 +237,21 @@ class Delivery:
         if parcel.copied:
             await self._touch(load, letters)
             return
-        again = {letter.change.id: letter.why for letter in letters if key_of(letter.change) in parcel.retried}
-        if again:
-            await self._letters.hold_again(again)
-        fresh = [letter for letter in letters if letter.change.id not in again]
-        if fresh:
+        if parcel.letters:
+            await self._letters.hold_again({letter.change.id: letter.why for letter in letters})
+        else:
             reach("before_hold")
-            await self._letters.hold(fresh)
+            await self._letters.hold(letters)
             reach("after_hold")
         keys = {key_of(letter.change) for letter in letters}
+        load.kept |= {letter.change.id for letter in letters}
         load.release -= keys
         load.hold |= keys - self.held
         refused = [letter for letter in letters if letter.why is not BEHIND]
         if refused:
             self._listener.letters_held(Counter(letter.change.table for letter in refused))
             log.error(
-                "changes_held", keys=len({key_of(letter.change) for letter in refused}), changes=len(letters), again=bool(again),
+                "changes_held", keys=len({key_of(letter.change) for letter in refused}), changes=len(letters), again=parcel.letters,
                 tables=sorted({letter.change.table for letter in refused}), sqlstates=sorted({letter.why.sqlstate or "" for letter in refused}),
                 advice="`outboxd dead-letters list` says why; mend it, then `outboxd dead-letters retry`",
             )  # fmt: skip

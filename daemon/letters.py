@@ -4,6 +4,7 @@ Knows table outbox.held and the connection of the source. Knows nothing of the t
 relay says. Rows are copied inside Postgres; they come here only to be sent again.
 """
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 from daemon.errors import SourceUnavailable
 from daemon.hold import Key, Letter, Why
 from daemon.session import query
-from daemon.sheaf import Change
+from daemon.sheaf import Change, Sheaf
 from daemon.source import Source
 from outbox import Cursor
+
+OUT = "OB010"  # in place of an SQLSTATE: nothing is wrong with the change, its table is out
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,14 @@ class Wanted:
     headers_left_out: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The first letters of a table that is out, in id order."""
+
+    changes: tuple[Change, ...]
+    shapes: Mapping[int, tuple[str, ...]]
+
+
 class Letters:
     """Dead letters on the source, on the connection that reads."""
 
@@ -35,16 +46,68 @@ class Letters:
 
     async def hold(self, letters: Sequence[Letter]) -> None:
         """Copy changes to the letters, durably: only then may the target's cursor move past them (promise I1)."""
-        whys = _columns([letter.why for letter in letters])
         ids = {
             "xids": [str(letter.change.xid) for letter in letters],
             "ids": [letter.change.id for letter in letters],
         }
+        await self._hold(ids, [letter.why for letter in letters])
+
+    async def _hold(self, ids: Mapping[str, object], whys: Sequence[Why]) -> None:
         async with self._source.connected() as conn, conn.transaction():
             await conn.execute("set local synchronous_commit = on")
-            done = await conn.execute(query("hold"), {**ids, **whys})
-            if done.rowcount != len(letters):
+            done = await conn.execute(query("hold"), {**ids, **_columns(whys)})
+            if done.rowcount != len(whys):
                 raise SourceUnavailable("the source no longer has the changes that are to be held: reading anew")
+
+    async def park(self, sheaves: Sequence[Sheaf], reasons: Mapping[str, str]) -> None:
+        """Copy changes of tables that are out to the letters, durably: they go by themselves once their table fits."""
+        whys = [Why(f"{sheaf.table} is out: {reasons[sheaf.table]}", OUT) for sheaf in sheaves]
+        ids = {
+            "xids": [str(xid) for sheaf in sheaves for xid in sheaf.xids],
+            "ids": [id_ for sheaf in sheaves for id_ in sheaf.ids],
+        }
+        await self._hold(ids, [why for sheaf, why in zip(sheaves, whys, strict=True) for _ in sheaf.ids])
+
+    async def uncopied(self, tables: Collection[str]) -> dict[str, bool]:
+        """Of these tables those whose rows no copy can bring; do they halt the relay?"""
+        async with self._source.connected() as conn:
+            rows = await (await conn.execute(query("uncopied"), {"tables": list(tables)})).fetchall()
+        return dict(rows)
+
+    async def waiting(self, out: Sequence[str]) -> list[tuple[str, bool, bool]]:
+        """Of the tables that are out those that no copy can bring back: is a retry wanted, or letters dropped?"""
+        async with self._source.connected() as conn:
+            return await (await conn.execute(query("held_waiting"), {"tables": list(out)})).fetchall()
+
+    async def drop(self, table: str, held: Collection[Key]) -> None:
+        """Remove the letters of a table that is out that somebody wants dropped."""
+        async with self._source.connected() as conn:
+            await conn.execute(query("held_drop"), {"table": table, "held": _of(table, held)})
+
+    async def stay(self, table: str, reason: str) -> None:
+        """A table is out still: nobody waits for its letters any more."""
+        async with self._source.connected() as conn:
+            await conn.execute(query("held_stay"), {"table": table, "state": OUT, "reason": reason})
+
+    async def parked(self, table: str, held: Collection[Key], cursor: Cursor, limit: int) -> Parked:
+        """The first letters of a table that is out, without those of keys that are held themselves."""
+        limits = self._source.limits
+        asked = {
+            "table": table,
+            "held": _of(table, held),
+            "limit": limit,
+            "bytes": limits.bytes,
+            "row_bytes": limits.row_bytes,
+        }
+        async with self._source.connected() as conn:
+            found = await conn.execute(query("held_parked"), {**asked, **_passed(cursor)}, binary=True)
+            changes = tuple(Change._make(row) for row in await found.fetchall())
+        return Parked(changes, await self._source.shapes({one.shape for one in changes if one.shape is not None}))
+
+    async def delivered(self, ids: Collection[int]) -> None:
+        """These letters have arrived."""
+        async with self._source.connected() as conn:
+            await conn.execute(query("held_delivered"), {"ids": list(ids)})
 
     async def hold_again(self, refused: Mapping[int, Why]) -> None:
         """A retry came to nothing: by change id, why."""
@@ -69,10 +132,11 @@ class Letters:
         left_out = said[0][1] - len(said) if said else 0
         return Wanted(retry, shapes, discard, tuple(text for text, _ in said), left_out)
 
-    async def keys(self) -> set[Key]:
-        """Keys that have letters."""
+    async def settle(self, held: Collection[Key], out: Collection[str], cursor: Cursor) -> None:
+        """Remove letters that the cursor has passed, of keys that are not held, but for those of tables that are out."""
+        known = {"out": list(out), "tables": [table for table, _ in held], "keys": [_hashed(key) for _, key in held]}
         async with self._source.connected() as conn:
-            return {(table, key) for table, key in await (await conn.execute(query("held_keys"))).fetchall()}
+            await conn.execute(query("held_settle"), {**known, **_passed(cursor)})
 
     async def forget(self, keys: Collection[Key], cursor: Cursor, *, wake: bool = True) -> None:
         """Remove letters that the cursor has passed, of keys the target no longer holds; with `wake`, ask for those
@@ -106,3 +170,12 @@ def _passed(cursor: Cursor) -> dict[str, Any]:
     """What it takes to see whether the cursor has passed a change."""
     torn = {"torn": [str(xid) for xid, _ in cursor.torn], "upto": [upto for _, upto in cursor.torn]}
     return {"snapshot": cursor.snapshot, **torn}
+
+
+def _of(table: str, held: Collection[Key]) -> list[str]:
+    """The held keys of a table, as the source finds letters by them."""
+    return [_hashed(key) for of_table, key in held if of_table == table]
+
+
+def _hashed(key: str) -> str:
+    return hashlib.md5(key.encode(), usedforsecurity=False).hexdigest()

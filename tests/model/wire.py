@@ -5,6 +5,7 @@ statement after the other; anything may happen in between.
 """
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -266,10 +267,6 @@ def _shapes(_: Database, p: Mapping[str, Any]) -> list[Statement]:
     return [lambda: [(id_, SHAPE[id_]) for id_ in p["ids"]]]
 
 
-def _held_keys(database: Database, _: Mapping[str, Any]) -> list[Statement]:
-    return [lambda: sorted({(letter.change.table, letter.change.key) for letter in database.letters.values()})]
-
-
 def _held_wanted(database: Database, p: Mapping[str, Any]) -> list[Statement]:
     passed = _passed(p)
 
@@ -344,7 +341,6 @@ _STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]]
     "window_beyond": _beyond,
     "window_rest": _rest,
     "shapes": _shapes,
-    "held_keys": _held_keys,
     "held_wanted": _held_wanted,
     "on_error": _on_error,
     "copy_wanted": _copy_wanted,
@@ -397,10 +393,26 @@ def _forget(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[]
     return [], effect
 
 
+def _settle(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[], None]]:
+    kept, passed = set(zip(p["tables"], p["keys"], strict=True)), _passed(p)
+    gone = [id_ for id_, held in database.letters.items() if _hashed(held.change) not in kept and passed(held.change)]
+
+    def effect() -> None:
+        for id_ in gone:
+            database.letters.pop(id_, None)
+
+    return [], effect
+
+
+def _hashed(change: Change) -> tuple[str, str]:
+    return change.table, hashlib.md5(change.key.encode(), usedforsecurity=False).hexdigest()
+
+
 _WRITES: dict[str, Callable[[Database, Mapping[str, Any]], tuple[Rows, Callable[[], None]]]] = {
     "hold": _hold,
     "hold_again": _hold_again,
     "held_forget": _forget,
+    "held_settle": _settle,
 }
 
 
