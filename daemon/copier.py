@@ -8,7 +8,7 @@ keeps is only ahead of the target while batches are on their way: `learn` begins
 import asyncio
 import shlex
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from daemon.copies import (
 from daemon.errors import CaptureLost, CopyRefused, DaemonError, Kind, TargetError, advice
 from daemon.plan import Group
 from daemon.ranges import Look
-from daemon.sheaf import Sheaves, count
+from daemon.sheaf import Sheaves, split
 from daemon.source import Source
 from daemon.target import Answer, Target
 
@@ -43,12 +43,10 @@ _LOOK = 1.0  # seconds between two looks at the source's wishes
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """What of a batch is sent: without changes of tables that are out (`aside`), with what is to be noted, and held keys
-    that flow again."""
+    """What of a batch is sent: without changes of tables that are out (`aside`), with what is to be noted."""
 
     sheaves: Sheaves
     notes: tuple[Group, ...]
-    fresh: str | None  # of this table the rows are as of the cursor
     aside: Sheaves = ()
 
 
@@ -72,6 +70,7 @@ class Copier:
         self.out: set[str] = set()
         self.wishes: dict[str, Wish] = {}
         self.stopping = False
+        self.held_of: Callable[[str], Collection[str]] = lambda _: ()  # keys of a table that are held
         self._noting: dict[str, Copy] = {}  # tables that have just gone out: the target is told with the next batch
         self._telling: dict[str, Copy] = {}  # what batches on their way tell it: they may be refused for another table
         self._fit: set[str] = set()
@@ -134,8 +133,12 @@ class Copier:
         if copy.table in self._begun:
             return None  # since when it has not been written, the target knows once it has the first of the rows
         answer = await self._target.unwritten(copy.table, copy.after)
-        question = Question(copy.table, "missing", tuple(answer.more["keys"]))
-        return Look(question, partial(self._extra, copy, answer.more.get("place"), question), self._refused)
+        # Held keys, too: what a table that was out has missed may be the delete of one. They are released key by key.
+        held = set(self.held_of(copy.table) if copy.prune and copy.after is None else ()).difference(
+            answer.more["keys"]
+        )
+        question = Question(copy.table, "missing", (*answer.more["keys"], *sorted(held)))
+        return Look(question, partial(self._extra, copy, answer.more.get("place"), question, held=held), self._refused)
 
     def _refused(self, exc: CopyRefused) -> None:
         if exc.busy:
@@ -173,10 +176,13 @@ class Copier:
         shapes = {COLUMNS: read.columns}
         return _after(end, Progress(then, begins, read.count), read.sheaves, shapes, more=self._goes_on())
 
-    def _extra(self, copy: Copy, place: str | None, question: Question, found: Found, end: Batch) -> Batch:
+    def _extra(
+        self, copy: Copy, place: str | None, question: Question, found: Found, end: Batch, *, held: Collection[str]
+    ) -> Batch:
         read = stretch(question, found, end.read_us)
         sheaves = read.sheaves if copy.prune else ()
-        then = copy.further(Page(place, place is None), read.count, count(sheaves))
+        extra = read.count - sum(key in held for sheaf in read.sheaves for key in split(sheaf.keys))
+        then = copy.further(Page(place, place is None), extra, extra if copy.prune else 0)
         self.copies[copy.table] = then
         return _after(end, Progress(then), sheaves, more=self._goes_on())
 
@@ -197,17 +203,17 @@ class Copier:
         self._telling |= self._noting
         self._noting = {}
         if batch.checked is not None:
-            return Outgoing(batch.sheaves, (*notes, *batch.checked.notes), None)
+            return Outgoing(batch.sheaves, (*notes, *batch.checked.notes))
         if batch.copied is None or batch.copied.copy is None:
             sheaves = tuple(sheaf for sheaf in batch.sheaves if sheaf.table not in self.out)
             aside = tuple(sheaf for sheaf in batch.sheaves if sheaf.table in self.out)
-            return Outgoing(sheaves, tuple(notes), None, aside)
+            return Outgoing(sheaves, tuple(notes), aside)
         copy = batch.copied.copy
         if batch.copied.begins:
             self.out.discard(copy.table)
             self._fit.discard(copy.table)
         notes.append(note(copy, begins=batch.copied.begins))
-        return Outgoing(batch.sheaves, tuple(notes), copy.table if batch.copied.begins and copy.prune else None)
+        return Outgoing(batch.sheaves, tuple(notes))
 
     @property
     def told_out(self) -> set[str]:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from daemon.copies import Copy, note
 from daemon.errors import Kind, Refusal, TargetError, alone, classify
 from daemon.failpoint import reach
 from daemon.hold import BEHIND, Key, Letter, Why, key_of, part, refuse
@@ -46,8 +47,8 @@ class Parcel:
     digest (`after`). `letters`: they are dead letters already; of the keys `retried` all flow again unless they are
     refused again.
 
-    `notes` are recorded with it. `copied`: these are rows as of the cursor; held keys among them flow again, and with
-    `fresh` all that are held of that table. `picked`: they are single rows that differed, so that all being refused
+    `notes` are recorded with it. `copied`: these are rows as of the cursor; held keys among them flow again; `copy` is how
+    far they lead. `picked`: they are single rows that differed, so that all being refused
     says nothing of their table. `aside`: changes of tables that are out, `reasons` why.
     """
 
@@ -61,7 +62,7 @@ class Parcel:
     retried: frozenset[Key] = frozenset()
     notes: tuple[Group, ...] = ()
     copied: bool = False
-    fresh: str | None = None
+    copy: Copy | None = None
     picked: bool = False
     aside: Sheaves = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
@@ -70,12 +71,14 @@ class Parcel:
 @dataclass(slots=True)
 class Load:
     """What of a parcel is to be sent, and the plan for it. `left_out`: changes that nobody waits for, because a copy
-    will bring their rows. `kept`: ids of those of its changes that wait."""
+    will bring their rows. `kept`: ids of those of its changes that wait. `unpruned`: rows that the source does not
+    have, and the target does not let go."""
 
     parcel: Parcel
     flow: Sheaves
     left_out: int = 0
     kept: set[int] = field(default_factory=set)
+    unpruned: int = 0
     hold: set[Key] = field(default_factory=set)
     release: set[Key] = field(default_factory=set)
     planned: Plan = field(init=False)
@@ -111,11 +114,19 @@ class Delivery:
         references = [(reference["child"], reference["parent"]) for reference in described["references"]]
         self.order = table_order([table["table"] for table in described["tables"]], references)
 
-    def learn_held(self, answer: Answer) -> None:
-        """The keys the target says it holds, when its answer has them."""
-        if "held" in answer.more:
-            self.held = {(table, key) for table, key in answer.more["held"]}
-            self._listener.keys_held(len(self.held))
+    async def learn_held(self, answer: Answer) -> None:
+        """The keys the target says it holds, when its answer has them: the first of them, where they are many."""
+        if "held" not in answer.more:
+            return
+        self.held = {(table, key) for table, key in answer.more["held"]}
+        while answer.more.get("held_after"):
+            answer = await self._target.held(answer.more["held_after"])
+            self.held |= {(table, key) for table, key in answer.more["held"]}
+        self._listener.keys_held(len(self.held))
+
+    def held_of(self, table: str) -> set[str]:
+        """The keys of a table that are held."""
+        return {key for of_table, key in self.held if of_table == table}
 
     async def settle(self, cursor: Cursor, out: Collection[str]) -> None:
         """Remove letters of attempts that came to nothing, once it is known where the target stands.
@@ -130,7 +141,7 @@ class Delivery:
         again = parcel.retried
         if parcel.copied and self.held:
             among = {(sheaf.table, key) for sheaf in parcel.sheaves for key in split(sheaf.keys)}
-            again = frozenset(key for key in self.held if key in among or key[0] == parcel.fresh)
+            again = frozenset(key for key in self.held if key in among)
         parted = part(parcel.sheaves, self.held - again if again else self.held, self._row_bytes)
         load = Load(parcel, parted.flow, release=set(again | parted.freed))
         await self._keep(load, parted.letters)
@@ -147,14 +158,16 @@ class Delivery:
                 self._plan(load)
             answer = await self._apply(load)
             if answer is not None:
-                self.learn_held(answer)
+                await self.learn_held(answer)
                 return load.planned, replace(answer, more={**answer.more, "gear": 3}) if earlier else answer
         raise TargetError(Kind.DATA, f"the target goes on refusing rows after {_ROUNDS} rounds")
 
     def _plan(self, load: Load) -> None:
-        started = time.monotonic()
+        started, notes = time.monotonic(), load.parcel.notes
+        if load.unpruned and load.parcel.copy is not None:
+            notes = (*notes, note(load.parcel.copy.less_pruned(load.unpruned), begins=False))
         load.planned = plan(
-            load.flow, self.order, load.parcel.shapes, hold=load.hold, release=load.release, notes=load.parcel.notes
+            load.flow, self.order, load.parcel.shapes, hold=load.hold, release=load.release, notes=notes
         )
         self._listener.stage("plan", time.monotonic() - started)
 
@@ -235,9 +248,13 @@ class Delivery:
             return
         parcel = load.parcel
         if parcel.copied:
-            await self._touch(load, letters)
-            return
-        if parcel.letters:
+            await self._touch(load, [letter for letter in letters if letter.change.op != "delete"])
+            letters = [letter for letter in letters if letter.change.op == "delete"]
+            if not letters:
+                return
+            load.unpruned += len(letters)
+            await self._letters.hold_gone(letters, parcel.cursor)
+        elif parcel.letters:
             await self._letters.hold_again({letter.change.id: letter.why for letter in letters})
         else:
             reach("before_hold")
@@ -260,6 +277,8 @@ class Delivery:
         """Copied rows that the target refuses: the source records them as changed before the copy goes on without them,
         so that they come once more, as changes, and are held as such (promise I1)."""
         keys = {key_of(letter.change) for letter in letters}
+        if not keys:
+            return
         for table in sorted({table for table, _ in keys}):
             reach("before_touch")
             await self._letters.touch(table, sorted(key for of_table, key in keys if of_table == table))

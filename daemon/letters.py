@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon.errors import SourceUnavailable
-from daemon.hold import Key, Letter, Why
+from daemon.hold import BEHIND, Key, Letter, Why
 from daemon.session import query
 from daemon.sheaf import Change, Sheaf
 from daemon.source import Source
@@ -21,7 +21,8 @@ OUT = "OB010"  # in place of an SQLSTATE: nothing is wrong with the change, its 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Letters that a person wants sent again, in id order, and keys whose letters are to be dropped. Headers: see Batch."""
+    """Letters that are to be sent again, in id order: of each key those that decide what becomes of it. And keys of which
+    all letters are to be dropped. Headers: see Batch."""
 
     retry: tuple[Change, ...]
     shapes: Mapping[int, tuple[str, ...]]
@@ -109,26 +110,38 @@ class Letters:
         async with self._source.connected() as conn:
             await conn.execute(query("held_delivered"), {"ids": list(ids)})
 
+    async def hold_gone(self, letters: Sequence[Letter], cursor: Cursor) -> None:
+        """Rows that the source does not have as of the cursor and the target keeps: letters that delete them, durably."""
+        whys = _columns([letter.why for letter in letters])
+        keys = {"tables": [one.change.table for one in letters], "keys": [one.change.key for one in letters]}
+        async with self._source.connected() as conn, conn.transaction():
+            await conn.execute("set local synchronous_commit = on")
+            await conn.execute(query("hold_gone"), {**keys, **whys, **_passed(cursor)})
+
     async def hold_again(self, refused: Mapping[int, Why]) -> None:
         """A retry came to nothing: by change id, why."""
-        parameters = {"ids": list(refused), **_columns(list(refused.values()))}
+        parameters = {"ids": list(refused), "behind": BEHIND.reason, **_columns(list(refused.values()))}
         async with self._source.connected() as conn:
             await conn.execute(query("hold_again"), parameters)
 
-    async def wanted(self, cursor: Cursor, limit: int) -> Wanted:
-        """What a person wants done, for up to `limit` keys."""
-        sizes = {"limit": limit, "row_bytes": self._source.limits.row_bytes}
+    async def wanted(self, cursor: Cursor, limit: int, out: Collection[str]) -> Wanted:
+        """What is wanted, for up to `limit` keys, and about as many bytes as a batch may have. Of keys that have letters to
+        be dropped and others, the first are removed."""
+        limits = self._source.limits
+        asked = {"limit": limit, "bytes": limits.bytes, "row_bytes": limits.row_bytes, "out": list(out)}
         async with self._source.connected() as conn:
-            rows = await (
-                await conn.execute(query("held_wanted"), {**sizes, **_passed(cursor)}, binary=True)
-            ).fetchall()
-            retry = tuple(Change._make(row[:-1]) for row in rows if not row[-1])
+            found = await conn.execute(query("held_wanted"), {**asked, **_passed(cursor)}, binary=True)
+            rows = await found.fetchall()
+            retry = tuple(Change._make(row[:-1]) for row in rows if row[1] is not None)
+            if dropped := {(row[2], row[5]) for row in rows if row[1] is not None and row[-1]}:
+                keys = {"tables": [table for table, _ in dropped], "keys": [_hashed(key) for _, key in dropped]}
+                await conn.execute(query("held_dropped"), {**keys, **_passed(cursor)})
             said: list[tuple[str, int]] = []
             if self._source.traced and retry:
                 ids = {"ids": [change.id for change in retry]}
                 said = await (await conn.execute(query("letters_headers"), ids)).fetchall()
         shapes = await self._source.shapes({change.shape for change in retry if change.shape is not None})
-        discard = frozenset((row[2], row[5]) for row in rows if row[-1])
+        discard = frozenset((row[2], row[5]) for row in rows if row[1] is None and row[-1])
         left_out = said[0][1] - len(said) if said else 0
         return Wanted(retry, shapes, discard, tuple(text for text, _ in said), left_out)
 

@@ -84,6 +84,7 @@ class Relay:
         self._claimed = False
         letters = Letters(source)
         self._delivery = Delivery(target, letters, observer, row_bytes=source.limits.row_bytes)
+        self.copier.held_of = self._delivery.held_of
         self._retries = Retries(
             self._delivery, letters, self.copier, recheck=self._timing.recheck, cover=tracing.cover if tracing else None
         )
@@ -141,6 +142,8 @@ class Relay:
 
     async def _spared(self, exc: TargetError | CaptureLost) -> bool:
         """May the others go on without the table that is to blame?"""
+        if isinstance(exc, TargetError) and exc.kind not in (Kind.CONTRACT, Kind.AUTH):
+            return False
         table = exc.table if isinstance(exc, CaptureLost) else exc.refusal.table
         return table is not None and await self._delivery.spares(table) and self.copier.blames(exc)
 
@@ -196,7 +199,7 @@ class Relay:
             answer = await self._target.cursor()
         else:
             answer = await self._claim()
-        self._delivery.learn_held(answer)
+        await self._delivery.learn_held(answer)
         self._ranges.forget()
         self.copier.learn(answer)
         self.verifier.learn(answer)
@@ -272,7 +275,8 @@ class Relay:
             await self._read_ahead()
         parcel = Parcel(
             outgoing.sheaves, batch.shapes, batch.cursor, self.status.epoch, batch_no + 1, after,
-            notes=(*outgoing.notes, *notes(batch, self._target.relay, self.status.pulse)), fresh=outgoing.fresh,
+            notes=(*outgoing.notes, *notes(batch, self._target.relay, self.status.pulse)),
+            copy=batch.copied.copy if batch.copied else None,
             copied=batch.copied is not None or batch.checked is not None, picked=batch.checked is not None,
             aside=outgoing.aside, reasons={table: self.copier.copies[table].reason or "" for table in self.copier.out},
         )  # fmt: skip
@@ -306,7 +310,7 @@ class Relay:
             self._pace.found(time.monotonic())
             self._sizing.applied(batch.count, batch.size, seconds, time.monotonic())
         if batch.copied is not None:
-            await self._copied(batch.copied, seconds)
+            await self._copied(batch.copied, seconds, flight.load.unpruned)
             return
         self._succeeded(batch, planned, seconds)
         if not alone(batch):
@@ -332,9 +336,12 @@ class Relay:
         elif exc.kind is Kind.AMBIGUOUS and self._failures:  # twice at the same place: is it too large?
             self._sizing.suspected(batch.count, batch.size)
 
-    async def _copied(self, progress: Progress, seconds: float) -> None:
-        """Rows of a table have arrived."""
+    async def _copied(self, progress: Progress, seconds: float, unpruned: int) -> None:
+        """Rows of a table have arrived. `unpruned`: of those to be deleted so many were refused."""
         self._failures = 0
+        if unpruned and progress.copy is not None:
+            progress = replace(progress, copy=progress.copy.less_pruned(unpruned))
+            await self._forget()  # what has been read behind it counts on: the target has been told what was done
         await self.copier.arrived(progress)
         if progress.begins and self._stated is not None:
             await self._delivery.settle(self._stated, self.copier.told_out)  # what waited for a table that was out

@@ -78,9 +78,9 @@ class Retries:
         delivery = self._delivery
         if not delivery.held:
             return None
-        wanted = await self._letters.wanted(place.cursor, self._at_once)
+        wanted = await self._letters.wanted(place.cursor, self._at_once, delivery.out)
         retried = {key_of(change) for change in wanted.retry}
-        asked = {key for key in retried | wanted.discard if key[0] not in delivery.out}
+        asked = retried | wanted.discard
         if stale := asked - delivery.held:
             await self._letters.forget(stale, place.cursor, wake=False)
         keys = frozenset(asked & delivery.held)

@@ -106,7 +106,7 @@ async def _of_target(loaded: Loaded) -> _Told:
     finally:
         await target.close()
     standing = answer.standing
-    held = len(answer.more.get("held", ()))
+    held = answer.more.get("held_keys", 0)
     copies = [copy for copy in answer.more.get("copies", ()) if copy["state"] != "done"]
     more = {"epoch": standing.epoch, "batch_no": standing.batch_no, "held_keys": held, "copies": copies}
     passes = {table: record for table, (record, _) in known(answer.more.get("verifications", ())).items()}

@@ -38,7 +38,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`what`: claimed, cursor, described, extra, keys, isolated, rebased, applied, duplicate or mismatch."""
+    """`what`: claimed, cursor, described, extra, keys, held, isolated, rebased, applied, duplicate or mismatch."""
 
     what: str
     standing: Standing
@@ -124,6 +124,10 @@ class Target:
         """The next keys of the table's rows there, in the order of its key."""
         return await self._ask({"mode": "keys", "relay": self._relay, "table": table, "after": after, "most": most})
 
+    async def held(self, after: Sequence[str]) -> Answer:
+        """More of the keys that the target holds, behind those that an answer had."""
+        return await self._ask({"mode": "held", "relay": self._relay, "after": after})
+
     async def apply(self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None) -> Answer:
         """Lead the target to `cursor` by this plan: applied, duplicate or mismatch. Raises Fenced or TargetError.
 
@@ -182,6 +186,7 @@ _QUESTIONS = {
     "rebase": "rebased",
     "extra": "extra",
     "keys": "keys",
+    "held": "held",
 }
 _MOVES = {"apply": ("applied", "duplicate", "mismatch"), "isolate": ("isolated", "duplicate", "mismatch")}
 # The lists that come with it.
@@ -191,6 +196,7 @@ _LISTS = {
     "isolated": ("refused",),
     "extra": ("keys",),
     "keys": ("keys",),
+    "held": ("held",),
 }
 
 

@@ -57,7 +57,7 @@ begin
   insert into outboxd.cursor as k (relay, epoch) values (relay_name, coalesce(above, 0) + 1)
   on conflict (relay) do update set epoch = greatest(k.epoch, above) + 1, updated_at = now()
   returning * into c;
-  return outboxd.answer('claimed', c, (outboxd.describe()::jsonb || jsonb_build_object('held', outboxd.held_keys(relay_name), 'copies', outboxd.copies(relay_name), 'verifications', outboxd.verifications(relay_name), 'heartbeat', outboxd.last_heartbeat(relay_name)))::json);
+  return outboxd.answer('claimed', c, (outboxd.describe()::jsonb || outboxd.held_keys(relay_name) || jsonb_build_object('copies', outboxd.copies(relay_name), 'verifications', outboxd.verifications(relay_name), 'heartbeat', outboxd.last_heartbeat(relay_name)))::json);
 end
 $$;
 
@@ -70,7 +70,7 @@ declare
   c outboxd.cursor;
 begin
   select * into c from outboxd.cursor where relay = relay_name for update;
-  return outboxd.answer('cursor', c, json_build_object('held', outboxd.held_keys(relay_name), 'copies', outboxd.copies(relay_name), 'verifications', outboxd.verifications(relay_name), 'heartbeat', outboxd.last_heartbeat(relay_name)));
+  return outboxd.answer('cursor', c, (outboxd.held_keys(relay_name) || jsonb_build_object('copies', outboxd.copies(relay_name), 'verifications', outboxd.verifications(relay_name), 'heartbeat', outboxd.last_heartbeat(relay_name)))::json);
 end
 $$;
 
@@ -106,6 +106,7 @@ begin
     when 'claim' then outboxd.claim(header ->> 'relay', (header ->> 'epoch_above')::bigint)
     when 'rebase' then outboxd.rebase(header)
     when 'cursor' then outboxd.ask(header ->> 'relay')
+    when 'held' then outboxd.answer('held', null, outboxd.held_keys(header ->> 'relay', header -> 'after')::json)
     when 'describe' then outboxd.answer('described', null, outboxd.describe())
     when 'extra' then outboxd.look_for_extra(header ->> 'relay', header ->> 'table', header ->> 'place')
     when 'keys' then outboxd.answer('keys', null, outboxd.keys_after(header ->> 'table', (header ->> 'after')::json, (header ->> 'most')::int)) end;

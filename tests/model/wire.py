@@ -268,13 +268,15 @@ def _shapes(_: Database, p: Mapping[str, Any]) -> list[Statement]:
 
 
 def _held_wanted(database: Database, p: Mapping[str, Any]) -> list[Statement]:
+    """Rows are whole here: the newest letter of a key decides. Nobody drops any."""
     passed = _passed(p)
 
     def run() -> Rows:
         letters = sorted(database.letters.values(), key=lambda letter: letter.change.id)
         keys = {(letter.change.table, letter.change.key) for letter in letters if letter.wanted}
-        changes = [letter.change for letter in letters]
-        return [(*c[:8], False, c.created_us, False) for c in changes if (c.table, c.key) in keys and passed(c)]
+        newest = {(c.table, c.key): c for c in (letter.change for letter in letters) if passed(c)}
+        changes = sorted((c for key, c in newest.items() if key in keys), key=lambda c: c.id)
+        return [(*c[:8], False, c.created_us, False) for c in changes]
 
     return [run]
 
@@ -371,9 +373,10 @@ def _hold(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[], 
 
 def _hold_again(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[], None]]:
     def effect() -> None:
-        for id_ in p["ids"]:
-            if id_ in database.letters:
-                database.letters[id_].wanted = False
+        again = {_hashed(database.letters[id_].change) for id_ in p["ids"] if id_ in database.letters}
+        for letter in database.letters.values():
+            if _hashed(letter.change) in again:
+                letter.wanted = False
 
     return [], effect
 
