@@ -16,6 +16,7 @@ from daemon.configuration import load
 from daemon.talk import say, table
 
 FOUND, AWAY = 3, 75
+_NUMBERS = {"ignore_unknown_options": True}  # a letter that is no change has a number below 0
 
 
 @click.group("dead-letters")
@@ -39,9 +40,12 @@ def list_(ctx: click.Context, *, of_table: str | None, as_json: bool) -> None:
         table(
             head, [(str(o.letter), o.table, o.op, str(o.changes), str(o.attempts), o.since, _reason(o)) for o in found]
         )
+        say(
+            "once the target's tables are mended they go by themselves; else, when it is mended: outboxd dead-letters retry --all"
+        )
 
 
-@group.command()
+@group.command(context_settings=_NUMBERS)
 @click.argument("letters", nargs=-1, required=True, type=int, metavar="LETTER…")
 @click.option("--values", is_flag=True, help="Show the rows' values, too.")
 @click.option("--json", "as_json", is_flag=True)
@@ -66,7 +70,7 @@ def show(ctx: click.Context, letters: Sequence[int], *, values: bool, as_json: b
         say("--values shows key, row and headers")
 
 
-@group.command()
+@group.command(context_settings=_NUMBERS)
 @click.argument("letters", nargs=-1, type=int, metavar="[LETTER…]")
 @click.option("--all", "every", is_flag=True, help="All dead letters.")
 @click.option("--table", "of_table", help="Those of this table.")
@@ -85,7 +89,7 @@ def retry(
     )
 
 
-@group.command()
+@group.command(context_settings=_NUMBERS)
 @click.argument("letters", nargs=-1, type=int, metavar="[LETTER…]")
 @click.option("--all", "every", is_flag=True, help="All dead letters.")
 @click.option("--table", "of_table", help="Those of this table.")

@@ -8,7 +8,7 @@ keeps is only ahead of the target while batches are on their way: `learn` begins
 import asyncio
 import shlex
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from daemon.errors import CaptureLost, CopyRefused, DaemonError, Kind, TargetErr
 from daemon.noticing import Noticing
 from daemon.plan import Group
 from daemon.ranges import Look
-from daemon.sheaf import Sheaves, count
+from daemon.sheaf import Sheaves, split
 from daemon.source import Source
 from daemon.target import Answer, Target
 
@@ -44,13 +44,11 @@ _LOOK = 1.0  # seconds between two looks at the source's wishes
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """What of a batch is sent: without changes of tables that are out (`left_out`: how many), with what is to be noted,
-    and held keys that flow again."""
+    """What of a batch is sent: without changes of tables that are out (`aside`), with what is to be noted."""
 
     sheaves: Sheaves
     notes: tuple[Group, ...]
-    fresh: str | None  # of this table the rows are as of the cursor
-    left_out: int = 0
+    aside: Sheaves = ()
 
 
 class Copier:
@@ -74,14 +72,21 @@ class Copier:
         self.out: set[str] = set()
         self.wishes: dict[str, Wish] = {}
         self.stopping = False
+        self._only_held: dict[str, set[str]] = {}  # keys that are held, of rows that the target does not have
+        self.held_of: Callable[[str], Collection[str]] = lambda _: ()  # keys of a table that are held
         self._noting: dict[str, Copy] = {}  # tables that have just gone out: the target is told with the next batch
+        self._telling: dict[str, Copy] = {}  # what batches on their way tell it: they may be refused for another table
         self._fit: set[str] = set()
         self._begun: set[str] = set()  # copies that the target has not yet said it knows of
         self._mending: asyncio.Task[None] | None = None
         self._watched: set[str] | None = None  # None: not looked yet
         self._looked = self._rechecked = self._mended_at = float("-inf")
         self._due = 0.0
-        self._busy: dict[str, float] = {}  # until when a table that is locked is left alone
+        self._busy: dict[str, float] = {}  # until when a table that is locked, or slow, is left alone
+        self._most: dict[str, int] = {}  # rows of a table that are read at once, where more took too long
+        self._unasked: dict[
+            str, tuple[tuple[str, ...], str | None]
+        ] = {}  # keys found on the target, and the next place
 
     def learn(self, answer: Answer) -> None:
         """Begin anew from what the target says."""
@@ -89,11 +94,15 @@ class Copier:
             return
         seen = {(table, copy.after): copy.seen for table, copy in self.copies.items() if copy.step == "rows"}
         there = known(answer.more["copies"])
+        untold = {**self._telling, **self._noting}
+        self._noting = {name: one for name, one in untold.items() if name not in there or there[name].state != "out"}
+        self._telling = {}
         self.copies = {
             name: replace(one, seen=seen.get((name, one.after))) for name, one in there.items()
         } | self._noting
         self.out = {table for table, copy in self.copies.items() if copy.state == "out"}
         self._begun = set()
+        self._unasked.clear()
 
     def ring(self) -> None:
         """Somebody may have asked for something: look at once."""
@@ -125,19 +134,34 @@ class Copier:
         if copy.step == "rows":
             limits = self._source.limits
             most = min(limits.changes, max(1, int(self._rate / 5))) if self._rate else limits.changes
+            most = min(most, self._most.get(copy.table, most))
             behind = copy.seen or copy.after
             keys = None if behind is None else (behind,)
             question = Question(copy.table, "rows", keys, most, limits.bytes)
             return Look(question, partial(self._rows, copy, begins, question), self._refused)
         if copy.table in self._begun:
             return None  # since when it has not been written, the target knows once it has the first of the rows
-        answer = await self._target.unwritten(copy.table, copy.after)
-        question = Question(copy.table, "missing", tuple(answer.more["keys"]))
-        return Look(question, partial(self._extra, copy, answer.more.get("place"), question), self._refused)
+        extra, place = self._unasked.get(copy.table) or await self._unwritten(copy)
+        self._unasked[copy.table] = extra, place
+        some = self._most.get(copy.table, len(extra))
+        if left := extra[some:]:
+            place = copy.after
+        question = Question(copy.table, "missing", extra[:some])
+        return Look(question, partial(self._extra, copy, place, question, left=left), self._refused)
+
+    async def _unwritten(self, copy: Copy) -> tuple[tuple[str, ...], str | None]:
+        """Keys of rows that the target may have too much, and where it is to be asked next."""
+        more = (await self._target.unwritten(copy.table, copy.after)).more
+        # Held keys, too: what a table that was out has missed may be the delete of one. They are released key by key.
+        held = set(self.held_of(copy.table) if copy.prune and copy.after is None else ())
+        self._only_held[copy.table] = held.difference(more["keys"])
+        return (*more["keys"], *sorted(self._only_held[copy.table])), more.get("place")
 
     def _refused(self, exc: CopyRefused) -> None:
         if exc.busy:
             self._busy[exc.table] = time.monotonic() + _LOOK
+        elif exc.slow:
+            self._slow_down(exc.table)
         else:
             self._put_out(exc.table, str(exc))
 
@@ -171,10 +195,23 @@ class Copier:
         shapes = {COLUMNS: read.columns}
         return _after(end, Progress(then, begins, read.count), read.sheaves, shapes, more=self._goes_on())
 
-    def _extra(self, copy: Copy, place: str | None, question: Question, found: Found, end: Batch) -> Batch:
+    def _slow_down(self, table: str) -> None:
+        """Fewer rows of this table at once, after the others' turn; one that is too slow alone waits for long."""
+        before = self._most.get(table, self._source.limits.changes)
+        self._most[table] = max(1, before // 4)
+        self._busy[table] = time.monotonic() + (_LOOK if before > 1 else self._recheck)
+        log.warning("copy_slowed", table=table, rows=self._most[table], because="its rows take too long to read: large ones, or a slow filter")  # fmt: skip
+
+    def _extra(
+        self, copy: Copy, place: str | None, question: Question, found: Found, end: Batch, *, left: tuple[str, ...]
+    ) -> Batch:
         read = stretch(question, found, end.read_us)
+        _, after = self._unasked.pop(copy.table)
+        if left:
+            self._unasked[copy.table] = left, after
         sheaves = read.sheaves if copy.prune else ()
-        then = copy.further(Page(place, place is None), read.count, count(sheaves))
+        extra = sum(key not in self._only_held[copy.table] for sheaf in read.sheaves for key in split(sheaf.keys))
+        then = copy.further(Page(place, place is None and not left), extra, extra if copy.prune else 0)
         self.copies[copy.table] = then
         return _after(end, Progress(then), sheaves, more=self._goes_on())
 
@@ -192,18 +229,35 @@ class Copier:
     def outgoing(self, batch: Batch) -> Outgoing:
         """What of it is sent."""
         notes = [note(copy, begins=False) for copy in self._noting.values()]
+        self._telling |= self._noting
         self._noting = {}
         if batch.checked is not None:
-            return Outgoing(batch.sheaves, (*notes, *batch.checked.notes), None)
+            return Outgoing(batch.sheaves, (*notes, *batch.checked.notes))
         if batch.copied is None or batch.copied.copy is None:
             sheaves = tuple(sheaf for sheaf in batch.sheaves if sheaf.table not in self.out)
-            return Outgoing(sheaves, tuple(notes), None, batch.count - count(sheaves))
+            aside = tuple(sheaf for sheaf in batch.sheaves if sheaf.table in self.out)
+            return Outgoing(sheaves, tuple(notes), aside)
         copy = batch.copied.copy
         if batch.copied.begins:
             self.out.discard(copy.table)
             self._fit.discard(copy.table)
         notes.append(note(copy, begins=batch.copied.begins))
-        return Outgoing(batch.sheaves, tuple(notes), copy.table if batch.copied.begins and copy.prune else None)
+        return Outgoing(batch.sheaves, tuple(notes))
+
+    @property
+    def captured(self) -> set[str]:
+        """Tables that are captured, as far as is known."""
+        return self._watched or set()
+
+    @property
+    def told_out(self) -> set[str]:
+        """Tables that are out by the target's own word."""
+        return self.out - self._noting.keys()
+
+    def told(self, notes: Sequence[Group]) -> None:
+        """The target has these notes."""
+        for group in notes:
+            self._telling.pop(group.table, None)
 
     async def arrived(self, progress: Progress) -> None:
         """The target has it."""
@@ -214,8 +268,9 @@ class Copier:
             self._begun.discard(copy.table)
             log.info("copy_begun", table=copy.table, wish=copy.wish, prune=copy.prune)
         if copy.state == "done":
+            self._most.pop(copy.table, None)
             log.info("table_copied", table=copy.table, rows=copy.rows, extra=copy.extra, pruned=copy.pruned)
-            await self._source.ask("letters_wake")
+            await self._source.ask("letters_wake", {"states": None})
 
     # -- tables that do not fit --------------------------------------------------------------------------------
 
@@ -229,8 +284,22 @@ class Copier:
         if exc.kind is Kind.AUTH:  # a missing right; one that the door itself lacks names no table
             return self._put_out(table, reason)
         if exc.kind is Kind.CONTRACT and exc.refusal.sqlstate not in _ALL:
-            return self._put_out(table, f"{reason}; `outboxd schema plan {shlex.quote(table)}` names the step")
+            planned = self._watched is None or table in self._watched
+            step = f"; `outboxd schema plan {shlex.quote(table)}` names the step" if planned else ""
+            return self._put_out(table, f"{reason}{step}")
         return False
+
+    def stays_out(self, table: str, reason: str) -> None:
+        """It was tried again, and does not fit yet."""
+        if table in self.copies and self.copies[table].reason != reason:
+            self.copies[table] = replace(self.copies[table], reason=reason)
+            log.warning("table_out", table=table, reason=reason)
+
+    def came_back(self, copy: Copy) -> None:
+        """All that waited for the table has arrived, and the target knows."""
+        self.copies[copy.table] = copy
+        self.out.discard(copy.table)
+        log.info("table_back", table=copy.table)
 
     def _put_out(self, table: str, reason: str) -> bool:
         if table in self.out and self.copies[table].state == "out":
@@ -271,10 +340,10 @@ class Copier:
         self._rechecked = float("-inf")
 
     def report(self) -> list[dict[str, Any]]:
-        """One line a watched table that has been, is or will be copied."""
+        """One line a watched table that has been, is or will be copied, and one a table that is out."""
         shown = []
         tables = {*self.copies, *(wish.table for wish in self.wishes.values() if wish.number)}
-        for table in sorted(tables if self._watched is None else tables & self._watched):
+        for table in sorted(tables if self._watched is None else tables & (self._watched | self.out)):
             copy, wish = self.copies.get(table, Copy(table)), self.wishes.get(table)
             shown.append({
                 "table": table, "state": copy.state, "rows": copy.rows, "estimate": wish.estimate if wish else None,

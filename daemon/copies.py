@@ -57,6 +57,10 @@ class Copy:
         """From here on its changes are skipped."""
         return replace(self, state="out", step="rows", after=None, seen=None, reason=reason)
 
+    def less_pruned(self, refused: int) -> "Copy":
+        """So many of the rows that were to be deleted are there still."""
+        return replace(self, pruned=self.pruned - refused)
+
     def further(self, page: "Page", found: int, pruned: int) -> "Copy":
         """After a page of rows, or a look at a part of the target's."""
         if self.step == "rows":

@@ -5,7 +5,7 @@ source. Knows nothing of settings or of printing.
 """
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,21 +86,21 @@ def ask(
     """Ask the relay to send letters again or to drop them (None: all), and wait for what comes of it."""
     with _connect(dsn) as conn:
         parameters = {"wanted": wanted, "ids": None if letters is None else list(letters), "table": table}
-        asked = [id_ for (id_,) in conn.execute(query("letters_want"), parameters)]
+        asked = dict(conn.execute(query("letters_want"), parameters).fetchall())
         if not asked:
             return Outcome(0, (), 0)
         conn.execute("select outbox.ring()")
-        deadline = time.monotonic() + patience
-        while True:
-            left = conn.execute(query("letters_left"), {"ids": asked}).fetchall()
-            if not any(row[1] for row in left) or time.monotonic() >= deadline:
-                return _outcome(asked, left)
+        deadline, about = time.monotonic() + patience, {"ids": list(asked)}
+        while conn.execute(query("letters_waiting"), about).fetchone() == (True,) and time.monotonic() < deadline:
             time.sleep(_LOOK)
+        return _outcome(asked, conn.execute(query("letters_left"), about).fetchall())
 
 
-def _outcome(asked: Collection[int], left: Sequence[Any]) -> Outcome:
-    refused = tuple((id_, table, reason) for id_, waits, wrong, table, reason in left if wrong and not waits)
-    return Outcome(len(asked) - len(left), refused, sum(row[1] for row in left))
+def _outcome(asked: Mapping[int, int], left: Sequence[Any]) -> Outcome:
+    """`asked`: the newest letter of each key, and how many letters of it these were."""
+    refused = tuple((id_, table, reason) for id_, waits, table, reason in left if reason and not waits)
+    done = sum(asked.values()) - sum(asked[row[0]] for row in left)
+    return Outcome(done, refused, sum(asked[row[0]] for row in left if row[1]))
 
 
 def _connect(dsn: str) -> psycopg.Connection[Any]:

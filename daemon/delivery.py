@@ -8,7 +8,6 @@ in the transaction that records its key as held. Whatever dies in between, the c
 letter, and a letter of a key that the target does not hold is none (promise I1).
 """
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,21 +16,22 @@ from typing import Any, Protocol
 
 import structlog
 
+from daemon.copies import Copy, note
 from daemon.errors import Kind, Refusal, TargetError, alone, classify
 from daemon.failpoint import reach
 from daemon.hold import BEHIND, Key, Letter, Why, key_of, part, refuse
-from daemon.letters import Letters, Wanted
+from daemon.letters import Letters
 from daemon.plan import Group, Plan, plan, table_order
-from daemon.sheaf import Sheaves, bind, count, split, unbind
+from daemon.sheaf import Sheaf, Sheaves, count, glue, split, unbind
+from daemon.spelling import Types, asked, spelled, types_of
 from daemon.target import Answer, Target, digest_of
 from outbox import Cursor
 
 log = structlog.get_logger()
 
 _ROUNDS = 3  # isolate finds all there is in one; a second is for what changes on the target meanwhile
-_RETRIED = 100  # keys that go into one retry
 _WHOLE = 10  # rows: when as many are copied and all are refused, it is no row's fault
-_REFERENCES = {"23503", "23505", "23P01", "23001"}  # speak of other rows
+REFERENCES = {"23503", "23505", "23P01", "23001"}  # speak of other rows
 
 
 class Listener(Protocol):
@@ -45,11 +45,12 @@ class Listener(Protocol):
 @dataclass(frozen=True, slots=True)
 class Parcel:
     """Changes to bring over, the cursor they lead to, and what the target must stand at: the batch before, by its
-    digest (`after`). `retried`: keys whose letters these are; all of them flow again unless they are refused again.
+    digest (`after`). `letters`: they are dead letters already; of the keys `retried` all flow again unless they are
+    refused again.
 
-    `notes` are recorded with it. `copied`: these are rows as of the cursor; held keys among them flow again, and with
-    `fresh` all that are held of that table. `picked`: they are single rows that differed, so that all being refused
-    says nothing of their table. `left_out`: how many changes are not in it, for their table is out.
+    `notes` are recorded with it. `copied`: these are rows as of the cursor; held keys among them flow again; `copy` is how
+    far they lead. `picked`: they are single rows that differed, so that all being refused
+    says nothing of their table. `aside`: changes of tables that are out, `reasons` why.
     """
 
     sheaves: Sheaves
@@ -58,20 +59,28 @@ class Parcel:
     epoch: int
     batch_no: int
     after: str
+    letters: bool = False
     retried: frozenset[Key] = frozenset()
     notes: tuple[Group, ...] = ()
     copied: bool = False
-    fresh: str | None = None
+    copy: Copy | None = None
     picked: bool = False
-    left_out: int = 0
+    aside: Sheaves = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Load:
-    """What of a parcel is to be sent, and the plan for it."""
+    """What of a parcel is to be sent, and the plan for it. `left_out`: changes that nobody waits for, because a copy
+    will bring their rows. `kept`: ids of those of its changes that wait. `unpruned`: rows that the source does not
+    have, and the target does not let go. `singly`: row by row all of it fits."""
 
     parcel: Parcel
     flow: Sheaves
+    left_out: int = 0
+    kept: set[int] = field(default_factory=set)
+    unpruned: int = 0
+    singly: bool = False
     hold: set[Key] = field(default_factory=set)
     release: set[Key] = field(default_factory=set)
     planned: Plan = field(init=False)
@@ -88,52 +97,64 @@ class Load:
 
 
 class Delivery:
-    """Sends parcels, whole or without what is refused. `limit`: held keys beyond which it is no row's fault. `cover` is
-    told of letters that are on their way again."""
+    """Sends parcels, whole or without what is refused. `limit`: held keys beyond which it is no row's fault."""
 
     def __init__(
-        self, target: Target, letters: Letters, listener: Listener, *, row_bytes: int, limit: int = 10_000,
-        cover: Callable[["asyncio.Task[tuple[Plan, Answer]]", Wanted, Load], object] | None = None,
-    ) -> None:  # fmt: skip
+        self, target: Target, letters: Letters, listener: Listener, *, row_bytes: int, limit: int = 10_000
+    ) -> None:
         self._target = target
         self._letters = letters
         self._listener = listener
         self._row_bytes = row_bytes
         self._limit = limit
-        self._cover = cover
-        self._at_once = _RETRIED
         self.order: Mapping[str, int] = {}
         self.held: set[Key] = set()
-        self.out: Collection[str] = ()  # tables that are copied anew before anything of them may flow
+        self.holds = 0  # how often keys were held
+        self.captured: Callable[[], Collection[str]] = tuple  # tables whose keys the source's types have spelled
+        self._types: Mapping[str, Types] = {}
+        self.out: Collection[str] = ()  # tables of which nothing may flow now
 
     def learn_tables(self, described: Mapping[str, Any]) -> None:
         """The order of the target's tables, parents first, from its own foreign keys."""
         references = [(reference["child"], reference["parent"]) for reference in described["references"]]
+        self._types = types_of(described)
         self.order = table_order([table["table"] for table in described["tables"]], references)
 
-    def learn_held(self, answer: Answer) -> None:
-        """The keys the target says it holds, when its answer has them."""
-        if "held" in answer.more:
-            self.held = {(table, key) for table, key in answer.more["held"]}
-            self._listener.keys_held(len(self.held))
+    async def learn_held(self, answer: Answer) -> None:
+        """The keys the target says it holds, when its answer has them: the first of them, where they are many."""
+        if "held" not in answer.more:
+            return
+        self.held = {(table, key) for table, key in answer.more["held"]}
+        while answer.more.get("held_after"):
+            answer = await self._target.held(answer.more["held_after"])
+            self.held |= {(table, key) for table, key in answer.more["held"]}
+        self._listener.keys_held(len(self.held))
 
-    async def settle(self, cursor: Cursor) -> None:
+    def held_of(self, table: str) -> set[str]:
+        """The keys of a table that are held."""
+        return {key for of_table, key in self.held if of_table == table}
+
+    async def settle(self, cursor: Cursor, out: Collection[str]) -> None:
         """Remove letters of attempts that came to nothing, once it is known where the target stands.
 
-        The target does not hold their keys and its cursor has passed them: they were applied, or released.
+        The target does not hold their keys and its cursor has passed them: they were applied, or released. Those of
+        tables that are `out` by its own word wait for their table.
         """
-        if stale := await self._letters.keys() - self.held:
-            await self._letters.forget(stale, cursor, wake=False)
+        await self._letters.settle(self.held, out, cursor)
 
     async def prepare(self, parcel: Parcel) -> Load:
         """Part what flows from what waits, and plan it. What waits is written down on the source first."""
+        if not (parcel.copied or parcel.retried):  # those keep the key by which they are held
+            parcel = replace(parcel, sheaves=await self._spelled(parcel.sheaves))
         again = parcel.retried
         if parcel.copied and self.held:
             among = {(sheaf.table, key) for sheaf in parcel.sheaves for key in split(sheaf.keys)}
-            again = frozenset(key for key in self.held if key in among or key[0] == parcel.fresh)
+            again = frozenset(key for key in self.held if key in among)
         parted = part(parcel.sheaves, self.held - again if again else self.held, self._row_bytes)
         load = Load(parcel, parted.flow, release=set(again | parted.freed))
         await self._keep(load, parted.letters)
+        if parcel.aside:
+            load.left_out = await self._set_aside(parcel)
         self._plan(load)
         return load
 
@@ -145,43 +166,54 @@ class Delivery:
                 self._plan(load)
             answer = await self._apply(load)
             if answer is not None:
-                self.learn_held(answer)
+                await self.learn_held(answer)
                 return load.planned, replace(answer, more={**answer.more, "gear": 3}) if earlier else answer
         raise TargetError(Kind.DATA, f"the target goes on refusing rows after {_ROUNDS} rounds")
 
     def _plan(self, load: Load) -> None:
-        started = time.monotonic()
+        started, notes = time.monotonic(), load.parcel.notes
+        if load.unpruned and load.parcel.copy is not None:
+            notes = (*notes, note(load.parcel.copy.less_pruned(load.unpruned), begins=False))
         load.planned = plan(
-            load.flow, self.order, load.parcel.shapes, hold=load.hold, release=load.release, notes=load.parcel.notes
+            load.flow, self.order, load.parcel.shapes, hold=load.hold, release=load.release, notes=notes
         )
         self._listener.stage("plan", time.monotonic() - started)
 
-    async def retry(self, cursor: Cursor, epoch: int, batch_no: int, after: str) -> tuple[Plan, Answer] | None:
-        """Do what a person wants done with letters; None when nobody wants anything. `cursor` is where the target
-        stands: it stays there."""
-        if not self.held:
-            return None
-        wanted = await self._letters.wanted(cursor, self._at_once)
-        retried = {key_of(change) for change in wanted.retry}
-        if stale := (retried | wanted.discard) - self.held:
-            await self._letters.forget(stale, cursor, wake=False)
-        keys = frozenset(key for key in (retried | wanted.discard) & self.held if key[0] not in self.out)
-        if not keys:
-            return None
-        changes = [change for change in wanted.retry if key_of(change) in keys]
-        log.info("letters_retried", changes=len(changes), discarded_keys=len(wanted.discard & self.held))
-        try:
-            load = await self.prepare(Parcel(bind(changes), wanted.shapes, cursor, epoch, batch_no, after, keys))
-            sending = asyncio.create_task(self.send(load))
-            if self._cover is not None:
-                self._cover(sending, wanted, load)
-            done = await sending
-        except TargetError as exc:
-            if exc.kind is Kind.SIZE:
-                self._at_once = max(1, self._at_once // 2)
-            raise
-        self._at_once = _RETRIED
-        return done
+    async def _spelled(self, sheaves: Sheaves) -> Sheaves:
+        """With the keys of emitted tables as the target spells them."""
+        captured = self.captured()
+        emitted = {sheaf.table for sheaf in sheaves if sheaf.op != "truncate"} - set(captured)
+        if emitted - self._types.keys():  # the target's table may have come since
+            self.learn_tables((await self._target.describe()).more)
+        if not (emitted := emitted & self._types.keys()):
+            return sheaves
+        done: list[Sheaf] = []
+        for sheaf in sheaves:
+            if sheaf.table in emitted:
+                given = list(map(bytes.decode, sheaf.named()))
+                keys = [spelled(key, self._types[sheaf.table]) for key in given]
+                if None in keys:
+                    there = (await self._target.spelled(sheaf.table, asked(given))).more["keys"]
+                    keys = [other or key for key, other in zip(given, there, strict=True)]
+                done.append(replace(sheaf, keys=glue(key or "" for key in keys)))
+            else:
+                done.append(sheaf)
+        return tuple(done)
+
+    async def _set_aside(self, parcel: Parcel) -> int:
+        """Changes of tables that are out: where a copy will bring their rows they are skipped; returns how many. Where
+        nothing else ever will, they wait (promise I1)."""
+        waits = (await self._letters.uncopied({sheaf.table for sheaf in parcel.aside})).keys()
+        kept = [sheaf for sheaf in parcel.aside if sheaf.table in waits]
+        if kept:
+            await self._letters.park(kept, parcel.reasons)
+            self._listener.letters_held(Counter({sheaf.table: len(sheaf) for sheaf in kept}))
+        return count(parcel.aside) - count(kept)
+
+    async def spares(self, table: str) -> bool:
+        """May this table be out, for what is the matter with it, while the others flow? Not where its changes can only
+        wait and its owner wants the relay to halt for them."""
+        return not (await self._letters.uncopied({table})).get(table, False)
 
     async def _apply(self, load: Load) -> Answer | None:
         """The target's answer; None when the load was lightened by what it refused."""
@@ -189,7 +221,7 @@ class Delivery:
         reach("before_send")
         try:
             answer = await self._target.apply(
-                load.planned, parcel.cursor, parcel.epoch, parcel.batch_no, after=parcel.after
+                load.planned, parcel.cursor, parcel.epoch, parcel.batch_no, after=parcel.after, singly=load.singly
             )
         except TargetError as exc:
             refused = await self._refused(exc, load)
@@ -224,11 +256,18 @@ class Delivery:
             return answer
         refused = _read(answer.more["refused"], planned, exc)
         if not refused:
-            raise exc  # row by row all of it fits: the target has changed meanwhile
-        if parcel.retried:
-            return refused  # held they are already
+            if load.singly:
+                raise exc  # the target has changed meanwhile
+            load.singly = True
+        if not parcel.letters:  # those wait already
+            await self._judge(exc, load, refused)
+        return refused
+
+    async def _judge(self, exc: TargetError, load: Load, refused: Collection[Key]) -> None:
+        """May these keys be held? Raises where it is no row's fault, or their table halts the relay."""
+        parcel, flow = load.parcel, load.flow
         whole = parcel.copied and not parcel.picked and len(refused) == count(flow) >= _WHOLE
-        if whole and exc.refusal.sqlstate not in _REFERENCES:
+        if whole and exc.refusal.sqlstate not in REFERENCES:
             table = flow[0].table
             every = f"the target refuses every row of {table} ({exc.refusal.sqlstate}): its columns are of other types, or need what the source does not have"
             raise TargetError(Kind.CONTRACT, every, Refusal(exc.refusal.sqlstate, table=table, message=every))
@@ -237,7 +276,6 @@ class Delivery:
             raise TargetError(exc.kind, many, exc.refusal)
         if halting := await self._letters.halting({table for table, _ in refused}):
             raise TargetError(exc.kind, f"{exc}, and {', '.join(sorted(halting))} has on_error = halt", exc.refusal)
-        return refused
 
     async def _keep(self, load: Load, letters: Sequence[Letter]) -> None:
         """Write letters down on the source, and their keys into the load."""
@@ -245,32 +283,37 @@ class Delivery:
             return
         parcel = load.parcel
         if parcel.copied:
-            await self._touch(load, letters)
-            return
-        again = {letter.change.id: letter.why for letter in letters if key_of(letter.change) in parcel.retried}
-        if again:
-            await self._letters.hold_again(again)
-        fresh = [letter for letter in letters if letter.change.id not in again]
-        if fresh:
+            await self._touch(load, [letter for letter in letters if letter.change.op != "delete"])
+            letters = [letter for letter in letters if letter.change.op == "delete"]
+            if not letters:
+                return
+            load.unpruned += len(letters)
+            await self._letters.hold_gone(letters, parcel.cursor)
+        elif parcel.letters:
+            await self._letters.hold_again(letters)
+        else:
             reach("before_hold")
-            await self._letters.hold(fresh)
+            await self._letters.hold(letters)
             reach("after_hold")
         keys = {key_of(letter.change) for letter in letters}
+        load.kept |= {letter.change.id for letter in letters}
         load.release -= keys
         load.hold |= keys - self.held
         refused = [letter for letter in letters if letter.why is not BEHIND]
         if refused:
             self._listener.letters_held(Counter(letter.change.table for letter in refused))
             log.error(
-                "changes_held", keys=len({key_of(letter.change) for letter in refused}), changes=len(letters), again=bool(again),
+                "changes_held", keys=len({key_of(letter.change) for letter in refused}), changes=len(letters), again=parcel.letters,
                 tables=sorted({letter.change.table for letter in refused}), sqlstates=sorted({letter.why.sqlstate or "" for letter in refused}),
-                advice="`outboxd dead-letters list` says why; mend it, then `outboxd dead-letters retry`",
+                advice="`outboxd dead-letters list` says why; once the target's tables are mended they go by themselves, else `outboxd dead-letters retry`",
             )  # fmt: skip
 
     async def _touch(self, load: Load, letters: Sequence[Letter]) -> None:
         """Copied rows that the target refuses: the source records them as changed before the copy goes on without them,
         so that they come once more, as changes, and are held as such (promise I1)."""
         keys = {key_of(letter.change) for letter in letters}
+        if not keys:
+            return
         for table in sorted({table for table, _ in keys}):
             reach("before_touch")
             await self._letters.touch(table, sorted(key for of_table, key in keys if of_table == table))
@@ -280,6 +323,7 @@ class Delivery:
     async def _settled(self, load: Load, cursor: Cursor) -> None:
         """The target has taken the load: its keys are held, or flow again."""
         self.held = (self.held | load.hold) - load.release
+        self.holds += bool(load.hold)
         self._listener.keys_held(len(self.held))
         if load.release:
             reach("before_release")

@@ -118,5 +118,8 @@ def _too_large(change: Change, row_bytes: int) -> Why:
             "22P05",
         )
     if change.op == "too_large":
-        return Why("the row was too large to be recorded; make it smaller, then retry", "54000")
+        return Why(
+            "the row is too large to be recorded; make it smaller, or allow a larger row_bytes and `outboxd backfill` its table",
+            "54000",
+        )
     return Why(f"the row is {change.size} bytes, more than row_bytes ({row_bytes}) allows", "54000")

@@ -4,27 +4,39 @@ Knows table outbox.held and the connection of the source. Knows nothing of the t
 relay says. Rows are copied inside Postgres; they come here only to be sent again.
 """
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from daemon.errors import SourceUnavailable
-from daemon.hold import Key, Letter, Why
+from daemon.hold import BEHIND, Key, Letter, Why
 from daemon.session import query
-from daemon.sheaf import Change
+from daemon.sheaf import Change, Sheaf
 from daemon.source import Source
 from outbox import Cursor
+
+OUT = "OB010"  # in place of an SQLSTATE: nothing is wrong with the change, its table is out
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Letters that a person wants sent again, in id order, and keys whose letters are to be dropped. Headers: see Batch."""
+    """Letters that are to be sent again, in id order: of each key those that decide what becomes of it. And keys of which
+    all letters are to be dropped. Headers: see Batch."""
 
     retry: tuple[Change, ...]
     shapes: Mapping[int, tuple[str, ...]]
     discard: frozenset[Key]
     headers: tuple[str, ...] = ()
     headers_left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The first letters of a table that is out, in id order."""
+
+    changes: tuple[Change, ...]
+    shapes: Mapping[int, tuple[str, ...]]
 
 
 class Letters:
@@ -35,44 +47,117 @@ class Letters:
 
     async def hold(self, letters: Sequence[Letter]) -> None:
         """Copy changes to the letters, durably: only then may the target's cursor move past them (promise I1)."""
-        whys = _columns([letter.why for letter in letters])
         ids = {
             "xids": [str(letter.change.xid) for letter in letters],
             "ids": [letter.change.id for letter in letters],
+            "keys": [letter.change.key for letter in letters],
         }
+        await self._hold(ids, [letter.why for letter in letters])
+
+    async def _hold(self, ids: Mapping[str, object], whys: Sequence[Why]) -> None:
         async with self._source.connected() as conn, conn.transaction():
             await conn.execute("set local synchronous_commit = on")
-            done = await conn.execute(query("hold"), {**ids, **whys})
-            if done.rowcount != len(letters):
+            done = await conn.execute(query("hold"), {**ids, **_columns(whys)})
+            if done.rowcount != len(whys):
                 raise SourceUnavailable("the source no longer has the changes that are to be held: reading anew")
 
-    async def hold_again(self, refused: Mapping[int, Why]) -> None:
-        """A retry came to nothing: by change id, why."""
-        parameters = {"ids": list(refused), **_columns(list(refused.values()))}
+    async def park(self, sheaves: Sequence[Sheaf], reasons: Mapping[str, str]) -> None:
+        """Copy changes of tables that are out to the letters, durably: they go by themselves once their table fits."""
+        whys = [Why(f"{sheaf.table} is out: {reasons[sheaf.table]}", OUT) for sheaf in sheaves]
+        ids = {
+            "xids": [str(xid) for sheaf in sheaves for xid in sheaf.xids],
+            "ids": [id_ for sheaf in sheaves for id_ in sheaf.ids],
+            "keys": [None for sheaf in sheaves for _ in sheaf.ids],
+        }
+        await self._hold(ids, [why for sheaf, why in zip(sheaves, whys, strict=True) for _ in sheaf.ids])
+
+    async def uncopied(self, tables: Collection[str]) -> dict[str, bool]:
+        """Of these tables those whose rows no copy can bring; do they halt the relay?"""
+        async with self._source.connected() as conn:
+            rows = await (await conn.execute(query("uncopied"), {"tables": list(tables)})).fetchall()
+        return dict(rows)
+
+    async def waiting(self, out: Sequence[str]) -> list[tuple[str, bool, bool]]:
+        """Of the tables that are out those that no copy can bring back: is a retry wanted, or letters dropped?"""
+        async with self._source.connected() as conn:
+            return await (await conn.execute(query("held_waiting"), {"tables": list(out)})).fetchall()
+
+    async def drop(self, table: str, held: Collection[Key]) -> None:
+        """Remove the letters of a table that is out that somebody wants dropped."""
+        async with self._source.connected() as conn:
+            await conn.execute(query("held_drop"), {"table": table, "held": _of(table, held)})
+
+    async def stay(self, table: str, reason: str) -> None:
+        """A table is out still: nobody waits for its letters any more."""
+        async with self._source.connected() as conn:
+            await conn.execute(query("held_stay"), {"table": table, "state": OUT, "reason": reason})
+
+    async def parked(self, table: str, held: Collection[Key], cursor: Cursor, limit: int) -> Parked:
+        """The first letters of a table that is out, without those of keys that are held themselves."""
+        limits = self._source.limits
+        asked = {
+            "table": table,
+            "held": _of(table, held),
+            "limit": limit,
+            "bytes": limits.bytes,
+            "row_bytes": limits.row_bytes,
+        }
+        async with self._source.connected() as conn:
+            found = await conn.execute(query("held_parked"), {**asked, **_passed(cursor)}, binary=True)
+            changes = tuple(Change._make(row) for row in await found.fetchall())
+        return Parked(changes, await self._source.shapes({one.shape for one in changes if one.shape is not None}))
+
+    async def delivered(self, ids: Collection[int]) -> None:
+        """These letters have arrived."""
+        async with self._source.connected() as conn:
+            await conn.execute(query("held_delivered"), {"ids": list(ids)})
+
+    async def hold_gone(self, letters: Sequence[Letter], cursor: Cursor) -> None:
+        """Rows that the source does not have as of the cursor and the target keeps: letters that delete them, durably."""
+        whys = _columns([letter.why for letter in letters])
+        keys = {"tables": [one.change.table for one in letters], "keys": [one.change.key for one in letters]}
+        async with self._source.connected() as conn, conn.transaction():
+            await conn.execute("set local synchronous_commit = on")
+            await conn.execute(query("hold_gone"), {**keys, **whys, **_passed(cursor)})
+
+    async def hold_again(self, letters: Sequence[Letter]) -> None:
+        """A retry came to nothing."""
+        ids = {"ids": [one.change.id for one in letters], "keys": [one.change.key for one in letters]}
+        parameters = {**ids, "behind": BEHIND.reason, **_columns([one.why for one in letters])}
         async with self._source.connected() as conn:
             await conn.execute(query("hold_again"), parameters)
 
-    async def wanted(self, cursor: Cursor, limit: int) -> Wanted:
-        """What a person wants done, for up to `limit` keys."""
-        sizes = {"limit": limit, "row_bytes": self._source.limits.row_bytes}
+    async def wanted(self, cursor: Cursor, limit: int, out: Collection[str]) -> Wanted:
+        """What is wanted, for up to `limit` keys, and about as many bytes as a batch may have. Of keys that have letters to
+        be dropped and others, the first are removed."""
+        limits = self._source.limits
+        asked = {"limit": limit, "bytes": limits.bytes, "row_bytes": limits.row_bytes, "out": list(out)}
         async with self._source.connected() as conn:
-            rows = await (
-                await conn.execute(query("held_wanted"), {**sizes, **_passed(cursor)}, binary=True)
-            ).fetchall()
-            retry = tuple(Change._make(row[:-1]) for row in rows if not row[-1])
+            found = await conn.execute(query("held_wanted"), {**asked, **_passed(cursor)}, binary=True)
+            rows = await found.fetchall()
+            retry = tuple(Change._make(row[:-1]) for row in rows if row[1] is not None)
+            if dropped := {(row[2], row[5]) for row in rows if row[1] is not None and row[-1]}:
+                keys = {"tables": [table for table, _ in dropped], "keys": [_hashed(key) for _, key in dropped]}
+                await conn.execute(query("held_dropped"), {**keys, **_passed(cursor)})
             said: list[tuple[str, int]] = []
             if self._source.traced and retry:
                 ids = {"ids": [change.id for change in retry]}
                 said = await (await conn.execute(query("letters_headers"), ids)).fetchall()
         shapes = await self._source.shapes({change.shape for change in retry if change.shape is not None})
-        discard = frozenset((row[2], row[5]) for row in rows if row[-1])
+        discard = frozenset((row[2], row[5]) for row in rows if row[1] is None and row[-1])
         left_out = said[0][1] - len(said) if said else 0
         return Wanted(retry, shapes, discard, tuple(text for text, _ in said), left_out)
 
-    async def keys(self) -> set[Key]:
-        """Keys that have letters."""
+    async def wake(self, states: Collection[str] | None) -> None:
+        """Have letters sent again that are refused for one of these SQLSTATEs; None: for whatever."""
         async with self._source.connected() as conn:
-            return {(table, key) for table, key in await (await conn.execute(query("held_keys"))).fetchall()}
+            await conn.execute(query("letters_wake"), {"states": None if states is None else sorted(states)})
+
+    async def settle(self, held: Collection[Key], out: Collection[str], cursor: Cursor) -> None:
+        """Remove letters that the cursor has passed, of keys that are not held, but for those of tables that are out."""
+        known = {"out": list(out), "tables": [table for table, _ in held], "keys": [_hashed(key) for _, key in held]}
+        async with self._source.connected() as conn:
+            await conn.execute(query("held_settle"), {**known, **_passed(cursor)})
 
     async def forget(self, keys: Collection[Key], cursor: Cursor, *, wake: bool = True) -> None:
         """Remove letters that the cursor has passed, of keys the target no longer holds; with `wake`, ask for those
@@ -106,3 +191,12 @@ def _passed(cursor: Cursor) -> dict[str, Any]:
     """What it takes to see whether the cursor has passed a change."""
     torn = {"torn": [str(xid) for xid, _ in cursor.torn], "upto": [upto for _, upto in cursor.torn]}
     return {"snapshot": cursor.snapshot, **torn}
+
+
+def _of(table: str, held: Collection[Key]) -> list[str]:
+    """The held keys of a table, as the source finds letters by them."""
+    return [_hashed(key) for of_table, key in held if of_table == table]
+
+
+def _hashed(key: str) -> str:
+    return hashlib.md5(key.encode(), usedforsecurity=False).hexdigest()

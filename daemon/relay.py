@@ -26,6 +26,7 @@ from daemon.plan import Plan
 from daemon.progress import Observer, Status, Timing
 from daemon.prune import Pruner
 from daemon.ranges import Ranges
+from daemon.retries import Place, Retries
 from daemon.sizing import Sizing
 from daemon.source import Source
 from daemon.target import Answer, Target, require_schema
@@ -81,13 +82,14 @@ class Relay:
         self._next_at = 0.0  # when the next request may go, on the monotonic clock
         self._dry = False  # did the last look at the source find nothing?
         self._claimed = False
-        self._delivery = Delivery(
-            target,
-            Letters(source),
-            observer,
-            row_bytes=source.limits.row_bytes,
+        letters = Letters(source)
+        self._delivery = Delivery(target, letters, observer, row_bytes=source.limits.row_bytes)
+        self._delivery.captured = lambda: self.copier.captured
+        self.copier.held_of = self._delivery.held_of
+        self._retries = Retries(
+            self._delivery, letters, self.copier, recheck=self._timing.recheck, structured=self._structured,
             cover=tracing.cover if tracing else None,
-        )
+        )  # fmt: skip
         self._sizing = Sizing(source.limits.changes, source.limits.bytes)
         self._letters_seen = float("-inf")
         self._failures = 0
@@ -135,10 +137,17 @@ class Relay:
             return await self._retry() or sent > 0 or self._ranges.looked
         except BaseException as exc:
             await self._forget()
-            if isinstance(exc, (TargetError, CaptureLost)) and self.copier.blames(exc):
+            if isinstance(exc, (TargetError, CaptureLost)) and await self._spared(exc):
                 self._observer.turn_failed(str(exc.kind) if isinstance(exc, TargetError) else "source")
                 return True  # the others go on without that table
             raise
+
+    async def _spared(self, exc: TargetError | CaptureLost) -> bool:
+        """May the others go on without the table that is to blame?"""
+        if isinstance(exc, TargetError) and exc.kind not in (Kind.CONTRACT, Kind.AUTH):
+            return False
+        table = exc.table if isinstance(exc, CaptureLost) else exc.refusal.table
+        return table is not None and await self._delivery.spares(table) and self.copier.blames(exc)
 
     async def _forget(self) -> None:
         """Let go of all that was read or sent from where the target was thought to stand."""
@@ -192,7 +201,7 @@ class Relay:
             answer = await self._target.cursor()
         else:
             answer = await self._claim()
-        self._delivery.learn_held(answer)
+        await self._delivery.learn_held(answer)
         self._ranges.forget()
         self.copier.learn(answer)
         self.verifier.learn(answer)
@@ -200,7 +209,7 @@ class Relay:
         self._delivery.out = self.copier.out
         cursor = self._go_on_from(answer, Cursor.beginning(identity.system))
         await self._source.begin(cursor)  # is it this source's? Else nothing may be done about its letters either
-        await self._delivery.settle(cursor)
+        await self._delivery.settle(cursor, self.copier.told_out)
         return cursor
 
     async def _claim(self) -> Answer:
@@ -229,6 +238,13 @@ class Relay:
         self._delivery.learn_tables(answer.more)
         self.copier.order = self.verifier.order = self._delivery.order
         self._observer.tables_known(self._delivery.order)
+        self._retries.learn(answer.more)
+
+    async def _structured(self) -> str | None:
+        """What tells one state of the target's tables from another."""
+        answer = await self._target.describe()
+        self._learn(answer)
+        return answer.more.get("structure")
 
     def _go_on_from(self, answer: Answer, beginning: Cursor) -> Cursor:
         self._stand(answer, beginning)
@@ -268,9 +284,10 @@ class Relay:
             await self._read_ahead()
         parcel = Parcel(
             outgoing.sheaves, batch.shapes, batch.cursor, self.status.epoch, batch_no + 1, after,
-            notes=(*outgoing.notes, *notes(batch, self._target.relay, self.status.pulse)), fresh=outgoing.fresh,
+            notes=(*outgoing.notes, *notes(batch, self._target.relay, self.status.pulse)),
+            copy=batch.copied.copy if batch.copied else None,
             copied=batch.copied is not None or batch.checked is not None, picked=batch.checked is not None,
-            left_out=outgoing.left_out,
+            aside=outgoing.aside, reasons={table: self.copier.copies[table].reason or "" for table in self.copier.out},
         )  # fmt: skip
         load = await self._delivery.prepare(parcel)
         self._flights.launch(batch, load, self._delivery.send(load))
@@ -293,6 +310,7 @@ class Relay:
             log.warning("batch_mismatched", batch_no=answer.standing.batch_no)
             await self._forget()  # an answer that came out of turn may be older than another
             return
+        self.copier.told(flight.load.parcel.notes)
         if batch.checked is not None:
             self._failures = 0
             self.verifier.arrived(batch.checked, answer, seconds, self._delivery.held)
@@ -301,12 +319,12 @@ class Relay:
             self._pace.found(time.monotonic())
             self._sizing.applied(batch.count, batch.size, seconds, time.monotonic())
         if batch.copied is not None:
-            await self._copied(batch.copied, seconds)
+            await self._copied(batch.copied, seconds, flight.load.unpruned)
             return
         self._succeeded(batch, planned, seconds)
         if not alone(batch):
             self._observer.batch_applied(batch, planned, answer, seconds)
-        self._observer.left_out(flight.load.parcel.left_out)
+        self._observer.left_out(flight.load.left_out)
         if (latency := arrived(batch, self._target.relay, answer, seconds, self.status.pulse)) is not None:
             self._observer.heartbeat_arrived(batch, latency, seconds)
         ids = [*(sheaf.ids[at] for sheaf in batch.sheaves for at in (0, -1)), *(beat.id for beat in batch.beats)]
@@ -327,10 +345,15 @@ class Relay:
         elif exc.kind is Kind.AMBIGUOUS and self._failures:  # twice at the same place: is it too large?
             self._sizing.suspected(batch.count, batch.size)
 
-    async def _copied(self, progress: Progress, seconds: float) -> None:
-        """Rows of a table have arrived."""
+    async def _copied(self, progress: Progress, seconds: float, unpruned: int) -> None:
+        """Rows of a table have arrived. `unpruned`: of those to be deleted so many were refused."""
         self._failures = 0
+        if unpruned and progress.copy is not None:
+            progress = replace(progress, copy=progress.copy.less_pruned(unpruned))
+            await self._forget()  # what has been read behind it counts on: the target has been told what was done
         await self.copier.arrived(progress)
+        if progress.begins and self._stated is not None:
+            await self._delivery.settle(self._stated, self.copier.told_out)  # what waited for a table that was out
         if progress.copy is not None:
             self._observer.rows_copied(progress.copy.table, progress.rows)
             log.debug(
@@ -342,15 +365,16 @@ class Relay:
             )
 
     async def _retry(self) -> bool:
-        """Dead letters that somebody wants sent again, or dropped. True: there were some."""
+        """Dead letters that are to be sent again, or dropped. True: there were some."""
         if self._cursor is None:
             return (
                 False  # what was read was let go of: it counts until the target has said where it stands (promise I1)
             )
         now = time.monotonic()
-        if not self._delivery.held or self._stated is None or now < self._letters_seen + self._timing.letters:
+        if not self._retries.any or self._stated is None or now < self._letters_seen + self._timing.letters:
             return False
-        done = await self._delivery.retry(self._stated, self.status.epoch, self.status.batch_no + 1, self._digest)
+        place = Place(self._stated, self.status.epoch, self.status.batch_no + 1, self._digest)
+        done = await self._retries.turn(place)
         if done is None:
             self._letters_seen = now
             return False

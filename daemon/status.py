@@ -47,7 +47,7 @@ async def look(loaded: Loaded) -> dict[str, Any]:
             cursor = await source.remembered_cursor(loaded.settings.relay)
         backlog, age = await source.backlog(cursor)
         watched = {row[0] for row in await source.ask("copy_wanted")}
-        seen["copies"] = [copy for copy in seen.get("copies", ()) if copy["table"] in watched]
+        seen["copies"] = [copy for copy in seen.get("copies", ()) if copy["table"] in watched or copy["state"] == "out"]
         seen |= {"backlog_changes": backlog, "lag_seconds": round(age, 3)}
         seen |= await _company(source, pooled=loaded.settings.looks_pooled or _pooled(seen))
         passes = (
@@ -106,7 +106,7 @@ async def _of_target(loaded: Loaded) -> _Told:
     finally:
         await target.close()
     standing = answer.standing
-    held = len(answer.more.get("held", ()))
+    held = answer.more.get("held_keys", 0)
     copies = [copy for copy in answer.more.get("copies", ()) if copy["state"] != "done"]
     more = {"epoch": standing.epoch, "batch_no": standing.batch_no, "held_keys": held, "copies": copies}
     passes = {table: record for table, (record, _) in known(answer.more.get("verifications", ())).items()}

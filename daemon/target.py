@@ -38,7 +38,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`what`: claimed, cursor, described, extra, keys, isolated, rebased, applied, duplicate or mismatch."""
+    """`what`: claimed, cursor, described, extra, keys, held, spelled, isolated, rebased, applied, duplicate or mismatch."""
 
     what: str
     standing: Standing
@@ -124,12 +124,23 @@ class Target:
         """The next keys of the table's rows there, in the order of its key."""
         return await self._ask({"mode": "keys", "relay": self._relay, "table": table, "after": after, "most": most})
 
-    async def apply(self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None) -> Answer:
+    async def held(self, after: Sequence[str]) -> Answer:
+        """More of the keys that the target holds, behind those that an answer had."""
+        return await self._ask({"mode": "held", "relay": self._relay, "after": after})
+
+    async def spelled(self, table: str, keys: Pieces) -> Answer:
+        """Keys of a table as its types there spell them; None in place of those that they do not take."""
+        return await self._ask({"mode": "spell", "relay": self._relay, "table": table}, keys)
+
+    async def apply(
+        self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None, singly: bool = False
+    ) -> Answer:
         """Lead the target to `cursor` by this plan: applied, duplicate or mismatch. Raises Fenced or TargetError.
 
-        `after` is the digest of the batch that this one was read behind; None: whatever it was.
+        `after` is the digest of the batch that this one was read behind; None: whatever it was. `singly`: row by row.
         """
-        return await self._ask({**self._header("apply", plan, cursor, epoch, batch_no), **_behind(after)}, plan.pieces)
+        header = {**self._header("apply", plan, cursor, epoch, batch_no), **_behind(after)}
+        return await self._ask({**header, "singly": True} if singly else header, plan.pieces)
 
     async def isolate(
         self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None
@@ -182,6 +193,8 @@ _QUESTIONS = {
     "rebase": "rebased",
     "extra": "extra",
     "keys": "keys",
+    "held": "held",
+    "spell": "spelled",
 }
 _MOVES = {"apply": ("applied", "duplicate", "mismatch"), "isolate": ("isolated", "duplicate", "mismatch")}
 # The lists that come with it.
@@ -191,6 +204,8 @@ _LISTS = {
     "isolated": ("refused",),
     "extra": ("keys",),
     "keys": ("keys",),
+    "held": ("held",),
+    "spelled": ("keys",),
 }
 
 

@@ -1,9 +1,11 @@
 -- Remove the letters of these keys that the target's cursor has passed, and wake the letters that waited for one
--- of them: children of a parent that has arrived.
+-- of them: children of a parent that has arrived. A letter that is no change (its id is below 0) can be made again by
+-- nobody: where an attempt came to nothing, it stays for as long as that attempt might still arrive.
 with gone as (
   delete from outbox.held h
    using unnest(%(tables)s::text[], %(keys)s::text[]) k(table_name, key)
    where h.table_name = k.table_name and md5(h.key) = md5(k.key)
+     and (%(wake)s or h.id > 0 or h.held_at < clock_timestamp() - interval '5 minutes')
      and (pg_visible_in_snapshot(h.xid, %(snapshot)s::pg_snapshot)
           or exists (select from unnest(%(torn)s::xid8[], %(upto)s::int8[]) t(xid, upto) where t.xid = h.xid and h.id <= t.upto))
   returning h.id

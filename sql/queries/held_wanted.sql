@@ -1,10 +1,34 @@
--- All dead letters of keys for which a person wants something, in order; whole keys, up to a limit of letters. What
--- the target's cursor has not passed is still to be read, and not yet a letter of its key.
-select h.xid, h.id, h.table_name, h.op, h.shape, h.key, case when coalesce(octet_length(h.row), 0) <= %(row_bytes)s then h.row end,
-       coalesce(octet_length(h.row), 0), false, h.created_at, k.wanted = 'discard'
-  from (select w.table_name, w.key, min(w.wanted) as wanted from outbox.held w where w.wanted is not null
-         group by 1, 2 order by min(w.id) limit %(limit)s) k
-  join outbox.held h on h.table_name = k.table_name and md5(h.key) = md5(k.key)
- where pg_visible_in_snapshot(h.xid, %(snapshot)s::pg_snapshot)
-    or exists (select from unnest(%(torn)s::xid8[], %(upto)s::int8[]) t(xid, upto) where t.xid = h.xid and h.id <= t.upto)
+-- What the keys of which somebody wants something are to become: of each the letters that decide it, and no others. These
+-- are, of those behind its last delete, the newest of each set of columns. Whole keys, up to `limit` of them, and as many as
+-- `bytes` reach. Letters to be dropped are left out: a key that has no others is answered with none, `drops` says that it
+-- has some. What the target's cursor has not passed is still to be read, and not yet a letter of its key.
+with marked as (
+  select m.table_name, md5(m.key) as hash, min(m.key) as key, min(m.id) as first
+    from (select w.table_name, w.key, w.id from outbox.held w
+           where w.wanted is not null and w.table_name <> all (%(out)s::text[]) order by w.id limit 10000) m
+   group by 1, 2 order by 4 limit %(limit)s
+), passed as (
+  select k.first, h.id, h.op, h.shape, h.wanted
+    from marked k join outbox.held h on h.table_name = k.table_name and md5(h.key) = k.hash
+   where pg_visible_in_snapshot(h.xid, %(snapshot)s::pg_snapshot)
+      or exists (select from unnest(%(torn)s::xid8[], %(upto)s::int8[]) t(xid, upto) where t.xid = h.xid and h.id <= t.upto)
+), dropped as (
+  select p.first, bool_or(p.wanted = 'discard') as drops, max(p.id) filter (where p.op = 'delete' and p.wanted is distinct from 'discard') as gone
+    from passed p group by 1
+), deciding as (
+  select distinct on (p.first, p.op, p.shape) p.first, p.id
+    from passed p join dropped d on d.first = p.first
+   where p.wanted is distinct from 'discard' and p.id >= coalesce(d.gone, p.id)
+   order by p.first, p.op, p.shape, p.id desc
+), summed as (
+  select k.*, d.drops, h.id, h.size, sum(case when h.size <= %(row_bytes)s then h.size end) over (order by k.first)
+         - sum(case when h.size <= %(row_bytes)s then h.size end) over (partition by k.first) as before
+    from marked k
+    join dropped d on d.first = k.first
+    left join lateral (select l.id, coalesce(octet_length(l.row), 0) as size from deciding c join outbox.held l on l.id = c.id where c.first = k.first) h on true
+)
+select h.xid, h.id, s.table_name, h.op, h.shape, s.key, case when s.size <= %(row_bytes)s then h.row end, coalesce(s.size, 0), false, h.created_at,
+       coalesce(s.drops, false)
+  from summed s left join outbox.held h on h.id = s.id
+ where coalesce(s.before, 0) < %(bytes)s
  order by h.id

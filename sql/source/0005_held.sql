@@ -29,6 +29,7 @@ comment on column outbox.held.wanted is 'what a person asked for; the relay does
 
 create index if not exists held_key on outbox.held (table_name, md5(key), id);
 create index if not exists held_wanted on outbox.held (id) where wanted is not null;
+create index if not exists held_table on outbox.held (table_name, id);
 
 -- What is to happen to a change of this table that the target refuses: hold its key, or halt the relay.
 alter table outbox.watched add column if not exists on_error text not null default 'hold' check (on_error in ('hold', 'halt'));

@@ -123,12 +123,27 @@ as $$
          (select case when state = '42501' then outboxd.missing_own_right() end as own) o
 $$;
 
--- The keys a relay holds: [table, key], the key as its text.
-create or replace function outboxd.held_keys(relay_name text) returns json
+-- The keys a relay holds: [table, key], the key as its text. The first of them behind `after` ([table, MD5 of the key]; null:
+-- all); `held_after`, where there are more: an answer must end. `held_keys`: how many there are.
+create or replace function outboxd.held_keys(relay_name text, after json default null) returns jsonb
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce(json_agg(json_build_array(h.table_name, h.key)), '[]') from outboxd.held h where h.relay = relay_name
+  with behind as (
+    select h.table_name, h.key, md5(h.key) as hash from outboxd.held h
+     where h.relay = relay_name and (after is null or (h.table_name, md5(h.key)) > (after ->> 0, after ->> 1))
+     order by 1, 3 limit 5001
+  ), page as (
+    select b.*, row_number() over way as n, sum(octet_length(b.key)) over way - octet_length(b.key) as before
+      from behind b window way as (order by b.table_name, b.hash)
+  ), first as (
+    select * from page p where p.n <= 5000 and p.before < 500000
+  )
+  select jsonb_strip_nulls(jsonb_build_object(
+           'held', (select coalesce(jsonb_agg(jsonb_build_array(f.table_name, f.key) order by f.n), '[]') from first f),
+           'held_after', (select jsonb_build_array(f.table_name, f.hash) from first f
+                           where f.n < (select max(p.n) from page p) order by f.n desc limit 1),
+           'held_keys', (select count(*) from outboxd.held h where h.relay = relay_name)))
 $$;
 
 -- Record which keys are held and which no longer, how far copies and verifications have come, and a heartbeat, as the batch says.
@@ -188,10 +203,10 @@ begin
   if c.relay is null or c.epoch is distinct from (header ->> 'epoch')::bigint then
     answer := outboxd.answer('fenced', c);
   elsif c.batch_no = (header ->> 'batch_no')::bigint and c.digest = header ->> 'digest' then
-    answer := outboxd.answer('duplicate', c, json_build_object('held', outboxd.held_keys(c.relay)));
+    answer := outboxd.answer('duplicate', c, outboxd.held_keys(c.relay)::json);
   elsif c.batch_no is distinct from (header ->> 'batch_no')::bigint - 1
         or header -> 'after' is not null and coalesce(c.digest, '') is distinct from header ->> 'after' then
-    answer := outboxd.answer('mismatch', c, json_build_object('held', outboxd.held_keys(c.relay)));
+    answer := outboxd.answer('mismatch', c, outboxd.held_keys(c.relay)::json);
   end if;
 end
 $$;
@@ -271,7 +286,7 @@ begin
         heads[i] := g;
         bodies[i] := parts[i + 1]::json;
         m := outboxd.mirror_of(at);
-        writers[i] := case when attempt < 3 then outboxd.writer_of(m, g, attempt = 2) end;
+        writers[i] := case when attempt < 3 and not outboxd.is_anew(m, g) then outboxd.writer_of(m, g, attempt = 2) end;
         if writers[i] is null then
           perform outboxd.require_key(m, g, bodies[i]);
         end if;
@@ -334,7 +349,7 @@ begin
           at := g ->> 'table';
           m := outboxd.mirror_of(at);
           names := array(select json_array_elements_text(g -> 'columns'));
-          if g ->> 'op' = 'upsert' and exists (select from outboxd.other_columns(m, names)) then
+          if g ->> 'op' = 'upsert' and g -> 'anew' is null and exists (select from outboxd.other_columns(m, names)) then
             execute outboxd.take_sql(m) into strict old using bodies[k];
             taken[k] := old;
           else

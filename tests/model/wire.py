@@ -5,6 +5,7 @@ statement after the other; anything may happen in between.
 """
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -266,18 +267,16 @@ def _shapes(_: Database, p: Mapping[str, Any]) -> list[Statement]:
     return [lambda: [(id_, SHAPE[id_]) for id_ in p["ids"]]]
 
 
-def _held_keys(database: Database, _: Mapping[str, Any]) -> list[Statement]:
-    return [lambda: sorted({(letter.change.table, letter.change.key) for letter in database.letters.values()})]
-
-
 def _held_wanted(database: Database, p: Mapping[str, Any]) -> list[Statement]:
+    """Rows are whole here: the newest letter of a key decides. Nobody drops any."""
     passed = _passed(p)
 
     def run() -> Rows:
         letters = sorted(database.letters.values(), key=lambda letter: letter.change.id)
         keys = {(letter.change.table, letter.change.key) for letter in letters if letter.wanted}
-        changes = [letter.change for letter in letters]
-        return [(*c[:8], False, c.created_us, False) for c in changes if (c.table, c.key) in keys and passed(c)]
+        newest = {(c.table, c.key): c for c in (letter.change for letter in letters) if passed(c)}
+        changes = sorted((c for key, c in newest.items() if key in keys), key=lambda c: c.id)
+        return [(*c[:8], False, c.created_us, False) for c in changes]
 
     return [run]
 
@@ -344,9 +343,9 @@ _STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]]
     "window_beyond": _beyond,
     "window_rest": _rest,
     "shapes": _shapes,
-    "held_keys": _held_keys,
     "held_wanted": _held_wanted,
     "on_error": _on_error,
+    "letters_wake": _on_error,
     "copy_wanted": _copy_wanted,
     "copy_notice": _copy_wanted,
     "uncaptured": _copy_wanted,
@@ -376,9 +375,10 @@ def _hold(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[], 
 
 def _hold_again(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[], None]]:
     def effect() -> None:
-        for id_ in p["ids"]:
-            if id_ in database.letters:
-                database.letters[id_].wanted = False
+        again = {_hashed(database.letters[id_].change) for id_ in p["ids"] if id_ in database.letters}
+        for letter in database.letters.values():
+            if _hashed(letter.change) in again:
+                letter.wanted = False
 
     return [], effect
 
@@ -398,10 +398,26 @@ def _forget(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[]
     return [], effect
 
 
+def _settle(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[], None]]:
+    kept, passed = set(zip(p["tables"], p["keys"], strict=True)), _passed(p)
+    gone = [id_ for id_, held in database.letters.items() if _hashed(held.change) not in kept and passed(held.change)]
+
+    def effect() -> None:
+        for id_ in gone:
+            database.letters.pop(id_, None)
+
+    return [], effect
+
+
+def _hashed(change: Change) -> tuple[str, str]:
+    return change.table, hashlib.md5(change.key.encode(), usedforsecurity=False).hexdigest()
+
+
 _WRITES: dict[str, Callable[[Database, Mapping[str, Any]], tuple[Rows, Callable[[], None]]]] = {
     "hold": _hold,
     "hold_again": _hold_again,
     "held_forget": _forget,
+    "held_settle": _settle,
 }
 
 

@@ -1,0 +1,201 @@
+"""Dead letters on their way again: those that somebody wants sent or dropped, and those of tables that are out.
+
+Knows which letters may go and in which order. Knows nothing of batches of changes, nor how a parcel is sent: that is
+daemon/delivery.py.
+
+A table that is out and that a copy can bring back loses nothing: its changes were skipped. What a table has that only
+the application fills waits as letters, all of it, in order (promise I1): these are tried again every `recheck` seconds,
+and once the last has arrived the table is no longer out.
+
+A letter is sent again by itself when what refused it may have gone: the target's tables are others than before, or other
+rows have arrived. The first is looked for every `recheck` seconds; the second costs a try each time, so after one that
+brings nothing the next waits twice as long.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from daemon.copier import Copier
+from daemon.copies import Copy, note
+from daemon.delivery import REFERENCES, Delivery, Load, Parcel
+from daemon.errors import CaptureLost, DaemonError, Kind, TargetError, advice
+from daemon.hold import key_of
+from daemon.letters import Letters, Wanted
+from daemon.plan import Plan
+from daemon.sheaf import Sheaves, bind
+from daemon.target import Answer
+from outbox import Cursor
+
+log = structlog.get_logger()
+
+_RETRIED = 100  # keys that go into one retry
+_DRAINED = 1000  # letters of a table that was out that go at once
+_LONGEST = 64  # times `recheck` that letters wait at most for another try, while changes arrive
+
+Done = tuple[Plan, Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the target stands, and the number that comes next: letters go without moving its cursor."""
+
+    cursor: Cursor
+    epoch: int
+    batch_no: int
+    after: str
+
+    def parcel(self, sheaves: Sheaves, shapes: dict[int, tuple[str, ...]]) -> Parcel:
+        """Letters, to be sent behind what the target has."""
+        return Parcel(sheaves, shapes, self.cursor, self.epoch, self.batch_no, self.after, letters=True)
+
+
+class Retries:
+    """Sends letters again when it is asked to, and once they may fit. `structured` tells one state of the target's tables
+    from another; `cover` is told of letters on their way."""
+
+    def __init__(
+        self, delivery: Delivery, letters: Letters, copier: Copier, *, recheck: float = 15.0,
+        structured: Callable[[], Awaitable[str | None]],
+        cover: Callable[["asyncio.Task[Done]", Wanted, Load], object] | None = None,
+    ) -> None:  # fmt: skip
+        self._delivery = delivery
+        self._letters = letters
+        self._copier = copier
+        self._recheck = recheck
+        self._structured = structured
+        self._cover = cover
+        self._at_once = _RETRIED
+        self._tried: dict[str, float] = {}  # when a table that is out was tried last
+        self._structure: str | None = None  # of the target's tables, when it was looked at last
+        self._holds = 0
+        self._looked = self._due = float("-inf")
+        self._pause = recheck
+        self._sent = self._woken_at = (
+            0  # batches of our own, and what was the number without them when letters were woken
+        )
+
+    @property
+    def any(self) -> bool:
+        """Are there letters that may go at some time?"""
+        return bool(self._delivery.held or self._copier.out)
+
+    async def turn(self, place: Place) -> Done | None:
+        """Send what is wanted; None: nothing is, or nothing of it may go now. Raises what sending raises."""
+        await self._wake(place)
+        return await self._asked(place) or await self._parked(place)
+
+    def learn(self, described: Mapping[str, Any]) -> None:
+        """The target's tables as they are when nothing is known of letters yet."""
+        self._structure = self._structure or described.get("structure")
+
+    # -- by itself -----------------------------------------------------------------------------------------
+
+    async def _wake(self, place: Place) -> None:
+        """Ask for letters whose cause may have gone."""
+        now, holds = time.monotonic(), self._delivery.holds
+        if not self._delivery.held:
+            self._holds = holds
+            return
+        if holds != self._holds or now >= self._looked + self._recheck:
+            self._holds, self._looked = holds, now
+            before, self._structure = self._structure, await self._structured()
+            if None not in (before, self._structure) and before != self._structure:
+                log.info("letters_woken", because="the target's tables have changed")
+                await self._letters.wake(None)
+                self._pause, self._due = self._recheck, now + self._recheck
+        if now >= self._due and (arrived := place.batch_no - self._sent) != self._woken_at:
+            await self._letters.wake(REFERENCES)
+            self._due, self._woken_at = now + self._pause, arrived
+            self._pause = min(2 * self._pause, _LONGEST * self._recheck)
+
+    # -- of keys that are held -----------------------------------------------------------------------------
+
+    async def _asked(self, place: Place) -> Done | None:
+        delivery = self._delivery
+        if not delivery.held:
+            return None
+        before = len(delivery.held)
+        wanted = await self._letters.wanted(place.cursor, self._at_once, delivery.out)
+        retried = {key_of(change) for change in wanted.retry}
+        asked = retried | wanted.discard
+        if stale := asked - delivery.held:
+            await self._letters.forget(stale, place.cursor, wake=False)
+        keys = frozenset(asked & delivery.held)
+        if not keys:
+            return None
+        changes = [change for change in wanted.retry if key_of(change) in keys]
+        log.info("letters_retried", changes=len(changes), discarded_keys=len(wanted.discard & delivery.held))
+        try:
+            load = await delivery.prepare(replace(place.parcel(bind(changes), dict(wanted.shapes)), retried=keys))
+            sending = asyncio.create_task(delivery.send(load))
+            if self._cover is not None:
+                self._cover(sending, wanted, load)
+            done = await sending
+        except TargetError as exc:
+            if exc.kind is Kind.SIZE:
+                self._at_once = max(1, self._at_once // 2)
+            raise
+        self._at_once = _RETRIED
+        if len(delivery.held) < before:  # what arrived may be what others wait for
+            self._pause = self._recheck
+            self._due = min(self._due, time.monotonic() + self._recheck)
+        else:
+            self._sent += 1
+        return done
+
+    # -- of tables that are out ----------------------------------------------------------------------------
+
+    async def _parked(self, place: Place) -> Done | None:
+        """Try the tables that no copy can bring back."""
+        if not self._copier.out:
+            return None
+        now = time.monotonic()
+        for table, retry, discard in await self._letters.waiting(sorted(self._copier.out)):
+            if discard:
+                await self._letters.drop(table, self._delivery.held)
+            if retry or discard or now >= self._tried.get(table, float("-inf")) + self._recheck:
+                self._tried[table] = now
+                if done := await self._drain(table, place):
+                    del self._tried[table]  # there may be more
+                    return done
+        return None
+
+    async def _drain(self, table: str, place: Place) -> Done | None:
+        """Send the first of a table's letters; without any left the table is back. None: it does not fit yet."""
+        parked = await self._letters.parked(table, self._delivery.held, place.cursor, _DRAINED)
+        if not parked.changes:
+            return await self._come_back(table, place)
+        try:
+            load = await self._delivery.prepare(place.parcel(bind(parked.changes), dict(parked.shapes)))
+            done = await self._delivery.send(load)
+        except (TargetError, CaptureLost) as exc:
+            reason = _misfit(exc)
+            if reason is None:
+                raise
+            self._copier.stays_out(table, reason)
+            await self._letters.stay(table, f"{table} is out: {reason}")
+            return None
+        if done[1].what != "mismatch":
+            await self._letters.delivered([one.id for one in parked.changes if one.id not in load.kept])
+        return done
+
+    async def _come_back(self, table: str, place: Place) -> Done:
+        back = replace(self._copier.copies.get(table, Copy(table)), state="done", reason=None)
+        load = await self._delivery.prepare(replace(place.parcel((), {}), notes=(note(back, begins=False),)))
+        done = await self._delivery.send(load)
+        if done[1].what != "mismatch":
+            self._copier.came_back(back)
+        return done
+
+
+def _misfit(exc: DaemonError) -> str | None:
+    """Why the table does not fit; None: that is not what is the matter."""
+    if isinstance(exc, TargetError):
+        blamed = exc.kind in (Kind.CONTRACT, Kind.AUTH) and exc.refusal.table is not None
+        return advice(exc.kind, exc.refusal) if blamed else None
+    return str(exc)

@@ -1,0 +1,2 @@
+-- Letters of a table that was out have arrived.
+delete from outbox.held where id = any (%(ids)s::int8[])
