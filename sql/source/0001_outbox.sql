@@ -101,6 +101,18 @@ comment on column outbox.watched.mask is '{"column of the source": "null, hash o
 comment on column outbox.watched.filter is 'only rows for which this is true travel';
 comment on column outbox.watched.mapping is 'made of these by outbox.watch: what capture is handed (0009)';
 
+-- Who may see and write each table's rows on the target, as it was last agreed to (`outboxd schema apply`): what a folder
+-- without a configuration, or with another one, does not say stays as it is.
+create table if not exists outbox.audience (
+  table_name text primary key,
+  owner      text,
+  access     text not null,
+  write      boolean not null,
+  realtime   boolean not null
+);
+
+comment on table outbox.audience is 'What [tables] said of access when it was last applied to the target';
+
 -- No unique constraint: two transactions that meet a new set of columns must not wait for each other.
 create table if not exists outbox.shape (
   id         int generated always as identity primary key,
