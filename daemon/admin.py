@@ -20,12 +20,13 @@ from starlette.routing import Route
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """What the server shows. `ready` answers (is it, why)."""
+    """What the server shows. `ready` answers (is it, why); `relay`: whose daemon this is."""
 
     alive: Callable[[], bool]
     ready: Callable[[], tuple[bool, Mapping[str, Any]]]
     status: Callable[[], Mapping[str, Any]]
     metrics: Callable[[], tuple[bytes, str]]
+    relay: str = "main"
 
 
 class _Server(uvicorn.Server):
@@ -46,7 +47,7 @@ def application(views: Views) -> Starlette:
 
     async def livez(_: Request) -> Response:
         alive = views.alive()
-        return JSONResponse({"alive": alive}, status_code=200 if alive else 503)
+        return JSONResponse({"alive": alive, "relay": views.relay}, status_code=200 if alive else 503)
 
     async def readyz(_: Request) -> Response:
         ready, why = views.ready()

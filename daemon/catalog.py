@@ -4,16 +4,18 @@ Knows sql/queries/catalog_*.sql and the rows they give. Knows nothing of what is
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
+from daemon.schema_types import lost_labels
 from daemon.session import query
 from daemon.structure import (
     ROLES,
+    Audience,
     Catalogue,
     Column,
     Element,
@@ -48,27 +50,59 @@ def read_watched(conn: Connection) -> list[Watched]:
         return [_watched(row) for (row,) in conn.execute(query("catalog_watched"))]
 
 
+def read_audiences(conn: Connection) -> dict[str, Audience]:
+    """Who may see tables' rows on the target, as the source has it on record."""
+    with reading(conn):
+        return {row[0]: Audience(*row[1:]) for row in _rows(conn, "catalog_audiences")}
+
+
 def read_source(conn: Connection, watched: Collection[Watched]) -> Catalogue:
     """The watched tables, their types, and which of them have no rows."""
     with reading(conn):
-        tables, _ = _tables(conn, [one.source for one in watched if one.there])
+        tables, oids = _tables(conn, [one.source for one in watched if one.there])
         needed = {
             column.type.element for table in tables.values() for column in table.columns if not column.type.builtin
         }
         empty = [name for name in tables if not _has_rows(conn, name)]
-        return Catalogue(tables, _types(conn, needed), empty=frozenset(empty))
+        leaves = [((row[0], row[1]), row[2], row[3]) for row in _rows(conn, "catalog_leaves", oids=list(oids))]
+        return Catalogue(tables, _types(conn, needed), empty=frozenset(empty), leaves=leaves)
 
 
-def read_target(conn: Connection, names: Collection[Name], types: Collection[Name]) -> Catalogue:
-    """The tables of these names, the types of these names, and the project around them."""
+def read_target(conn: Connection, names: Collection[Name], types: Collection[UserType]) -> Catalogue:
+    """The tables of these names and those that are mapped, the types of these names, and the project around them."""
     with reading(conn):
-        tables, oids = _tables(conn, names)
+        place = _place(conn, {name[0] for name in names})
+        tables, oids = _tables(conn, {*names, *(name for name, _ in place.mirrors.values())})
         for oid, column, what in list(_rows(conn, "catalog_dependents", oids=list(oids))):
             mine = tables[oids[oid]].dependents
             assert isinstance(mine, dict)
             mine[column] = (*mine.get(column, ()), what)
-        place = _place(conn, {name[0] for name in names})
-        return Catalogue(tables, _types(conn, types), place)
+        there = _types(conn, [each.name for each in types])
+        return Catalogue(tables, there, place, spoken=_spoken(conn, tables, there, types))
+
+
+def _spoken(
+    conn: Connection, tables: Mapping[Name, Table], there: Collection[UserType], types: Collection[UserType]
+) -> dict[Name, frozenset[str]]:
+    """Labels that the source's enum types have no longer, and rows of the target do."""
+    source = {each.name: each for each in types}
+    found = {}
+    for each in there:
+        old = lost_labels(source[each.name], each) if each.kind == "e" and each.name in source else []
+        found[each.name] = frozenset(label for label in old if _has_label(conn, tables, each.name, label))
+    return found
+
+
+def _has_label(conn: Connection, tables: Mapping[Name, Table], of: Name, label: str) -> bool:
+    for table in tables.values():
+        for column in table.columns:
+            if column.type.element == of and table.mine:
+                test = "%s = any ({}::text[])" if column.type.spelled.endswith("[]") else "{}::text = %s"
+                asked = sql.SQL(f"select exists (select from {{}} where {test})")  # noqa: S608
+                row = conn.execute(asked.format(sql.Identifier(*table.name), sql.Identifier(column.name)), (label,))
+                if row.fetchone() == (True,):
+                    return True
+    return False
 
 
 def _watched(row: dict[str, Any]) -> Watched:
@@ -181,8 +215,8 @@ def _reference(row: tuple[Any, ...]) -> Reference:
 def _types(conn: Connection, names: Collection[Name]) -> tuple[UserType, ...]:
     asked = [sql.Identifier(*name).as_string(conn) for name in names]
     return tuple(
-        UserType((schema, name), kind, extension, tuple(labels), base or columns)
-        for schema, name, kind, extension, labels, base, columns in _rows(conn, "catalog_types", types=asked)
+        UserType((schema, name), kind, extension, tuple(labels), base or columns, tuple(map(tuple, needs)))
+        for schema, name, kind, extension, labels, base, columns, needs in _rows(conn, "catalog_types", types=asked)
     )
 
 

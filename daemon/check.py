@@ -3,10 +3,9 @@
 Knows what a source and a target must look like for changes to travel. Changes nothing.
 """
 
-import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -19,11 +18,12 @@ from daemon.session import query
 from daemon.source import Source
 from daemon.target import Target
 from daemon.wakeup import Bell
+from daemon.watchlist import Level, by_table, elsewhere, objections, unspoken
 from outbox import __version__
 from outbox.migrations import literal, migrations, quote
 
-Level = Literal["OK", "WARN", "FAIL"]
 Row = Mapping[str, Any]
+Labels = Mapping[str, Mapping[str, Sequence[str]]]
 
 INSUFFICIENT_PRIVILEGE = "42501"
 _NAME = f"outboxd/{__version__} check"
@@ -51,24 +51,29 @@ async def check(
     pooled_address: bool = False,
     grants: str = "",
     heartbeat: float = 0.0,
+    installed: str | None = None,
 ) -> list[Item]:
     """Everything that can be seen from here. A store that is away is one FAIL, not an exception.
 
     `grants` are the statements that open the target's door to the role that knocks there. `heartbeat`: seconds between
-    two of the daemon's, 0: it writes none.
+    two of the daemon's, 0: it writes none. `installed`: when outboxd was installed where the target's direct address leads.
     """
     items: list[Item] = []
     watched: list[Row] = []
+    labels: Labels = {}
     if source_dsn is not None:
         try:
-            watched = await _source(source_dsn, items, pooled_address=pooled_address)
+            watched, labels = await _source(source_dsn, items, pooled_address=pooled_address)
         except DaemonError as exc:
             fix = "is the address right, and the server up?" if isinstance(exc, SourceUnavailable) else ""
             items.append(Item("source", "FAIL", str(exc), fix))
     if target is not None:
         try:
             described = (await target.describe()).more
-            items.extend(_target(described, watched))
+            if installed is not None and described.get("installed") != installed:
+                what = "OUTBOXD_SUPABASE_URL leads to another project than OUTBOXD_TARGET_DSN (or SUPABASE_DB_URL)"
+                items.append(Item("addresses", "FAIL", what, "give both of one project"))
+            items.extend(_target(described, watched, labels))
             stands = (await target.cursor()).more
             items.extend(_out(stands.get("copies", ())))
             items.extend(_heartbeat(stands.get("heartbeat") or {}, heartbeat))
@@ -98,7 +103,7 @@ def user_of(dsn: str) -> str:
 # -- the source --------------------------------------------------------------------------------------------
 
 
-async def _source(dsn: str, items: list[Item], *, pooled_address: bool) -> list[Row]:
+async def _source(dsn: str, items: list[Item], *, pooled_address: bool) -> tuple[list[Row], Labels]:
     source = Source(dsn, application_name=_NAME)
     try:
         identity = await source.identify()
@@ -112,11 +117,12 @@ async def _source(dsn: str, items: list[Item], *, pooled_address: bool) -> list[
         conn.row_factory = dict_row
         if broken := await _functions(conn):
             items.extend(broken)
-            return []
+            return [], {}
         items.extend(
             [_open(row) for row in await (await conn.execute(query("check_open"), {"older": LONG})).fetchall()]
         )
         watched: list[Any] = await (await conn.execute(query("check_watched"))).fetchall()
+        labels = by_table(await (await conn.execute(query("check_labels"))).fetchall())
         held = len(await (await conn.execute(query("held_keys"))).fetchall())
     if held:
         items.append(Item("dead letters", "WARN", f"{held} rows are held", "outboxd dead-letters list"))
@@ -124,7 +130,7 @@ async def _source(dsn: str, items: list[Item], *, pooled_address: bool) -> list[
         items.append(Item("watched", "WARN", "no table is watched", "outboxd watch public.your_table"))
     for row in watched:
         items.extend(_watched(row))
-    return watched
+    return watched, labels
 
 
 def _server(identity: Identity) -> Iterator[Item]:
@@ -201,26 +207,9 @@ def _open(row: Row) -> Item:
 
 def _watched(row: Row) -> Iterator[Item]:
     table = str(row["table_name"])
-    again = f"outboxd watch {shlex.quote(table)}"
-    if not row["is_there"]:
-        if row["capture"]:
-            yield Item(table, "FAIL", "watched, but the table is gone", f"outboxd unwatch {shlex.quote(table)}")
+    if not (row["is_there"] or row["capture"]):
         return
-    findings: list[tuple[bool, Level, str, str]] = [
-        (bool(row["unfit"]), "FAIL", str(row["unfit"]), again),
-        (bool(row["bare"]), "FAIL", f"no capture triggers on {', '.join(row['bare'])}: changes made there are not recorded", again),
-        (
-            bool(row["untruncated"]) and not row["bare"], "FAIL",
-            f"no triggers for TRUNCATE on {', '.join(row['untruncated'])}: emptying it is not recorded", again,
-        ),
-        (bool(row["asleep"]), "FAIL", f"disabled or not ALWAYS: {', '.join(row['asleep'])}", again),
-        (
-            bool(row["detached"]), "WARN",
-            f"{', '.join(row['detached'])} was detached: its rows left the table without a trigger", f"{again}, then bring the table over again",
-        ),
-        (not row["as_watched"], "WARN", "its columns changed since it was watched: captured, by a slower way", again),
-    ]  # fmt: skip
-    wrong = [Item(table, level, what, fix) for holds, level, what, fix in findings if holds]
+    wrong = [Item(table, one.level, one.what, one.fix) for one in objections(row)]
     if wrong:
         yield from wrong
     elif row["capture"]:
@@ -233,7 +222,7 @@ def _watched(row: Row) -> Iterator[Item]:
 # -- the target --------------------------------------------------------------------------------------------
 
 
-def _target(described: Row, watched: list[Row]) -> Iterator[Item]:
+def _target(described: Row, watched: list[Row], labels: Labels) -> Iterator[Item]:
     newest = migrations("target")[-1].version
     if described["migration"] > newest:
         yield Item("target schema", "WARN", _NEWER.format(described["migration"], newest), "install the newer outboxd")
@@ -243,33 +232,23 @@ def _target(described: Row, watched: list[Row]) -> Iterator[Item]:
         yield Item("target schema", "OK", f"migration {newest}, PostgreSQL {described['version'] // 10_000}")
     mirrors = {table["table"]: table for table in described["tables"]}
     for row in watched:
-        if row["table_name"] not in mirrors:
-            yield Item(
-                f"target {row['table_name']}",
-                "FAIL",
-                "not mapped on the target",
-                _map_statement(row),
-            )
-        elif row["target"] not in {None, mirrors[row["table_name"]]["target"]}:
-            yield Item(
-                f"target {row['table_name']}",
-                "FAIL",
-                f"goes to {mirrors[row['table_name']]['target']}, and is watched to go to {row['target']}",
-                _map_statement(row),
-            )
+        name, mirror = row["table_name"], mirrors.get(row["table_name"])
+        if mirror is None:
+            yield Item(f"target {name}", "FAIL", "not mapped on the target", "outboxd schema apply")
+        elif other := elsewhere(row, mirror):
+            yield Item(f"target {name}", "FAIL", other, "outboxd schema apply")
     # A table that the application only emits may be on the target alone: its columns are not known here.
     columns = {
         row["table_name"]: {name: row["types"][name] for name in row["columns"]} for row in watched if row["columns"]
     }
     for name, mirror in mirrors.items():
-        yield from _mirror(name, mirror, columns.get(name), str(described["role"]))
+        found = list(_mirror(name, mirror, columns.get(name), str(described["role"])))
+        if lacks := mirror["exists"] and unspoken(labels.get(name, {}), mirror):
+            found = [item for item in found if item.level != "OK"]
+            found.append(Item(f"target {name}", "FAIL", lacks, "outboxd schema apply"))
+        yield from found
     for reference in described["references"]:
         yield from _reference(reference)
-
-
-def _map_statement(row: Row) -> str:
-    names = dict.fromkeys((row["target"] or row["table_name"], row["table_name"]))
-    return f"select outboxd.map({', '.join(map(literal, names))});"
 
 
 def _out(copies: Iterable[Row]) -> Iterator[Item]:
@@ -284,13 +263,18 @@ def _heartbeat(last: Row, interval: float) -> Iterator[Item]:
     if not last or interval <= 0:
         return
     ago = max(0.0, last["seconds_ago"])
-    if ago > _MISSED * interval + _LATE:
+    if late(ago, interval):
         what = f"the last one arrived {ago:.0f} s ago, and one is due every {interval:g} s"
         yield Item(
             "heartbeat", "WARN", what, "is outboxd running, and does Supabase take its batches? `outboxd status`"
         )
     else:
         yield Item("heartbeat", "OK", f"the last one arrived {ago:.0f} s ago")
+
+
+def late(ago: float, interval: float) -> bool:
+    """Is the last heartbeat older than it would be, did somebody lead?"""
+    return interval <= 0 or ago > _MISSED * interval + _LATE
 
 
 def _mirror(name: str, mirror: Row, sent: Mapping[str, str] | None, role: str) -> Iterator[Item]:

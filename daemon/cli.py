@@ -15,9 +15,19 @@ from typing import Any, NoReturn
 import click
 import psycopg
 
-from daemon import cli_backfill, cli_dead_letters, cli_rebase, cli_schema, cli_uninstall, cli_verify, install, selection
+from daemon import (
+    addresses,
+    cli_backfill,
+    cli_dead_letters,
+    cli_rebase,
+    cli_schema,
+    cli_uninstall,
+    cli_verify,
+    install,
+    selection,
+)
 from daemon.configuration import ConfigError, Loaded, Need, load, load_admin, load_without_target
-from daemon.errors import DaemonError, Kind, SourceUnavailable, TargetError
+from daemon.errors import DaemonError, SourceUnavailable, TargetError, passes
 from daemon.settings import Settings, redacted
 from daemon.tables import said_of
 from daemon.talk import fail, fields, say, table
@@ -49,7 +59,7 @@ class _Group(click.Group):
 
 
 def _away(exc: DaemonError) -> bool:
-    return isinstance(exc, SourceUnavailable) or (isinstance(exc, TargetError) and exc.kind is Kind.TRANSIENT)
+    return isinstance(exc, SourceUnavailable) or (isinstance(exc, TargetError) and passes(exc.kind))
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -92,6 +102,8 @@ def setup(ctx: click.Context, side: Side, *, print_only: bool, role: bool) -> No
             "or run `outboxd setup target --print` and paste the output into the Supabase SQL editor",
             CONFIG,
         )
+    if amiss := addresses.amiss(settings):
+        fail(f"{amiss}; nothing was done", CONFIG)
     dsn = settings.source_conninfo if side == "source" else settings.target_conninfo
     applied = install.setup(dsn, side, exposed_schema=settings.exposed_schema, role=role)
     say(f"{side}: applied {', '.join(applied)}" if applied else f"{side}: up to date")
@@ -262,7 +274,7 @@ def run(ctx: click.Context, *, until_idle: bool, strict: bool) -> None:
 @click.option("--probe", is_flag=True, help="Ask the daemon on this machine, and nobody else, if it is alive: 0 or 1.")
 @click.pass_context
 def status(ctx: click.Context, *, as_json: bool, probe: bool) -> None:
-    """How far the target is behind, from both stores and, where it answers, the daemon. 3: it needs you."""
+    """Are both stores in sync, by their own word and, where it answers, the daemon's? 3: not, and the verdict says why."""
     if probe:
         _probe(load_admin(ctx.obj))
     from daemon.status import look
@@ -274,9 +286,12 @@ def status(ctx: click.Context, *, as_json: bool, probe: bool) -> None:
         nobody = {"leader": "nobody: no daemon holds the lead"} if seen.get("leader", "") is None else {}
         told = {name: value for name, value in {**seen, **nobody}.items() if value not in (None, [])}
         passes = told.pop("verifications", [])
+        told.pop("findings", None)  # the verdict says them
+        if same := told.get("equal"):
+            told["equal"] = f"as of {same['through']}, {same['tables']:,} tables, {same['rows']:,} rows"
         fields(told)
         _show_passes(passes)
-    sys.exit(AWAY if seen["away"] else FOUND if _needs_you(seen) else 0)
+    sys.exit(AWAY if seen["away"] else FOUND if seen["findings"] else 0)
 
 
 def _probe(settings: Settings) -> NoReturn:
@@ -285,18 +300,10 @@ def _probe(settings: Settings) -> NoReturn:
     if not settings.admin or not settings.admin_port:
         fail("a probe asks the daemon's own pages: set OUTBOXD_ADMIN=true and OUTBOXD_ADMIN_PORT", CONFIG)
     where = f"outboxd at {settings.admin_host}:{settings.admin_port}"
-    if problem := unwell(settings.admin_host, settings.admin_port):
+    if problem := unwell(settings.admin_host, settings.admin_port, settings.relay):
         fail(f"{where} {problem}", FAILED)
     say(f"{where} is alive")
     sys.exit(0)
-
-
-def _needs_you(seen: Mapping[str, Any]) -> bool:
-    out = any(copy["state"] == "out" for copy in seen.get("copies", ()))
-    unequal = any(
-        one["state"] == "failed" or sum((one["drift"] or {}).values()) for one in seen.get("verifications", ())
-    )
-    return out or unequal or seen.get("state") == "paused" or seen["mode"] == "disabled"
 
 
 def _show_passes(passes: Sequence[Mapping[str, Any]]) -> None:

@@ -33,13 +33,13 @@ class Work:
     doing: Callable[["Seen"], str] = lambda _: ""
 
 
-async def watched(settings: "Settings", work: Work, *, patience: float = float("inf")) -> "Seen":
-    """Until it has ended, with a bar. `patience`: seconds of trouble after which it is given up."""
+async def watched(settings: "Settings", work: Work, *, patience: float, within: float | None) -> "Seen":
+    """Until it has ended, with a bar. `patience`: seconds of trouble after which it is given up; `within`: in all."""
     from daemon.follow import follow  # with both transports: not for `outboxd --help`
 
     began = moved = time.monotonic()
     last, hinted, trouble, bar = 0, False, None, None
-    async for seen in follow(settings, work.ended, patience=patience):
+    async for seen in follow(settings, work.ended, patience=patience, within=within):
         if bar is None:
             say(work.here if seen.alone else f"the daemon that runs {work.there}; to interrupt this does not stop it")
             bar = click.progressbar(

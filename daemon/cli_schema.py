@@ -17,9 +17,10 @@ from daemon.talk import fail, say, table
 from outbox import __version__
 
 if TYPE_CHECKING:
+    from daemon.schema_apply import Done
     from daemon.schema_steps import Plan, Step
 
-FOUND, CONFIG = 3, 78
+FAILED, FOUND, CONFIG = 1, 3, 78
 
 
 @click.group("schema")
@@ -60,12 +61,13 @@ def plan_command(ctx: click.Context, tables: Sequence[str], *, as_json: bool, as
         if dsn is None:
             say("without OUTBOXD_TARGET_DSN this is the script for a project that has none of these tables")
         click.echo(script(found, __version__), nl=False)
-        for note in found.notes:
+        for note in (*found.notes, *found.problems):
             say(f"note: {note}")
     elif as_json:
         click.echo(json.dumps(_as_json(found), indent=2))
     else:
         _print(found)
+    sys.exit(FAILED if found.problems else 0)
 
 
 @group.command("apply")
@@ -90,21 +92,33 @@ def apply_command(ctx: click.Context, tables: Sequence[str], *, yes: bool, allow
     done = apply(
         settings.source_conninfo, _target(settings, "apply"), settings.tables, tables,
         allow_destructive=allow_destructive, agreed=agreed, on_step=lambda step: say(f"{step.table}: {_title(step)}"),
+        record=True,
     )  # fmt: skip
     for note in done.plan.notes if yes else ():
         say(f"note: {note}")
     if done.steps:
         _wait(settings, done.plan)
+    _say_done(done, named=yes)
+    if done.plan.problems or done.refused:
+        sys.exit(FAILED)
+    sys.exit(FOUND if done.left or (done.plan.due and not done.steps) else 0)
+
+
+def _say_done(done: "Done", *, named: bool) -> None:
+    if done.steps:
         say(f"{len(done.steps)} step{'s' * (len(done.steps) > 1)} done")
-    elif not done.plan.due:
+    elif not (done.plan.due or done.plan.problems):
         say("nothing to do: the target has all that it should")
+    if done.unrecorded:
+        say("note: the source's role may not record who may see the tables: apply once as the owner of schema outbox")
     if done.plan.waiting:
         say(f"{_waiting(done.plan)}: run this again when their tables are copied")
-    if done.left and (done.steps or yes):
+    if done.left and (done.steps or named):
         say("left, because it loses or rewrites something (--allow-destructive does it):")
         for step in done.left:
             say(f"  {step.table}: {_title(step)}: {step.loses}")
-    sys.exit(FOUND if done.left or (done.plan.due and not done.steps) else 0)
+    for sentence in (*done.plan.problems, *done.refused):
+        say(f"error: {sentence}")
 
 
 @group.command("status")
@@ -124,9 +138,9 @@ def status_command(ctx: click.Context, *, as_json: bool) -> None:
     else:
         head = ("TABLE", "TARGET", "TO DO", "DESTRUCTIVE", "AFTER THE COPY")
         table(head, [tuple(str(value) for value in row.values()) for row in rows])
-        if found.due:
+        if found.due or found.problems:
             say("what there is to do: outboxd schema plan")
-    sys.exit(FOUND if found.due else 0)
+    sys.exit(FOUND if found.due or found.problems else 0)
 
 
 def _counted(found: "Plan", name: str, target: str) -> dict[str, Any]:
@@ -141,7 +155,11 @@ def _counted(found: "Plan", name: str, target: str) -> dict[str, Any]:
 
 
 def _as_json(found: "Plan") -> dict[str, Any]:
-    return {"steps": [asdict(step) for step in found.steps], "notes": list(found.notes)}
+    return {
+        "steps": [asdict(step) for step in found.steps],
+        "notes": list(found.notes),
+        "problems": list(found.problems),
+    }
 
 
 def _title(step: "Step") -> str:
@@ -154,7 +172,7 @@ def _waiting(found: "Plan") -> str:
 
 
 def _print(found: "Plan") -> None:
-    if not found.steps:
+    if not (found.steps or found.problems):
         say("nothing to do: the target has all that it should")
     for number, step in enumerate(found.steps, 1):
         when = f" (after the copy of {', '.join(step.waits_for)})" if step.waits_for else ""
@@ -166,20 +184,30 @@ def _print(found: "Plan") -> None:
             click.echo(f"     {line}")
     for note in found.notes:
         say(f"note: {note}")
+    for problem in found.problems:
+        say(f"error: {problem}")
 
 
 def _wait(settings: Settings, found: "Plan") -> None:
-    """Until the Data API shows the tables, where it is known how to ask it."""
+    """Until the Data API shows the tables, to read and to write, where it is known how to ask it."""
+    from daemon.exposed import Shown, wait_until_shown
+
     for one in found.wanted:
         if one.name[0] != settings.exposed_schema and one.audience.access != "none":
             say(
                 f"note: {'.'.join(one.name)} is seen through the Data API only when the project exposes schema {one.name[0]}"
             )
-    shown = [one.name for one in found.wanted if one.name[0] == settings.exposed_schema]
+    shown = [
+        Shown(one.name, tuple(column.name for column in one.table.columns))
+        for one in found.wanted
+        if one.name[0] == settings.exposed_schema
+    ]
     if settings.supabase_url is None or settings.supabase_key is None or not shown:
         return
-    from daemon.exposed import wait_until_shown
-
     key = settings.supabase_key.get_secret_value()
-    for schema, name in wait_until_shown(settings.supabase_url, key, shown, user_agent=f"outboxd/{__version__}"):
-        say(f"note: the Data API does not show {schema}.{name} yet: does it expose schema {schema}?")
+    for seen in wait_until_shown(settings.supabase_url, key, shown, user_agent=f"outboxd/{__version__}"):
+        schema, name = seen.name
+        if seen.denied:
+            say(f"note: the key's role may not use {schema}.{name} through the Data API: {seen.denied}")
+        else:
+            say(f"note: the Data API does not show {schema}.{name} yet: does it expose schema {schema}?")

@@ -12,7 +12,7 @@ from daemon.configuration import load
 from daemon.talk import fail, say
 from outbox.migrations import Side
 
-USAGE, CONFIG = 2, 78
+FAILED, USAGE, CONFIG = 1, 2, 78
 
 
 @click.command()
@@ -29,6 +29,8 @@ def uninstall(ctx: click.Context, side: Side, *, print_only: bool, yes: bool, ro
         click.echo(work.script(side) + ("drop role if exists outboxd;\n" if role else ""), nl=False)
         return
     dsn = _dsn(ctx, side)
+    if role and (kept := work.keeps_role(dsn)):
+        fail(f"nothing was done: {kept}", FAILED)
     loss = work.look(dsn, side)
     if loss is None:
         say(f"{side}: nothing of outboxd is there")

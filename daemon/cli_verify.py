@@ -7,6 +7,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -14,7 +15,7 @@ from daemon import install, logs
 from daemon.cli_follow import Work, watched
 from daemon.configuration import load
 from daemon.talk import fail, say, table
-from daemon.verify import Outcome, advice, progress, told
+from daemon.verify import Outcome, advice, progress, summed, told
 
 FAILED, FOUND = 1, 3
 _PATIENCE = 60.0  # seconds that a store may be away
@@ -24,13 +25,16 @@ _HEAD = ("TABLE", "ROWS", "EQUAL", "MISSING", "DIFFERENT", "EXTRA", "HELD", "REP
 @click.command()
 @click.argument("tables", nargs=-1, metavar="[TABLE…]")
 @click.option("--repair", is_flag=True, help="Write rows that differ again, as the source has them; delete extra ones.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Exit 75 when it has not ended by then."
+)
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_context
-def verify(ctx: click.Context, tables: Sequence[str], *, repair: bool, as_json: bool) -> None:
+def verify(ctx: click.Context, tables: Sequence[str], *, repair: bool, timeout: float | None, as_json: bool) -> None:
     """Compare TABLE… (none named: all watched) in both stores, row by row, while changes go on.
 
     By the daemon that runs, or by this process. Rows that wait as dead letters are counted apart (HELD). 3: rows differ,
-    or a table could not be compared.
+    or a table could not be compared; 75: a store has been away for a minute.
     """
     settings = load(ctx.obj, needs=("source", "target"))
     logs.configure("error", settings.log_format, stream=sys.stderr)
@@ -45,13 +49,22 @@ def verify(ctx: click.Context, tables: Sequence[str], *, repair: bool, as_json: 
         ended=lambda seen: progress(seen.answer, wishes).outcomes.keys() >= wishes.keys(),
         doing=lambda seen: ", rows the target has beyond them" if progress(seen.answer, wishes).beyond else "",
     )
-    seen = asyncio.run(watched(settings, work, patience=_PATIENCE))
+    seen = asyncio.run(watched(settings, work, patience=_PATIENCE, within=timeout))
     found = [progress(seen.answer, wishes).outcomes[name] for name in wishes]
     if as_json:
-        click.echo(json.dumps([told(one, _when(one)) for one in found], indent=2, ensure_ascii=False))
+        click.echo(json.dumps(_as_json(found), indent=2, ensure_ascii=False))
     else:
         _show(found)
     sys.exit(0 if all(one.state == "equal" for one in found) else FOUND)
+
+
+def _as_json(found: Sequence[Outcome]) -> dict[str, Any]:
+    """One verdict and one time for all of them, then each."""
+    verdict = summed(found)
+    return {
+        "verdict": verdict.said, "equal": verdict.equal, "through": _iso(verdict.through), "rows": verdict.rows,
+        "tables": [told(one, _when(one)) for one in found],
+    }  # fmt: skip
 
 
 def _show(found: Sequence[Outcome]) -> None:
@@ -61,14 +74,9 @@ def _show(found: Sequence[Outcome]) -> None:
             click.echo(f"\n{one.table}: {one.drift} differ, {len(one.samples)} shown")
             for row in one.samples:
                 click.echo(f"  {row['kind']:<9}  {row['key']}  {', '.join(row['columns'])}".rstrip())
-    say("\n" + "\n".join([said for one in found if (said := advice(one))] or [_all_well(found)]))
-
-
-def _all_well(found: Sequence[Outcome]) -> str:
-    since = min(found, key=lambda one: one.through or 0.0)
-    repaired = sum(one.repaired for one in found)
-    again = f", {repaired} of them after being written again" if repaired else ""
-    return f"every row is equal{again}, of all that had committed by {_when(since)}"
+    verdict = summed(found)
+    by = f", of all that had committed by {_iso(verdict.through)}" if verdict.equal else ""
+    say("\n" + "\n".join([said for one in found if (said := advice(one))] or [f"{verdict.said}{by}"]))
 
 
 def _cells(one: Outcome) -> tuple[str, ...]:
@@ -80,6 +88,10 @@ def _cells(one: Outcome) -> tuple[str, ...]:
 
 
 def _when(one: Outcome) -> str | None:
+    return _iso(one.through)
+
+
+def _iso(when: float | None) -> str | None:
     from daemon.report import iso  # with the relay: not for `outboxd --help`
 
-    return iso(one.through)
+    return iso(when)

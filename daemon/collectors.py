@@ -5,7 +5,8 @@ Knows prometheus_client's way to collect. Must not know who observes, nor what e
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -78,12 +79,38 @@ class Latency:
         yield HistogramMetricFamily(self._NAME, self._HELP)
 
 
+class Verdict:
+    """Are the stores in sync, and what keeps them from being called so? NaN and nothing where another process leads: it
+    is to be asked."""
+
+    def __init__(self, kinds: Collection[str], findings: Callable[[], Mapping[str, int] | None]) -> None:
+        self._kinds = kinds
+        self._findings = findings
+
+    def collect(self) -> Iterable[Metric]:
+        found = self._findings()
+        sync = GaugeMetricFamily(
+            "outboxd_in_sync", "1 while nothing keeps the stores from being called in sync; NaN on a standby."
+        )
+        sync.add_metric([], math.nan if found is None else float(not found))
+        many = GaugeMetricFamily(
+            "outboxd_findings", "What keeps them from it: tables, rows or changes, by kind.", labels=["kind"]
+        )
+        for kind in self._kinds:
+            many.add_metric([kind], (found or {}).get(kind, 0))
+        return [sync, many]
+
+
 class Verified:
     """By table: rows that differ, rows compared, and up to when both stores are known to be equal but for these. A table
-    has them once a pass has come to its end; while one that has found more is under way, what it has found."""
+    has them once a pass has come to its end; while one that has found more is under way, what it has found.
 
-    def __init__(self, report: Report) -> None:
+    `label`: what a table is called here. Tables beyond those that have a name of their own are one: their rows in sum, the
+    earliest of their times."""
+
+    def __init__(self, report: Report, label: Callable[[str], str] = lambda table: table) -> None:
         self._report = report
+        self._label = label
 
     def collect(self) -> Iterable[Metric]:
         drift = GaugeMetricFamily(
@@ -95,13 +122,22 @@ class Verified:
             "Whatever had committed by then is equal in both stores, but for the rows that differ.",
             labels=["table"],
         )
+        drifts: Counter[tuple[str, str]] = Counter()
+        compared: Counter[str] = Counter()
+        times: dict[str, float] = {}
         for one in self._report():
+            table = self._label(one["table"])
             if one["drift"] is not None:
-                for kind in DRIFTS:
-                    drift.add_metric([one["table"], kind], one["drift"][kind])
-                rows.add_metric([one["table"]], one["rows"])
+                drifts.update({(table, kind): one["drift"][kind] for kind in DRIFTS})
+                compared[table] += one["rows"]
             if one["through"] is not None:
-                through.add_metric([one["table"]], one["through"])
+                times[table] = min(one["through"], times.get(table, math.inf))
+        for labels, many in drifts.items():
+            drift.add_metric(labels, many)
+        for table, many in compared.items():
+            rows.add_metric([table], many)
+        for table, at in times.items():
+            through.add_metric([table], at)
         return [drift, rows, through]
 
 

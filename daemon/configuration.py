@@ -113,9 +113,12 @@ def load(
 
 
 def load_admin(config: Path | None = None) -> Settings:
-    """What is set of the admin pages alone, whatever else is wrong or missing: a daemon that lacks it runs all the same."""
+    """What is set of the admin pages, and whose they are, whatever else is wrong or missing: a daemon that lacks it runs
+    all the same."""
     found, _ = _gather(config, {})
-    settings, wrong = _made({name: one for name, one in found.items() if name[0].startswith("admin")})
+    settings, wrong = _made(
+        {name: one for name, one in found.items() if name[0].startswith("admin") or name == ("relay",)}
+    )
     if settings is None:
         raise ConfigError(wrong)
     return settings

@@ -108,6 +108,10 @@ class Copier:
         """Somebody may have asked for something: look at once."""
         self._looked = float("-inf")
 
+    def recheck(self) -> None:
+        """What was out may fit by now: look at once."""
+        self._looked = self._rechecked = float("-inf")
+
     # -- reading ---------------------------------------------------------------------------------------------
 
     def due_in(self) -> float | None:

@@ -52,6 +52,13 @@ def looks_pooled(dsn: str) -> bool:
     return bool(re.search(r":6543\b|\bport\s*=\s*'?6543\b|-pooler\.|\bpgbouncer=true\b", rest))
 
 
+def project_of(address: str) -> str | None:
+    """The Supabase project that an address names: the API's host, the database's, or the user that a pooler is given."""
+    found = re.search(r"(?:^|[/@.])(?:db\.)?([a-z]{20})\.supabase\.(?:co|in|net)\b", address)
+    found = found or re.search(r"\bpostgres\.([a-z]{20})(?=[:@\s'])[^\s]*", address)
+    return found[1] if found else None
+
+
 def check_url(text: str) -> str:
     parts = _split(text)
     host = parts.hostname or ""

@@ -104,6 +104,7 @@ class Refusal:
     constraint: str | None = None
     column: str | None = None
     message: str | None = None
+    hint: str | None = None  # the statement that the target itself says would mend it
 
 
 class TargetError(DaemonError):
@@ -289,6 +290,11 @@ def classify(code: str | None, status: int | None = None) -> Kind:
     return rule_for(code, status).kind
 
 
+def passes(kind: Kind) -> bool:
+    """May it pass by itself: is waiting, or asking again, the way on?"""
+    return kind in {Kind.TRANSIENT, Kind.AMBIGUOUS, Kind.THROTTLE}
+
+
 def counts(error: TargetError) -> bool:
     """Is it a failure of the target's, as the breaker sees it? One that answers in its senses is alive."""
     refusal = error.refusal
@@ -325,6 +331,8 @@ def advice(kind: Kind, refusal: Refusal) -> str:
     code = refusal.sqlstate or ""
     if refusal.message and (code.startswith("OB") or (kind is Kind.CONTRACT and refusal.table)):  # the door's words
         return refusal.message
+    if code == "42501" and refusal.hint:
+        return f"a right is missing on the target: {refusal.hint}"
     if code in {"42883", "3F000"} and not refusal.table:
         return (
             "function outboxd is not on the target, or one that it calls: run `outboxd setup target` with this version"

@@ -5,42 +5,75 @@ Knows one request and what its answers mean. Knows nothing of plans.
 
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import httpx
 
+from daemon.refusal_words import denial_of, hint_of
 from daemon.structure import Name
 
-_UNKNOWN = {"PGRST205", "PGRST200", "42P01"}  # not in the schema cache, or not there at all
+_DENIED = "42501"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A table, and the columns that the Data API has to know of it."""
+
+    name: Name
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What is known of a table when patience ends. `denied`: it is known, and what the answer says is missing."""
+
+    name: Name
+    shown: bool
+    denied: str | None = None
 
 
 def wait_until_shown(
-    url: str, key: str, tables: Collection[Name], *, user_agent: str, patience: float = 30.0
-) -> list[Name]:
-    """Wait until every table is known; returns those that are not when patience ends."""
+    url: str, key: str, tables: Collection[Shown], *, user_agent: str, patience: float = 30.0
+) -> list[Answered]:
+    """Wait until every table is known, to read and to write; returns those that are not when patience ends, and those
+    that the key's role may not use.
+
+    Both verbs are asked: an old picture of the schema answers GET and refuses POST. A POST of no rows writes nothing.
+    """
     headers = {"apikey": key, "user-agent": user_agent}
     if key.count(".") == 2:  # a JWT; the newer keys are none, and are refused as bearer tokens
         headers["authorization"] = f"Bearer {key}"
-    left, deadline = list(tables), time.monotonic() + patience
+    found = {table.name: Answered(table.name, False) for table in tables}
+    deadline = time.monotonic() + patience
     with httpx.Client(headers=headers, follow_redirects=False, trust_env=False, timeout=5.0) as client:
-        while left:
-            left = [table for table in left if not _shows(client, url.rstrip("/"), table)]
-            if left and time.monotonic() > deadline:
-                break
-            if left:
-                time.sleep(0.2)
-    return left
+        while True:
+            for table in tables:
+                if not found[table.name].shown:
+                    found[table.name] = _asked(client, url.rstrip("/"), table)
+            if all(one.shown for one in found.values()) or time.monotonic() > deadline:
+                return [one for one in found.values() if not one.shown or one.denied]
+            time.sleep(0.2)
 
 
-def _shows(client: httpx.Client, url: str, table: Name) -> bool:
-    """Any answer about the table itself will do: that it may not be read is one as well."""
-    schema, name = table
+def _asked(client: httpx.Client, url: str, table: Shown) -> Answered:
+    """Any answer about the table itself will do: that it may not be used is one as well."""
+    schema, name = table.name
+    where = f"{url}/rest/v1/{_path(name)}"
+    columns = ",".join('"' + column.replace('"', '\\"') + '"' for column in table.columns)
+    denied = []
     try:
-        answer = client.get(f"{url}/rest/v1/{_path(name)}", params={"limit": "0"}, headers={"accept-profile": schema})
-        if answer.status_code < 300:
-            return True
-        return str(answer.json().get("code")) == "42501"
+        read = client.get(where, params={"limit": "0"}, headers={"accept-profile": schema})
+        asked = {"content-profile": schema, "prefer": "return=minimal"}
+        write = client.post(where, params={"columns": columns}, json=[], headers=asked)
+        for answer in (read, write):
+            if answer.status_code >= 300:
+                given = answer.json()
+                if str(given.get("code")) != _DENIED:
+                    return Answered(table.name, False)
+                denied.append(hint_of(given) or denial_of(given) or "a right is missing")
     except (httpx.HTTPError, ValueError, AttributeError):
-        return False
+        return Answered(table.name, False)
+    return Answered(table.name, True, "; ".join(dict.fromkeys(denied)) or None)
 
 
 def _path(name: str) -> str:

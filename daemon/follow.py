@@ -12,13 +12,12 @@ from typing import Any
 
 from daemon.breaker import BreakerOpen
 from daemon.configuration import Loaded
-from daemon.errors import DaemonError, Kind, SourceUnavailable, TargetError
+from daemon.errors import DaemonError, Kind, SourceUnavailable, TargetError, passes
 from daemon.main import Daemon
 from daemon.metrics import Metrics
 from daemon.settings import Settings
 
 _LOOK = 0.25  # seconds between looks at how far it is
-_PASSES = (Kind.TRANSIENT, Kind.AMBIGUOUS, Kind.THROTTLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +32,10 @@ class Seen:
 
 
 async def follow(
-    settings: Settings, ended: Callable[[Seen], bool], *, patience: float = float("inf")
+    settings: Settings, ended: Callable[[Seen], bool], *, patience: float, within: float | None = None
 ) -> AsyncIterator[Seen]:
     """Tell how far it is, until it has ended. Raises what a relay raises when it cannot go on, and TargetError when
-    there has been trouble for longer than `patience` (seconds)."""
+    there has been trouble for longer than `patience`, or it has not ended within `within` (seconds)."""
     loaded = Loaded(settings.model_copy(update={"verify_interval": 0.0}))  # nothing but what was asked for
     daemon = Daemon.build(loaded, Metrics(), lambda: loaded)
     try:
@@ -46,7 +45,7 @@ async def follow(
             await daemon.bell.close()  # this is no standby
         async with _turning(daemon) if alone else _watching() as turning:
             estimates = {row[0]: int(row[4]) for row in await daemon.gauges.ask("copy_wanted")}
-            well = time.monotonic()
+            well = began = time.monotonic()
             while True:
                 answer, trouble = await _asked(daemon)
                 trouble = (_of_relay(daemon) if alone else await _unled(daemon)) or trouble
@@ -58,6 +57,9 @@ async def follow(
                     well = time.monotonic()
                 elif time.monotonic() > well + patience:
                     raise TargetError(Kind.TRANSIENT, f"gave up after {patience:.0f} s ({seen.trouble})")
+                if within is not None and time.monotonic() > began + within:
+                    why = seen.trouble or "it goes on: what was asked for stays asked for"
+                    raise TargetError(Kind.TRANSIENT, f"not done within {within:g} s ({why})")
                 if turning is None:
                     await asyncio.sleep(_LOOK)
                 else:
@@ -115,6 +117,6 @@ async def _asked(daemon: Daemon) -> tuple[Mapping[str, Any], str | None]:
     except BreakerOpen as exc:
         return {}, f"the target does not answer: {daemon.target.breaker.last_error or exc}"
     except TargetError as exc:
-        if exc.kind not in _PASSES:
+        if not passes(exc.kind):
             raise
         return {}, str(exc)

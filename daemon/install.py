@@ -69,6 +69,49 @@ def setup(dsn: str, side: Side, *, exposed_schema: str, role: bool) -> list[str]
     return [f"{migration.version:04}_{migration.name}" for migration in applied]
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a database has of outboxd, and looks like. `named`: the server and the database."""
+
+    source: bool
+    target: bool
+    project: bool
+    named: str
+
+
+def misdirected(source_dsn: str, target_dsn: str) -> str | None:
+    """Are the two addresses each other's? None: not as far as can be seen; a store that is away says nothing."""
+    try:
+        here, there = _side(source_dsn), _side(target_dsn)
+    except psycopg.Error:
+        return None
+    if here.named == there.named:
+        return "the source's address and the target's lead to the same database"
+    installed = here.target and there.source and not (here.source or there.target)
+    looks = here.project and not there.project and not (here.source or there.target)
+    if installed or looks:
+        return "the source's address leads to the Supabase project, and the target's to the application's database: exchange them"
+    return None
+
+
+def installed_at(dsn: str) -> str | None:
+    """When outboxd was first installed on a target: what one project is told from another by. None: it is away, or nothing
+    is there."""
+    try:
+        with connect(dsn) as conn:
+            row = conn.execute(query("installed_at")).fetchone()
+            return str(row[0]) if row and row[0] else None
+    except psycopg.Error:
+        return None
+
+
+def _side(dsn: str) -> Seen:
+    with connect(dsn) as conn:
+        row = conn.execute(query("side")).fetchone()
+        assert row is not None
+        return Seen(*row)
+
+
 def watch(
     dsn: str,
     tables: Sequence[str],

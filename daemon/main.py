@@ -25,7 +25,7 @@ from daemon.breaker import Breaker, BreakerOpen, State, Transition
 from daemon.configuration import Loaded
 from daemon.copier import Copier
 from daemon.doorway import Doorway
-from daemon.errors import DaemonError, Fenced, Kind, SourceUnavailable, TargetError, advice
+from daemon.errors import DaemonError, Fenced, SourceUnavailable, TargetError, advice, passes
 from daemon.heartbeat import Heart
 from daemon.lead import Keeper
 from daemon.leaders import session_name
@@ -40,8 +40,10 @@ from daemon.report import Judge, Observed, Report
 from daemon.rest import RestDoor
 from daemon.settings import Settings
 from daemon.source import Source
+from daemon.survey import Surveyor, origin
 from daemon.target import Door, PostgresDoor, Target
 from daemon.tracing import Tracing
+from daemon.verdict import KINDS, SMALL
 from daemon.verifier import Verifier
 from daemon.wakeup import Bell
 from outbox import __version__
@@ -51,6 +53,7 @@ log = structlog.get_logger()
 OK, FAILED, AWAY = 0, 1, 75
 NAME = f"outboxd/{__version__}"
 _GAUGES = 2.0
+_LOOK = 0.2  # until the tables have been looked at
 _KNOCK = 2.0
 _FENCED = 5.0
 _LAST_TURN = 20.0  # seconds; supervisors kill after 30 (Kubernetes) to 90 (systemd)
@@ -151,9 +154,13 @@ class Daemon:
         )
         judge = Judge(relay, breaker, doorway, metrics)
         observed.on_change = judge.look
-        report = Report(settings.relay, relay, judge, bell, keeper, metrics, settings.request_timeout, time.time())
+        report = Report(
+            settings.relay, relay, judge, bell, keeper, metrics, settings.request_timeout, time.time(),
+            small=SMALL + settings.request_interval,
+        )  # fmt: skip
         metrics.show_copies(report.copies)
         metrics.show_verifications(report.verifications)
+        metrics.show_verdict(KINDS, report.counted)
         made = cls(
             settings, metrics, source, gauges, target, doorway, bell, pruner, relay, keeper, heart, judge, report
         )
@@ -170,6 +177,7 @@ class Daemon:
                 loops = [
                     self.keeper.run(),
                     self._watch_gauges(),
+                    self._watch_tables(),
                     self._ask_target(),
                     self.heart.run(),
                     self._tell_systemd(),
@@ -231,7 +239,8 @@ class Daemon:
     def _admin(self) -> Admin | None:
         if not self.settings.admin:
             return None
-        views = Views(self.report.alive, self.report.ready, self.report.status, self.metrics.render)
+        report = self.report
+        views = Views(report.alive, report.ready, report.status, self.metrics.render, report.name)
         return Admin(views, self.settings.admin_host, self.settings.admin_port)
 
     async def _watch_gauges(self) -> None:
@@ -258,6 +267,25 @@ class Daemon:
             self.metrics.loop_lag(max(0.0, time.monotonic() - due))
             for name, breaker in (("target", self.target.breaker), ("source", self.source.breaker)):
                 self.metrics.breaker_ratio(name, breaker.failure_ratio)
+
+    async def _watch_tables(self) -> None:
+        """Is every watched table captured and copied, and does it fit? For the verdict of whoever leads."""
+        surveyor, copier, seen = Surveyor(self.gauges, self.target), self.relay.copier, self.report.seen
+
+        def fits() -> None:
+            copier.recheck()
+            surveyor.forget()
+
+        self.bell.on_fits = fits
+        while True:
+            if self.keeper.leads:
+                with contextlib.suppress(DaemonError, BreakerOpen):
+                    seen.origin = seen.origin or await origin(self.gauges)
+                    seen.tables = await surveyor.look(copier.wishes, copier.copies if self.relay.stated else None)
+            else:
+                surveyor.forget()
+                seen.tables = None
+            await asyncio.sleep(_LOOK if seen.tables is None else _GAUGES)
 
     async def _ask_target(self) -> None:
         """While the source is away no batch shows how the target does: then it is asked, so that its breaker knows."""
@@ -294,6 +322,8 @@ def _mender(settings: Settings) -> Callable[[str], Awaitable[None]] | None:
             log.warning("schema_not_applied", table=table, error=said)
         else:
             log.info("schema_applied", table=table, steps=len(done.steps), destructive_left=len(done.left))
+            for sentence in (*done.plan.problems, *done.refused):
+                log.warning("schema_not_applied", table=table, error=sentence)
 
     return mend
 
@@ -363,5 +393,5 @@ def _first(group: BaseExceptionGroup[Any]) -> BaseException:
 def _passing(exc: BaseException) -> bool:
     """May starting again help? Fenced: another one leads, this one may stand by."""
     return isinstance(exc, (Fenced, BreakerOpen, SourceUnavailable)) or (
-        isinstance(exc, TargetError) and exc.kind in (Kind.TRANSIENT, Kind.AMBIGUOUS, Kind.THROTTLE)
+        isinstance(exc, TargetError) and passes(exc.kind)
     )

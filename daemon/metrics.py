@@ -5,12 +5,12 @@ daemons in a process, or two tests, do not meet.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from daemon.collectors import Lag, Report, Verified, WithoutCreated, tables_in
+from daemon.collectors import Lag, Report, Verdict, Verified, WithoutCreated, tables_in
 from daemon.series import (
     BREAKER_STATES,
     COPIES,
@@ -154,7 +154,11 @@ class Metrics:
         """What the tables' verifications have found, asked at scrape time."""
         for state in VERIFICATIONS:
             self._series.verifications.labels(state).set_function(partial(tables_in, report, state))
-        self._registry.register(Verified(report))
+        self._registry.register(Verified(report, self._label))
+
+    def show_verdict(self, kinds: Collection[str], findings: Callable[[], Mapping[str, int] | None]) -> None:
+        """What keeps the stores from being called in sync, of a closed set of kinds, asked at scrape time."""
+        self._registry.register(Verdict(kinds, findings))
 
     def keys_held(self, keys: int) -> None:
         self._series.held.set(keys)

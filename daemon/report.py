@@ -4,7 +4,6 @@ Knows the relay, the breakers and the bell by their looks. Changes nothing.
 """
 
 import math
-import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,16 +17,19 @@ from daemon.doorway import Doorway
 from daemon.lead import Keeper
 from daemon.leaders import Company
 from daemon.metrics import Metrics
-from daemon.mode import Facts, Mode, Worth, judge
+from daemon.mode import Facts as ModeFacts
+from daemon.mode import Mode, Worth, judge
+from daemon.origin import Origin
 from daemon.plan import Plan
 from daemon.relay import Relay
 from daemon.target import Answer
+from daemon.verdict import SMALL, STANDING_BY, Facts, Finding, equal, findings, sentence
 from daemon.wakeup import Bell
+from daemon.watchlist import Tables
 from outbox import __version__
 
 log = structlog.get_logger()
 
-_NAMED = 3  # tables with something to say of their verification, in one sentence
 _STUCK = 15.0  # seconds beyond the request's deadline without a sign of the relay's loop
 
 
@@ -132,15 +134,23 @@ class Judge:
     def _judged(self) -> Worth:
         status, breaker, doorway = self._relay.status, self.breaker, self.doorway
         return judge(
-            Facts(
+            ModeFacts(
                 doorway.lacking, doorway.refused, breaker.state, breaker.last_error, status.problem, status.problem_kind
             )
         )  # fmt: skip
 
 
+@dataclass(slots=True)
+class Seen:
+    """What a look at both sides has shown last (daemon/survey.py). `tables` None: nobody has looked yet."""
+
+    tables: Tables | None = None
+    origin: Origin | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The views of the admin server."""
+    """The views of the admin server. `small`: seconds of lag that are none."""
 
     name: str
     relay: Relay
@@ -150,7 +160,9 @@ class Report:
     metrics: Metrics
     deadline: float
     started: float
+    small: float = SMALL
     company: Company = field(default_factory=Company)
+    seen: Seen = field(default_factory=Seen)
 
     def alive(self) -> bool:
         """Does the relay's loop turn? Says nothing about either store."""
@@ -172,6 +184,37 @@ class Report:
         """What is known of the tables' equality, as whoever leads knows it."""
         return self.relay.verifier.report() if self.keeper.leads else []
 
+    def findings(self) -> tuple[Finding, ...] | None:
+        """What keeps the stores from being called in sync; None: whoever leads is to be asked."""
+        status = self.relay.status
+        if status.state == "standby":
+            return None
+        if status.state == "starting" and status.problem is None:
+            return (Finding("unknown", "starting"),)
+        self.judge.look()
+        worth, tables, copier = self.judge.worth, self.seen.tables, self.relay.copier
+        copies = None if self.relay.stated is None else copier.copies
+        lag, backlog = self.metrics.lag.now()
+        return findings(
+            Facts(
+                disabled=worth.because if worth.mode is Mode.DISABLED else None,
+                problem=status.problem,
+                paused=status.state == "paused",
+                leads=self.keeper.leads or self.company.leader is not None,
+                tables=None if tables is None else tables.entries(copies, copier.wishes),
+                verifications=self.verifications(),
+                held=status.held_keys,
+                backlog=backlog,
+                lag=lag,
+                small=self.small,
+            )
+        )
+
+    def counted(self) -> Mapping[str, int] | None:
+        """The findings by their kind, for metrics."""
+        found = self.findings()
+        return None if found is None else {one.kind: one.many for one in found}
+
     def status(self) -> dict[str, Any]:
         """What `/api/status` shows."""
         status, breaker, copies = self.relay.status, self.judge.breaker, self.copies()
@@ -180,18 +223,12 @@ class Report:
         worth = self.judge.worth
         lag, backlog = self.metrics.lag.seconds(), self.metrics.lag.backlog()
         known = not math.isnan(lag)
+        found = self.findings()
         return {
-            "verdict": verdict(
-                status.state,
-                status.problem,
-                lag if known else 0.0,
-                int(backlog) if known else 0,
-                status.held_keys,
-                disabled=worth.because if worth.mode is Mode.DISABLED else None,
-                copies=copies,
-                verifications=verifications,
-            ),
+            "verdict": STANDING_BY if found is None else sentence(found),
+            "findings": [{"kind": one.kind, "text": one.text} for one in found or ()],
             "relay": self.name,
+            "source": self.seen.origin.told() if self.seen.origin else None,
             "state": status.state,
             "since": iso(status.since),
             "mode": worth.mode,
@@ -207,6 +244,7 @@ class Report:
             "held_keys": status.held_keys,
             "copies": copies,
             "verifications": dated(verifications),
+            "equal": as_of(equal(verifications, status.held_keys)),
             "last_applied": iso(status.last_applied),
             "heartbeat": heartbeat(status.pulse.written, status.pulse.arrived, status.pulse.seconds),
             "cursor": {"snapshot": status.cursor.snapshot, "floor_id": status.cursor.floor_id}
@@ -226,48 +264,14 @@ class Report:
         }
 
 
-def verdict(
-    state: str, problem: str | None, lag: float, backlog: int, held: int = 0, *, disabled: str | None = None,
-    copies: Sequence[Mapping[str, Any]] = (), verifications: Sequence[Mapping[str, Any]] = (),
-) -> str:  # fmt: skip
-    """One sentence a person can act on."""
-    letters = f"; {held} row{'s' * (held > 1)} held as dead letters: `outboxd dead-letters list`" if held else ""
-    for copy in copies:
-        if copy["state"] == "out":
-            letters += f"; {copy['table']} is out, the others flow: {copy['reason']}"
-        elif copy["state"] == "copying":
-            letters += f"; copying {copy['table']}: {copy['rows']} rows"
-    letters += "".join(f"; {said}" for said in unequal(verifications))
-    waiting = f"{backlog} changes wait safely in Postgres" if backlog else "nothing waits"
-    if disabled:
-        return f"disabled: {disabled}; captures go on, {waiting}{letters}"
-    if state == "standby":
-        return "standing by: another outboxd leads"
-    if problem:
-        return f"{'paused' if state == 'paused' else 'interrupted'}: {problem}; {waiting}{letters}"
-    if backlog:
-        return f"catching up: {backlog} changes, {lag:.1f} s behind{letters}"
-    return f"in sync{letters or ': nothing needs you'}"
-
-
-def unequal(verifications: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What verification has found that a person should know, worst first."""
-    said = []
-    for one in verifications:
-        drift = sum((one["drift"] or {}).values())
-        if drift:
-            rows = f"{drift} row{'s' * (drift > 1)} of {one['table']} differ{'s' * (drift == 1)}"
-            said.append((-drift, f"{rows}: `outboxd verify {shlex.quote(one['table'])} --repair`"))
-        if one["state"] == "failed":
-            said.append((0, f"{one['table']} could not be compared: {one['reason']}"))
-    said.sort()
-    left = len(said) - _NAMED
-    return [text for _, text in said[:_NAMED]] + ([f"{left} more: `outboxd verify`"] if left > 0 else [])
-
-
 def dated(verifications: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """With times as a person reads them."""
     return [{**one, "through": iso(one["through"]), "began": iso(one["began"])} for one in verifications]
+
+
+def as_of(equal: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """With the time as a person reads it."""
+    return None if equal is None else {**equal, "through": iso(equal["through"])}
 
 
 def heartbeat(written: float | None, arrived: float | None, seconds: float | None) -> dict[str, Any] | None:

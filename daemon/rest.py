@@ -19,6 +19,7 @@ from daemon.connection import SOCKET_OPTIONS
 from daemon.errors import LONGEST_PAUSE, Kind, Refusal, TargetError, rule_for
 from daemon.exchange import BROKEN, UNCONNECTED, Exchange
 from daemon.failpoint import EXTENSIONS
+from daemon.refusal_words import denial_of, hint_of
 
 # The longest answer is a description of every table; what is longer is none of outboxd's.
 LONGEST_ANSWER = 16 * 1024**2
@@ -98,16 +99,16 @@ def _rest_error(status: int, headers: httpx.Headers, body: bytes) -> TargetError
     """What an HTTP status and PostgREST's code mean. Its texts may quote rows, or anything: they stay here."""
     try:
         given = json.loads(body)
-        code, said = (str(given.get(name) or "") for name in ("code", "message"))
+        code = str(given.get("code") or "")
+        denied, hint = denial_of(given), hint_of(given)
     except (ValueError, RecursionError, AttributeError):
-        code = said = ""
+        code, denied, hint = "", None, None
     if not re.fullmatch("[0-9A-Z]{5}|PGRST[0-9A-Z]{1,4}|[0-9]{3}", code):  # whoever answers there may say anything
         code = ""
     rule = rule_for(code, status)
     what = f"the target answered {status} {code}".rstrip()
-    # Postgres' own words name what may not be called, and nothing else.
-    named = said if code == "42501" and re.fullmatch(r"permission denied for [a-z]+ \w+", said) else None
-    names = Refusal(code or None, status, message=named)
+    named = ": ".join(filter(None, (denied, hint))) if code == "42501" else None
+    names = Refusal(code or None, status, message=named or None, hint=hint if code == "42501" else None)
     return TargetError(rule.kind, what, names, retry_after(headers) or rule.pause)
 
 

@@ -4,7 +4,7 @@ Pure: catalogues in, steps out. It compares, and knows what may be done without 
 lose or rewrite something says what, and waits for a person.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from daemon import column_types
@@ -14,55 +14,72 @@ from daemon.errors import SchemaUnfit
 from daemon.schema_access import access_steps
 from daemon.schema_columns import column_steps
 from daemon.schema_indexes import index_steps, key_steps, unique_steps
+from daemon.schema_orphans import orphan_steps
 from daemon.schema_references import reference_steps
 from daemon.schema_steps import ORDER, Mirror, Plan, Step
-from daemon.structure import Audience, Catalogue, Column, Name, Table, UserType, Watched
-from daemon.wanted import Wanted, home, project
+from daemon.schema_types import type_notes, type_steps
+from daemon.structure import Audience, Catalogue, Column, Name, Table, Watched
+from daemon.wanted import Wanted, project
 
 
 def plan(
     source: Catalogue,
     target: Catalogue,
-    watched: Iterable[Watched],
+    watched: Sequence[Watched],
     audiences: Mapping[str, Audience],
     only: Collection[str] | None = None,
 ) -> Plan:
-    """What the target lacks for the watched tables, or for `only` some of them."""
+    """What the target lacks for the watched tables, or for `only` some of them. A table that cannot be planned is named,
+    and keeps none of the others from it."""
     everything = project(source, watched, audiences, target.place)
     chosen = [one for one in everything if only is None or one.watched.name in only]
     here = tuple(one for one in everything if one in chosen or one.name in target.tables)
     taken = dict(target.place.relations)
     steps: list[Step] = []
     notes = [note for one in chosen for note in one.notes]
-    steps += _schemas(chosen, target)
-    types = list(_types(chosen, source, target))
-    steps += types
-    new = {step.what for step in types if step.kind == "label"}
-    for one in (_usable(each, new) for each in chosen):
-        there = target.tables.get(one.name)
-        mirror = Mirror(one, there or _made(one), source, target, here, taken)
-        if there is None:
-            taken[one.name[0], one.key.name] = one.name[1]
-            steps.append(
-                Step(
-                    one.watched.name,
-                    "table",
-                    ".".join(one.name),
-                    ddl.create_table(one.table, one.key),
-                    "the target has no such table",
-                )
-            )
+    problems = []
+    for one in chosen:
+        try:
+            found = list(_steps(one, source, target, here, taken))
+        except SchemaUnfit as exc:
+            problems.append(str(exc))
         else:
-            steps += column_steps(mirror)
-            steps += key_steps(mirror)
-        steps += _the_rest(mirror)
-        notes += _notes(mirror)
+            steps += found
+            notes += _notes(_mirror(one, source, target, here, taken))
+            notes += type_notes(one, source, target)
     steps += _publication(chosen, target)
+    if only is None:
+        steps += orphan_steps(target, watched)
     once: dict[tuple[str, str], Step] = {}
     for step in steps:  # two tables may need the same type or schema
         once.setdefault((step.sql, step.phase), step)
     ordered = sorted(once.values(), key=lambda step: ORDER.index(step.kind))  # stable: tables keep their order
-    return Plan(tuple(ordered), tuple(notes), tuple(chosen))
+    return Plan(tuple(ordered), tuple(notes), tuple(chosen), tuple(problems))
+
+
+def _mirror(
+    one: Wanted, source: Catalogue, target: Catalogue, here: tuple[Wanted, ...], taken: dict[Name, str]
+) -> Mirror:
+    return Mirror(one, target.tables.get(one.name) or _made(one), source, target, here, taken)
+
+
+def _steps(
+    one: Wanted, source: Catalogue, target: Catalogue, here: tuple[Wanted, ...], taken: dict[Name, str]
+) -> Iterator[Step]:
+    """What is to be done for one table."""
+    yield from _schemas(one, target)
+    types = list(type_steps(one, source, target))
+    yield from types
+    one = _usable(one, {step.what for step in types if step.kind in {"label", "rename_label"}})
+    mirror = _mirror(one, source, target, here, taken)
+    if one.name in target.tables:
+        yield from column_steps(mirror)
+        yield from key_steps(mirror)
+    else:
+        taken[one.name[0], one.key.name] = one.name[1]
+        made = ddl.create_table(one.table, one.key)
+        yield Step(one.watched.name, "table", ".".join(one.name), made, "the target has no such table")
+    yield from _the_rest(mirror)
 
 
 def _usable(one: Wanted, new: Collection[str]) -> Wanted:
@@ -82,71 +99,14 @@ def _made(one: Wanted) -> Table:
     return Table(one.name, one.table.columns, (one.key,))
 
 
-def _schemas(chosen: Iterable[Wanted], target: Catalogue) -> Iterator[Step]:
-    place = target.place
-    for one in chosen:
-        schema = one.name[0]
-        if schema not in place.schemas:
-            yield Step(one.watched.name, "schema", schema, ddl.create_schema(schema), "the target has no such schema")
-        for role in sorted(grants(one.audience, place)):
-            if (role, schema) not in place.usable:
-                yield Step(
-                    one.watched.name,
-                    "grant",
-                    role,
-                    ddl.grant_schema(schema, role),
-                    f"{role} may not use schema {schema}",
-                )
-
-
-def _types(chosen: Iterable[Wanted], source: Catalogue, target: Catalogue) -> Iterator[Step]:
-    used: dict[Name, str] = {}
-    for one in chosen:
-        for column in one.table.columns:
-            used.setdefault(column.type.element, one.watched.name)
-    there = {each.name: each for each in target.types}
-    for each in _needed(used, source):
-        table = used.get(each.name) or next(iter(used.values()))
-        if each.extension is not None:
-            if each.extension not in target.place.extensions:
-                made = ddl.create_extension(each.extension, home(each.extension, target.place))
-                yield Step(table, "extension", each.extension, made, f"types of {each.extension} are used")
-        elif each.name not in there:
-            yield from _missing_type(table, each, target)
-        elif each.kind == "e":
-            yield from _labels(table, each, there[each.name])
-
-
-def _needed(used: Collection[Name], source: Catalogue) -> tuple[UserType, ...]:
-    """In the order they are made. What a domain or a composite type is made of comes before it."""
-    last = max((n for n, each in enumerate(source.types) if each.name in used and each.kind in "dc"), default=-1)
-    return tuple(each for n, each in enumerate(source.types) if each.name in used or n < last)
-
-
-def _missing_type(table: str, wanted: UserType, target: Catalogue) -> Iterator[Step]:
-    schema, name = wanted.name
-    if wanted.kind not in "edc":
-        raise SchemaUnfit(
-            f"{table}: type {ddl.ident(*wanted.name)} is neither an enum type, a domain nor a composite type: "
-            "create it on the target yourself, then plan again"
-        )
-    if schema not in target.place.schemas:
-        yield Step(table, "schema", schema, ddl.create_schema(schema), f"type {name} lives there")
-    yield Step(table, "type", name, ddl.create_type(wanted), "the target has no such type")
-
-
-def _labels(table: str, wanted: UserType, there: UserType) -> Iterator[Step]:
-    for n, label in enumerate(wanted.labels):
-        if label not in there.labels:
-            after = wanted.labels[n - 1] if n else None
-            before = there.labels[0] if n == 0 and there.labels else None
-            yield Step(
-                table,
-                "label",
-                label,
-                ddl.add_label(wanted.name, label, after, before),
-                f"{wanted.name[1]} has no such value",
-            )
+def _schemas(one: Wanted, target: Catalogue) -> Iterator[Step]:
+    place, schema = target.place, one.name[0]
+    if schema not in place.schemas:
+        yield Step(one.watched.name, "schema", schema, ddl.create_schema(schema), "the target has no such schema")
+    for role in sorted(grants(one.audience, place)):
+        if (role, schema) not in place.usable:
+            granted = ddl.grant_schema(schema, role)
+            yield Step(one.watched.name, "grant", role, granted, f"{role} may not use schema {schema}")
 
 
 def _publication(chosen: Iterable[Wanted], target: Catalogue) -> Iterator[Step]:

@@ -32,27 +32,29 @@ def access_steps(mirror: Mirror) -> Iterator[Step]:
             ddl.enable_security(name),
             "without row level security whoever holds a grant sees every row",
         )
-    for role, wanted in sorted(grants(mirror.one.audience, place).items()):
+    audience = mirror.one.audience
+    changed = f"what the source has on record of it: {audience.instead}" if audience.instead else ""
+    for role, wanted in sorted(grants(audience, place).items()):
         missing = [privilege for privilege in wanted if (role, privilege) not in mirror.there.grants]
         if missing:
-            yield mirror.step(
-                "grant",
-                role,
-                ddl.grant(name, missing, role),
-                f"projects grant nothing by themselves, {role} has to be told",
-            )
+            reason = f"projects grant nothing by themselves, {role} has to be told"
+            lost = changed if role != "service_role" else ""
+            yield mirror.step("grant", role, ddl.grant(name, missing, role), reason, lost)
     there = {policy.name: policy for policy in mirror.there.policies}
     wanted_policies = _policies(mirror)
     for policy in wanted_policies:
-        if not same(policy, there.get(policy.name)):
-            yield mirror.step(
-                "policy", policy.name, ddl.create_policy(name, policy), f"access = {mirror.one.audience.access!r}"
-            )
+        before = there.get(policy.name)
+        if not same(policy, before):
+            lost = f"what it lets now: {_lets(before)}" if before is not None else changed
+            made = ddl.create_policy(name, policy)
+            yield mirror.step("policy", policy.name, made, audience.said, lost)
     for policy_name in sorted(there.keys() - {policy.name for policy in wanted_policies}):
         if policy_name.startswith(OURS):
-            yield mirror.step(
-                "policy",
-                policy_name,
-                ddl.drop_policy(name, policy_name),
-                f"access = {mirror.one.audience.access!r}: no longer wanted",
-            )
+            lost = f"what it lets now: {_lets(there[policy_name])}"
+            dropped = ddl.drop_policy(name, policy_name)
+            yield mirror.step("policy", policy_name, dropped, f"{audience.said}: no longer wanted", lost)
+
+
+def _lets(policy: Policy) -> str:
+    rows = f"rows where {policy.using or policy.check}"
+    return f"{', '.join(policy.roles)} may {policy.command} {rows}"

@@ -7,7 +7,7 @@ made from the catalogues again, and has what is left.
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -17,6 +17,7 @@ from daemon.connection import connect_once
 from daemon.errors import SchemaUnfit
 from daemon.schema import plan
 from daemon.schema_steps import Plan, Step
+from daemon.session import query
 from daemon.structure import EMPTY_PROJECT, Audience, Catalogue, Watched
 from daemon.tables import TableSettings, meant, said_of
 from outbox import __version__
@@ -30,11 +31,14 @@ Connection = psycopg.Connection[Any]
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What an apply did: `left` waits for --allow-destructive, `waiting` for the first copy."""
+    """What an apply did: `left` waits for --allow-destructive. `refused`: steps that were not done, each with why, as a
+    sentence. `unrecorded`: the source's role may not record who may see the tables."""
 
     steps: tuple[Step, ...]
     left: tuple[Step, ...]
     plan: Plan
+    refused: tuple[str, ...] = ()
+    unrecorded: bool = False
 
 
 def look(
@@ -58,19 +62,59 @@ def apply(
     agreed: Callable[[Plan], bool] = lambda _: True,
     on_step: Callable[[Step], None] = lambda _: None,
     patience: float = PATIENCE,
+    record: bool = False,
 ) -> Done:
-    """Plan, ask whether that is agreed to, and do it. Nothing destructive is done unless that is allowed."""
+    """Plan, ask whether that is agreed to, and do it. Nothing destructive is done unless that is allowed. `record`: a
+    person has agreed, so the source remembers who may see the tables."""
     with connect(source_dsn) as source, connect(target_dsn) as target, _alone(target, patience):
         found = _planned(source, target, tables, only)
         wanted = [step for step in found.due if allow_destructive or not step.destructive]
         left = tuple(step for step in found.due if step not in wanted)
-        if not wanted or not agreed(found):
+        if wanted and not agreed(found):
             return Done((), left, found)
-        for step in wanted:
+        done, refused = _do_all(target, wanted, patience, on_step)
+        if wanted:
+            target.execute("notify pgrst, 'reload schema'")
+            source.execute(query("ring_fits"))
+        unrecorded = record and not _record(source, found, left)
+        return Done(done, left, found, refused, unrecorded)
+
+
+# What other steps of a table rest on: without it they would fail one after the other, each with a sentence of its own.
+_FIRST = {"schema", "extension", "type", "table"}
+
+
+def _do_all(
+    target: Connection, steps: Sequence[Step], patience: float, on_step: Callable[[Step], None]
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """One that is refused keeps only those from being done that rest on it. Returns what was done, and why the rest not."""
+    done, refused, without = [], [], set[str]()
+    for step in steps:
+        if step.table in without:
+            continue
+        try:
             _do(target, step, patience)
+        except SchemaUnfit as exc:
+            refused.append(str(exc))
+            without |= {step.table} if step.kind in _FIRST else set()
+        else:
+            done.append(step)
             on_step(step)
-        target.execute("notify pgrst, 'reload schema'")
-        return Done(tuple(wanted), left, found)
+    return tuple(done), tuple(refused)
+
+
+def _record(source: Connection, found: Plan, left: Collection[Step]) -> bool:
+    """Who may see the tables is the source's to say from now on, except where that has not been done. False: this role may
+    not write it."""
+    undone = {step.table for step in left if step.kind in {"policy", "grant"}}
+    try:
+        for one in found.wanted:
+            if one.watched.name not in undone:
+                said = {name: getattr(one.audience, name) for name in ("owner", "access", "write", "realtime")}
+                source.execute(query("record_audience"), {"table": one.watched.name, **said})
+    except psycopg.errors.InsufficientPrivilege:
+        return False
+    return True
 
 
 def connect(dsn: str) -> Connection:
@@ -87,16 +131,20 @@ def _planned(
     there: Catalogue = EMPTY_PROJECT
     if target is not None:
         require(target, "target")
-        types = [each.name for each in here.types]
-        there = catalog.read_target(target, [one.target for one in watched], types)
+        there = catalog.read_target(target, [one.target for one in watched], here.types)
+    recorded = catalog.read_audiences(source)
     names = [one.name for one in watched]
-    audiences = {one.name: _audience(said_of(tables, one.name, names)) for one in watched}
+    audiences = {one.name: _audience(said_of(tables, one.name, names), recorded.get(one.name)) for one in watched}
     found = plan(here, there, watched, audiences, chosen)
-    return Plan(found.steps, (*_odd(watched, tables, chosen), *found.notes), found.wanted)
+    return replace(found, notes=(*_odd(watched, tables, chosen), *found.notes))
 
 
-def _audience(said: TableSettings | None) -> Audience:
-    return Audience(said.owner, said.access, said.write, said.realtime) if said else Audience()
+def _audience(said: TableSettings | None, recorded: Audience | None) -> Audience:
+    """A folder that says nothing of a table changes nothing of it; one that says something else is asked."""
+    if said is None or not said.model_fields_set & {"owner", "access", "write", "realtime"}:
+        return recorded or Audience()
+    now = Audience(said.owner, said.access, said.write, said.realtime)
+    return replace(now, instead=recorded.said) if recorded is not None and recorded != now else now
 
 
 def _chosen(watched: Collection[Watched], only: Sequence[str]) -> set[str] | None:

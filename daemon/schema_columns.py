@@ -9,7 +9,7 @@ from daemon import column_types
 from daemon import schema_ddl as ddl
 from daemon.audience import policies
 from daemon.schema_steps import OURS, Mirror, Step
-from daemon.structure import Column
+from daemon.structure import Column, Policy
 
 
 def column_steps(mirror: Mirror) -> Iterator[Step]:
@@ -38,15 +38,21 @@ def _type(mirror: Mirror, column: Column, there: Column) -> Iterator[Step]:
         verdict = "fits" if column_types.compare(ours.base, theirs.base) == "fits" else "rewrite"
     if verdict == "fits":
         return
-    ours_there = [policy.name for policy in mirror.there.policies if policy.name.startswith(OURS)]
-    again = policies(mirror.one, mirror.one.table.columns, mirror.target.place) if ours_there else ()
-    sql = ddl.change_type(mirror.name, column, ours_there, again, rewrites=verdict == "rewrite")
+    kept = [policy for policy in mirror.there.policies if policy.name.startswith(OURS)]
+    # Those that are there come back, in the words that fit the new type: what they allow is not this step's to change.
+    fitting = {} if mirror.one.audience.instead or not kept else _wanted(mirror)
+    again = [fitting.get(policy.name, policy) for policy in kept]
+    sql = ddl.change_type(mirror.name, column, [each.name for each in kept], again, rewrites=verdict == "rewrite")
     reason = f"{ours.spelled} on the source, {theirs.spelled} on the target"
     if verdict == "widen":
         yield mirror.step("change_type", column.name, sql, reason)
         return
     loses = f"the table is written anew under a lock that nobody reads through ({mirror.rows})"
     yield mirror.step("change_type", column.name, sql, reason, f"{loses}{_dependents(mirror, column.name)}")
+
+
+def _wanted(mirror: Mirror) -> dict[str, Policy]:
+    return {each.name: each for each in policies(mirror.one, mirror.one.table.columns, mirror.target.place)}
 
 
 def _extra(mirror: Mirror, there: Column) -> Iterator[Step]:

@@ -165,6 +165,10 @@ def _reference(each: Reference) -> str:
     )
 
 
+def drop_reference(each: Reference) -> str:
+    return f"alter table {ident(*each.child)} drop constraint if exists {ident(each.name)}"
+
+
 def validate(each: Reference) -> str:
     return f"alter table {ident(*each.child)} validate constraint {ident(each.name)}"
 
@@ -230,6 +234,18 @@ def publish(name: Name) -> str:
 def map_table(table: str, name: Name, key: Iterable[str]) -> str:
     keys = ", ".join(literal(column) for column in key)
     return f"select outboxd.map({literal(ident(*name))}::regclass, {literal(table)}, array[{keys}])"
+
+
+def unmap_table(table: str) -> str:
+    return f"select outboxd.unmap({literal(table)})"
+
+
+def rename_label(name: Name, old: str, new: str) -> str:
+    """May run again, also where one of that name has come since."""
+    of, told = literal(ident(*name)), "select from pg_enum where enumtypid = to_regtype"
+    there = f"exists ({told}({of}) and enumlabel = {literal(old)})"
+    free = f"not exists ({told}({of}) and enumlabel = {literal(new)})"
+    return guarded(f"{there} and {free}", f"alter type {ident(*name)} rename value {literal(old)} to {literal(new)}")
 
 
 RELOAD = "notify pgrst, 'reload schema'"

@@ -22,6 +22,8 @@ def reference_steps(mirror: Mirror) -> Iterator[Step]:
         if parent is None:  # it is watched, but left out of this plan
             continue
         at_once = mirror.there.partitioned or _is_partitioned(mirror, parent)
+        if at_once and not wanted.validated:
+            continue  # rows that the source tolerates would be in its way, and there it cannot be left unvalidated
         found = next((each for each in mirror.there.references if each.ends == wanted.ends), None)
         if found is None:
             made = replace(wanted, name=wanted.name if wanted.name not in names else f"{wanted.name[:58]}_2")
@@ -36,7 +38,7 @@ def reference_steps(mirror: Mirror) -> Iterator[Step]:
                     "as on the source; it waits for the end of a batch, and never acts",
                 ),
             )
-            if not at_once:
+            if not at_once and wanted.validated:
                 yield _after_copy(
                     mirror,
                     parent,
@@ -45,8 +47,8 @@ def reference_steps(mirror: Mirror) -> Iterator[Step]:
                     ),
                 )
         elif found.acts or not found.deferrable:
-            yield from _tamed(mirror, found, at_once=at_once)
-        elif not found.validated:
+            yield from _tamed(mirror, found, at_once=at_once, validated=wanted.validated)
+        elif wanted.validated and not found.validated:
             yield _after_copy(
                 mirror,
                 parent,
@@ -59,7 +61,7 @@ def reference_steps(mirror: Mirror) -> Iterator[Step]:
             yield from _tamed(mirror, each, at_once=False)
 
 
-def _tamed(mirror: Mirror, found: Reference, *, at_once: bool) -> Iterator[Step]:
+def _tamed(mirror: Mirror, found: Reference, *, at_once: bool, validated: bool = True) -> Iterator[Step]:
     acts = {"c": "delete cascade", "n": "delete set null", "d": "delete set default"}.get(found.on_delete)
     loses = (
         f"its ON {acts.upper()}: what should go still goes when the source says so"
@@ -75,12 +77,9 @@ def _tamed(mirror: Mirror, found: Reference, *, at_once: bool) -> Iterator[Step]
     yield mirror.step(
         "foreign_key", found.name, ddl.replace_reference(tamed, found.name, at_once=at_once), reason, loses
     )
-    if not at_once:
-        yield replace(
-            mirror.step(
-                "validate", found.name, ddl.validate(tamed), "the rows that are there are looked at once", "nothing"
-            )
-        )
+    if not at_once and validated:
+        looked = "the rows that are there are looked at once"
+        yield mirror.step("validate", found.name, ddl.validate(tamed), looked, "nothing")
 
 
 def _is_partitioned(mirror: Mirror, parent: Wanted) -> bool:

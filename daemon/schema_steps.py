@@ -13,8 +13,9 @@ from daemon.wanted import Wanted
 OURS = "outboxd_"  # what our policies' names begin with; no other is touched
 # In which order kinds are done: what others rest on first.
 ORDER = (
-    "schema", "extension", "type", "label", "table", "column", "not_null", "change_type", "drop_column", "key", "unique",
-    "index", "security", "grant", "policy", "comment", "trigger", "realtime", "map", "foreign_key", "validate",
+    "schema", "extension", "type", "rename_label", "label", "table", "column", "not_null", "change_type", "drop_column",
+    "key", "unique", "index", "security", "grant", "policy", "comment", "trigger", "realtime", "map", "drop_reference",
+    "foreign_key", "validate", "unmap",
 )  # fmt: skip
 
 
@@ -35,11 +36,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`notes`: what is no step, and should be known."""
+    """`notes`: what is no step, and should be known; `problems`: of tables that cannot be planned, each with its way on."""
 
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()
     wanted: tuple[Wanted, ...] = ()
+    problems: tuple[str, ...] = ()
 
     @property
     def due(self) -> tuple[Step, ...]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
 from daemon.breaker import Thresholds
-from daemon.credentials import check_dsn, check_key, check_url, for_libpq, kind_of_key, looks_pooled, masked
+from daemon.credentials import check_dsn, check_key, check_url, for_libpq, kind_of_key, looks_pooled, masked, project_of
 from daemon.tables import SchemaSettings, TableSettings
 
 # Names other tools already use. The OUTBOXD_ form wins over these, and an earlier one over a later one.
@@ -100,6 +100,14 @@ class Settings(BaseModel):
     @property
     def target_conninfo(self) -> str:
         return for_libpq(self.target_dsn)
+
+    @property
+    def projects(self) -> tuple[str, str] | None:
+        """Two projects that the target's addresses name, where they do not name one."""
+        if self.supabase_url is None or self.target_dsn is None:
+            return None
+        api, database = project_of(self.supabase_url), project_of(self.target_dsn.get_secret_value())
+        return (api, database) if api and database and api != database else None
 
     @property
     def looks_pooled(self) -> bool:

@@ -208,6 +208,13 @@ class Source:
             results = await conn.execute(query(name), parameters)
             return await results.fetchall() if results.description else []
 
+    async def records(self, name: str) -> list[dict[str, Any]]:
+        """The rows of sql/queries/<name>.sql, each by its columns' names."""
+        async with self.connected() as conn:
+            results = await conn.execute(query(name))
+            names = [column.name for column in results.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in await results.fetchall()]
+
     async def close(self) -> None:
         """Drop the connection; the next call opens another."""
         await self._session.drop()

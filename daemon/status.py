@@ -3,114 +3,215 @@
 Knows what to ask and how to join the answers. Changes nothing.
 """
 
+import asyncio
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
 
-from daemon import check
+from daemon import addresses, check, install
 from daemon.breaker import Breaker, BreakerOpen, Thresholds
 from daemon.configuration import Loaded
+from daemon.copies import Copy
+from daemon.copies import known as copies_known
 from daemon.doorway import Doorway
-from daemon.errors import DaemonError, Kind, TargetError, advice
+from daemon.errors import DaemonError, Kind, SourceUnavailable, SourceUnfit, TargetError, advice, passes
 from daemon.leaders import Company
 from daemon.main import NAME, open_door
-from daemon.mode import Facts, Mode, Worth, judge
-from daemon.reload import sentence
-from daemon.report import dated, heartbeat, verdict
+from daemon.mode import Facts as ModeFacts
+from daemon.mode import Mode, Worth, judge
+from daemon.origin import Origin, stranger
+from daemon.reload import sentence as sentence_of
+from daemon.report import as_of, dated, heartbeat
 from daemon.settings import Settings
 from daemon.source import Source
-from daemon.target import Target
+from daemon.survey import origin, survey
+from daemon.target import Target, require_schema
+from daemon.verdict import SMALL, Facts, equal, findings, sentence
 from daemon.verification import Verification, known, shown
+from daemon.watchlist import Tables
 from outbox import Cursor
+
+_ORDER = (
+    "verdict", "equal", "findings", "daemon", "mode", "mode_because", "mode_since", "state", "backlog_changes",
+    "lag_seconds", "leader", "standbys", "disabled",
+)  # fmt: skip
+# What a daemon says of itself that nobody else can know.
+_OF_DAEMON = (
+    "mode", "mode_because", "mode_since", "state", "since", "leads", "problem", "last_applied", "heartbeat",
+    "applied_changes", "breaker", "listener", "version",
+)  # fmt: skip
 
 
 async def look(loaded: Loaded) -> dict[str, Any]:
-    """Joined status; `away` names the stores that do not answer. A target that cannot be used as it is set is not away:
-    the mode says so."""
-    told = await _of_target(loaded)
-    # The daemon's word on the mode counts more: it asks more often, and may have been told something else.
-    seen = {"mode": told.worth.mode, "mode_because": told.worth.because} | await _of_daemon(loaded.settings) | told.more
-    # How long it took is a guess between the target's two times, of two clocks: the daemon's word counts more.
-    of_daemon = {name: value for name, value in (seen.get("heartbeat") or {}).items() if value is not None}
-    seen["heartbeat"] = {**(told.heartbeat or {}), **of_daemon} or None
-    away = ["target"] if told.worth.mode is Mode.DEGRADED else []
-    disabled = seen["mode_because"] if seen["mode"] == Mode.DISABLED else None
-    state, problem, held = seen.get("state", "streaming"), seen.get("problem"), seen.get("held_keys", 0)
-    source = Source(loaded.settings.source_conninfo, application_name=f"{NAME} status")
+    """Joined status; `away` names the stores that do not answer. A store that answers, and cannot be used as it is, is not
+    away: the verdict says what it lacks."""
+    settings = loaded.settings
+    there = await _of_target(loaded)
+    source = Source(settings.source_conninfo, application_name=f"{NAME} status")
     try:
-        if told.worth.mode is Mode.FULL:
-            cursor = told.cursor or Cursor.beginning()
-        else:
-            cursor = await source.remembered_cursor(loaded.settings.relay)
-        backlog, age = await source.backlog(cursor)
-        watched = {row[0] for row in await source.ask("copy_wanted")}
-        seen["copies"] = [copy for copy in seen.get("copies", ()) if copy["table"] in watched or copy["state"] == "out"]
-        seen |= {"backlog_changes": backlog, "lag_seconds": round(age, 3)}
-        seen |= await _company(source, pooled=loaded.settings.looks_pooled or _pooled(seen))
-        passes = (
-            [shown(table, told.passes.get(table)) for table in sorted(watched)] if told.worth.mode is Mode.FULL else []
-        )
-        seen["verifications"] = dated(passes)
-        seen["verdict"] = verdict(
-            state, problem, age, backlog, held, disabled=disabled, copies=seen["copies"], verifications=passes
-        )
-    except DaemonError as exc:
-        away.append("source")
-        seen["source"] = str(exc)
+        here = await _of_source(source, settings, there)
     finally:
         await source.close()
-    if away:
-        seen["verdict"] = f"{' and '.join(away)} cannot be asked"
-    order = ["verdict", "daemon", "mode", "mode_because", "mode_since", "state", "backlog_changes", "lag_seconds"]
-    order += ["leader", "standbys", "disabled"]
-    return {name: seen[name] for name in [*order, *(n for n in seen if n not in order)] if name in seen} | {
-        "away": away
-    }
+    daemon = await _of_daemon(settings, here.origin)
+    # The daemon's word on the mode counts more: it asks more often, and may have been told something else.
+    seen = {"mode": there.worth.mode, "mode_because": there.worth.because} | {**daemon, **there.more, **here.more}
+    # How long it took is a guess between the target's two times, of two clocks: the daemon's word counts more.
+    of_daemon = {name: value for name, value in (seen.get("heartbeat") or {}).items() if value is not None}
+    seen["heartbeat"] = {**(there.heartbeat or {}), **of_daemon} or None
+    seen["held_keys"] = held = max(seen.get("held_keys", 0), sum(here.held.values()))
+    records = [{**shown(table, there.records.get(table)), "held": here.held.get(table, 0)} for table in here.captured]
+    records = records if there.answers else []
+    away = ["target"] * there.away + ["source"] * here.away
+    found = findings(_facts(settings, there, here, seen, records))
+    seen |= {
+        "verdict": sentence(found), "findings": [{"kind": one.kind, "text": one.text} for one in found],
+        "equal": as_of(equal(records, held)), "verifications": dated(records), "away": away,
+    }  # fmt: skip
+    if here.seen:
+        seen["copies"] = [copy for copy in seen.get("copies", ()) if copy["table"] in here.captured]
+    return {name: seen[name] for name in dict.fromkeys((*_ORDER, *seen)) if name in seen}
 
 
-async def _company(source: Source, *, pooled: bool) -> dict[str, Any]:
-    """Who leads, since when, who waits, and who cannot lead."""
-    company = Company()
-    company.learn(await source.ask("leaders"))
-    return company.told(pooled=pooled)
+def _facts(
+    settings: Settings, there: "_There", here: "_Here", seen: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> Facts:
+    disabled = seen["mode_because"] if seen["mode"] == Mode.DISABLED else None
+    leads = here.leads or seen.get("leads") or (_beats(settings, there) if here.leads is None else False)
+    # A daemon that does not lead says nothing of the work that another one does.
+    problem = seen.get("problem") if seen.get("leads") or here.leads is not True else None
+    return Facts(
+        away=[name for name, gone in (("target", there.away), ("source", here.away)) if gone],
+        setup=[*here.lacks, *([] if disabled else there.lacks)],
+        foreign=here.foreign,
+        disabled=disabled,
+        problem=None if here.lacks or there.lacks else problem,
+        paused=seen.get("state") == "paused",
+        leads=leads or None if here.leads is None else leads,
+        instead=here.instead,
+        tables=here.seen.entries(there.copies if there.answers else None) if here.seen else (),
+        verifications=records,
+        held=seen["held_keys"],
+        backlog=here.backlog,
+        lag=here.lag,
+        small=SMALL + settings.request_interval,
+    )
 
 
-def _pooled(seen: Mapping[str, Any]) -> bool:
-    return bool((seen.get("listener") or {}).get("pooled"))
+def _beats(settings: Settings, there: "_There") -> bool:
+    """Does a heartbeat say that somebody leads, where it cannot be seen otherwise?"""
+    return there.beat_ago is not None and not check.late(there.beat_ago, settings.heartbeat_interval)
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """What the target says of itself, or why it says nothing."""
+class _Here:
+    """What the source says. `lacks`: why it cannot be read as it is; `leads`: None where nobody can be elected; `instead`: the
+    relay that does, where it is another one."""
+
+    away: bool = False
+    lacks: tuple[str, ...] = ()
+    origin: Origin | None = None
+    foreign: str | None = None
+    leads: bool | None = False
+    instead: str | None = None
+    backlog: int = 0
+    lag: float = 0.0
+    held: Mapping[str, int] = field(default_factory=dict)
+    seen: Tables | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def captured(self) -> list[str]:
+        return sorted(row["table_name"] for row in self.seen.rows if row["capture"]) if self.seen else []
+
+
+async def _of_source(source: Source, settings: Settings, there: "_There") -> _Here:
+    here = _Here(leads=None if settings.looks_pooled else False)
+    try:
+        here = replace(here, origin=await origin(source))
+        cursor = there.cursor if there.answers else await source.remembered_cursor(settings.relay)
+        backlog, lag = await source.backlog(cursor or Cursor.beginning())
+        company = Company()
+        company.learn(await source.ask("leaders"))
+        told = company.told(pooled=settings.looks_pooled)
+        leads = True if company.leader else here.leads
+        latest = {row[0] for row in await source.ask("relay_latest")}
+        instead = next(iter(latest - {settings.relay}), None) if company.leader else None
+        held = {table: int(many) for table, many in await source.ask("held_counts")}
+        more = {"backlog_changes": backlog, "lag_seconds": round(lag, 3), **told}
+        here = replace(here, backlog=backlog, lag=lag, leads=leads, instead=instead, held=held, more=more)
+        here = replace(here, seen=await survey(source, there.described))
+        return replace(here, foreign=await _foreign(source, there.cursor) if there.answers else None)
+    except SourceUnavailable as exc:
+        return replace(here, away=True, more={**here.more, "source": str(exc)})
+    except SourceUnfit as exc:
+        return replace(here, lacks=(str(exc),), more={**here.more, "source": str(exc)})
+
+
+async def _foreign(source: Source, cursor: Cursor | None) -> str | None:
+    """Why this source is not the one that the target's cursor speaks of."""
+    return None if cursor is None else await source.judge(cursor)
+
+
+@dataclass(frozen=True, slots=True)
+class _There:
+    """What the target says of itself, or why it says nothing: `away`, or `lacks` what a person has to mend."""
 
     worth: Worth
-    cursor: Cursor | None
-    more: dict[str, Any]
+    answers: bool = False
+    away: bool = False
+    lacks: tuple[str, ...] = ()
+    cursor: Cursor | None = None
+    described: Mapping[str, Any] | None = None
+    copies: Mapping[str, Copy] = field(default_factory=dict)
+    records: Mapping[str, Verification] = field(default_factory=dict)
     heartbeat: dict[str, Any] | None = None
-    passes: Mapping[str, Verification] = field(default_factory=dict)
+    beat_ago: float | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
-async def _of_target(loaded: Loaded) -> _Told:
-    doorway = Doorway(None if loaded.lacking else open_door(loaded.settings), sentence(loaded.lacking))
+async def _of_target(loaded: Loaded) -> _There:
+    doorway = Doorway(None if loaded.lacking else open_door(loaded.settings), sentence_of(loaded.lacking))
     target = Target(doorway, loaded.settings.relay, Breaker("target", Thresholds()))
     try:
         answer = await target.cursor()
+        described = await target.describe()
+        require_schema(described)
     except (DaemonError, BreakerOpen) as exc:
-        problem = f"{exc}: {advice(exc.kind, exc.refusal)}" if isinstance(exc, TargetError) else str(exc)
-        kind = exc.kind if isinstance(exc, TargetError) else Kind.TRANSIENT
-        worth = judge(Facts(doorway.lacking, doorway.refused, problem=problem, problem_kind=kind))
-        return _Told(worth, None, {"target": problem})
+        return _silent(doorway, exc)
     finally:
         await target.close()
     standing = answer.standing
-    held = answer.more.get("held_keys", 0)
     copies = [copy for copy in answer.more.get("copies", ()) if copy["state"] != "done"]
-    more = {"epoch": standing.epoch, "batch_no": standing.batch_no, "held_keys": held, "copies": copies}
-    passes = {table: record for table, (record, _) in known(answer.more.get("verifications", ())).items()}
-    return _Told(Worth(Mode.FULL), standing.cursor, more, _heartbeat(answer.more.get("heartbeat") or {}), passes)
+    beat = answer.more.get("heartbeat") or {}
+    return _There(
+        Worth(Mode.FULL),
+        answers=True,
+        cursor=standing.cursor,
+        described=described.more,
+        copies=copies_known(answer.more.get("copies", ())),
+        records={table: record for table, (record, _) in known(answer.more.get("verifications", ())).items()},
+        heartbeat=_heartbeat(beat),
+        beat_ago=beat.get("seconds_ago"),
+        more={
+            "epoch": standing.epoch, "batch_no": standing.batch_no, "held_keys": len(answer.more.get("held", ())),
+            "copies": copies,
+        },
+    )  # fmt: skip
+
+
+def _silent(doorway: Doorway, exc: Exception) -> _There:
+    """Away, or answering and not fit to be used: the one passes by itself, the other does not."""
+    problem, kind = str(exc), Kind.TRANSIENT
+    if isinstance(exc, TargetError):
+        said = advice(exc.kind, exc.refusal)
+        problem, kind = said if said in problem else f"{exc}: {said}", exc.kind
+    worth = judge(ModeFacts(doorway.lacking, doorway.refused, problem=problem, problem_kind=kind))
+    lacks = () if passes(kind) else (f"the target cannot be used: {problem}",)
+    away = worth.mode is Mode.DEGRADED and not lacks
+    return _There(worth, away=away, lacks=lacks, more={"target": problem})
 
 
 def _heartbeat(kept: Mapping[str, float]) -> dict[str, Any] | None:
@@ -132,6 +233,10 @@ async def examine(settings: Settings) -> list[check.Item]:
                 "use a secret key (sb_secret_…)",
             )
         )
+    if wrong := await asyncio.to_thread(addresses.amiss, settings):
+        return [*items, check.Item("addresses", "FAIL", wrong, "outboxd config show")]
+    both = settings.transport == "rest" and settings.target_dsn is not None
+    installed = await asyncio.to_thread(install.installed_at, settings.target_conninfo) if both else None
     target = _target(settings)
     try:
         role = "service_role" if settings.transport == "rest" else check.user_of(settings.target_conninfo)
@@ -142,6 +247,7 @@ async def examine(settings: Settings) -> list[check.Item]:
             pooled_address=settings.looks_pooled,
             grants=grants,
             heartbeat=settings.heartbeat_interval,
+            installed=installed,
         )
     finally:
         await target.close()
@@ -151,32 +257,14 @@ def _target(settings: Settings) -> Target:
     return Target(open_door(settings), settings.relay, Breaker("target", Thresholds()))
 
 
-async def _of_daemon(settings: Settings) -> dict[str, Any]:
-    """The daemon's own view, when it runs on this machine."""
+async def _of_daemon(settings: Settings, here: Origin | None) -> dict[str, Any]:
+    """The daemon's own view, when it runs on this machine. Whoever answers on its port may be another's."""
+    where = f"http://{settings.admin_host}:{settings.admin_port}"
     try:
         async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
-            answer = await client.get(f"http://{settings.admin_host}:{settings.admin_port}/api/status")
-        told = answer.json()
-        if told.get("relay") != settings.relay:
-            return {"daemon": "another relay's daemon answers here"}
-        keep = (
-            "mode",
-            "mode_because",
-            "mode_since",
-            "state",
-            "since",
-            "leads",
-            "problem",
-            "last_applied",
-            "heartbeat",
-            "applied_changes",
-            "breaker",
-            "listener",
-            "version",
-        )
-        return {
-            "daemon": f"http://{settings.admin_host}:{settings.admin_port}",
-            **{name: told.get(name) for name in keep},
-        }
+            told = (await client.get(f"{where}/api/status")).json()
+        if other := stranger(told, settings.relay, here):
+            return {"daemon": other}
+        return {"daemon": where, **{name: told.get(name) for name in _OF_DAEMON}}
     except (httpx.HTTPError, json.JSONDecodeError, AttributeError):
         return {"daemon": "none answers on this machine"}

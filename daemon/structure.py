@@ -3,7 +3,7 @@
 Values only. Knows nothing of connections, nor of which of the two is right.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 Name = tuple[str, str]  # schema and name
@@ -81,7 +81,8 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A foreign key. `on_delete` as pg_constraint has it: a, r, c, n or d."""
+    """A foreign key. `on_delete` as pg_constraint has it: a, r, c, n or d. `validated`: every row that is there was looked
+    at; `enforced`: rows that come are."""
 
     name: str
     child: Name
@@ -92,6 +93,7 @@ class Reference:
     deferrable: bool = True
     validated: bool = True
     full: bool = False
+    enforced: bool = True
 
     @property
     def ends(self) -> tuple[Name, tuple[str, ...], Name, tuple[str, ...]]:
@@ -138,13 +140,15 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class UserType:
-    """An enum type, domain or composite type; `body`: what lies below the domain, or the composite's columns."""
+    """An enum type, domain or composite type; `body`: what lies below the domain, or the composite's columns; `needs`: the
+    types that it is made of."""
 
     name: Name
     kind: str
     extension: str | None = None
     labels: tuple[str, ...] = ()
     body: str | None = None
+    needs: tuple[Name, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +169,15 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """One side, as far as it was asked for. `empty`: tables without rows."""
+    """One side, as far as it was asked for. `empty`: tables without rows; `spoken`: labels of enum types that rows have, of
+    those that were looked for; `leaves`: foreign keys of a partition alone, by the table (and partition, and name)."""
 
     tables: Mapping[Name, Table]
     types: tuple[UserType, ...] = ()  # what is needed first comes first
     place: Place = Place()
     empty: frozenset[Name] = frozenset()
+    spoken: Mapping[Name, frozenset[str]] = field(default_factory=dict)
+    leaves: Sequence[tuple[Name, str, str]] = ()
 
 
 EMPTY_PROJECT = Catalogue({})
@@ -197,9 +204,18 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class Audience:
-    """Who may see a table's rows on the target: the columns and words of `[tables]`."""
+    """Who may see a table's rows on the target: the columns and words of `[tables]`. `instead`: of what the source has on
+    record, in words, when that is another; who changes it is to be asked."""
 
     owner: str | None = None
     access: str = "none"
     write: bool = False
     realtime: bool = False
+    instead: str = field(default="", compare=False)
+
+    @property
+    def said(self) -> str:
+        """In the words of `[tables]`."""
+        owner = f"owner = {self.owner!r}, " if self.owner is not None else ""
+        more = [name for name in ("write", "realtime") if getattr(self, name)]
+        return f"{owner}access = {self.access!r}{''.join(f', {name} = true' for name in more)}"

@@ -88,6 +88,19 @@ def _known(conn: "psycopg.Connection[tuple[object, ...]]", side: Side) -> None:
         )
 
 
+def keeps_role(dsn: str) -> str | None:
+    """Why the daemon's role cannot be dropped by this user, which is to be known before anything else goes; None: it can, or
+    there is none."""
+    with connect(dsn) as conn:
+        row = conn.execute(query("role_droppable")).fetchone()
+        if row is None or not row[0] or row[1]:
+            return None
+        return (
+            f"{conn.info.user} may not drop role {ROLE}: run this without --role, and  drop role {ROLE}  as the role that "
+            "made it, or as a superuser"
+        )
+
+
 def drop_role(dsn: str) -> bool:
     """The daemon's role, if there is one; whether there was."""
     with connect(dsn) as conn:

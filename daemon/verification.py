@@ -13,6 +13,7 @@ from daemon.sheaf import GLUE, Pieces, Sheaf
 
 KINDS = ("missing", "different", "extra")
 _NEXT = {"rows": "extra", "extra": "done"}
+NOT_THERE = "it is not on the target"  # that of a pass which somebody asked for, and there is nothing to compare with
 _SAMPLES = 20  # rows that differ of which the keys are kept
 
 Op = Literal["digest", "compare", "present"]

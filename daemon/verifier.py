@@ -25,6 +25,7 @@ from daemon.source import Source
 from daemon.stride import Stride
 from daemon.target import Answer, Target
 from daemon.verification import (
+    NOT_THERE,
     Checked,
     Drift,
     Op,
@@ -47,6 +48,8 @@ _ENOUGH, _FAR = 500, 40  # rows that seem to differ, ranges behind the first of 
 _NOTED = 5.0  # seconds until the target is told how far a pass has come that has nothing to be sent
 _UNANSWERED = 3
 _AGAIN = 900.0  # seconds after which a pass that failed begins anew, at most
+_NOT_THERE = {"OB002", "OB003", "42P01"}  # the target does not know the table, or has it no longer
+_THERE = 15.0  # seconds until such a table is looked for again
 _EPOCH = 946_684_800  # the source counts its microseconds from 2000 on
 
 
@@ -539,8 +542,18 @@ class Verifier:
     def _stumbled(self, record: Verification, state: str, what: str) -> None:
         if state == "55P03":
             self._busy[record.table] = self._clock() + _LOOK
+        elif state in _NOT_THERE:
+            self._missing(record)
         elif state not in {"57014", "53200", "54000"} or not self._halve(record.table):
             self._failed(record, f"the target cannot {what} ({state})")
+
+    def _missing(self, record: Verification) -> None:
+        """There is nothing to compare with: that is no failure, and over as soon as the target has the table."""
+        self._busy[record.table] = self._clock() + _THERE
+        if record.asked:
+            self._failed(record, NOT_THERE)
+        else:
+            self._begin_anew()
 
     def _failed(self, record: Verification, reason: str) -> None:
         self._begin_anew()
@@ -568,7 +581,8 @@ class Verifier:
             )
 
     def _pause(self, record: Verification) -> float:
-        return min(self.every, _AGAIN) if record.state == "failed" else self.every
+        again = _THERE if record.reason == NOT_THERE else _AGAIN
+        return min(self.every, again) if record.state == "failed" else self.every
 
 
 def _checked(

@@ -11,10 +11,10 @@ from typing import Any, Literal
 from daemon.copies import Copy
 from daemon.copies import known as copies_known
 from daemon.errors import Kind, Refusal, TargetError
-from daemon.verification import KINDS, Verification
+from daemon.verification import KINDS, NOT_THERE, Verification
 from daemon.verification import known as passes_known
 
-State = Literal["equal", "differs", "failed", "out", "copying"]
+State = Literal["equal", "differs", "failed", "missing", "out", "copying"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,9 @@ def progress(answer: Mapping[str, Any], wishes: Mapping[str, int]) -> Progress:
 
 
 def _ended(record: Verification) -> Outcome:
-    state: State = "failed" if record.state == "failed" else "differs" if record.drift else "equal"
+    state: State = "differs" if record.drift else "equal"
+    if record.state == "failed":
+        state = "missing" if record.reason == NOT_THERE else "failed"
     counts = {name: getattr(record, name) for name in ("rows", *KINDS, "held", "repaired", "repair")}
     return Outcome(
         record.table, state, **counts, through=_through(record), reason=record.reason, samples=record.samples
@@ -106,6 +108,8 @@ def advice(one: Outcome) -> str | None:
         return (
             f"{one.table} is being copied: once that is done it is compared by itself (`outboxd status`), or ask again"
         )
+    if one.state == "missing":
+        return f"{one.table} is not on the target: `outboxd schema apply`"
     if one.state == "failed":
         return f"{one.table} could not be compared: {one.reason}"
     said = []
@@ -125,6 +129,34 @@ def advice(one: Outcome) -> str | None:
 
 def _differ(one: Outcome) -> str:
     return f"{one.drift} row{'s' * (one.drift > 1)} of {one.table} differ{'s' * (one.drift == 1)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Of all tables that were asked for. `through`: what had committed by then is equal in all of them, but for what is
+    said; None: one of them was never compared as a whole."""
+
+    said: str
+    equal: bool
+    through: float | None
+    rows: int
+
+
+def summed(found: Sequence[Outcome]) -> Verdict:
+    """One verdict, and one time: the earliest."""
+    times = [one.through for one in found]
+    through = min((at for at in times if at is not None), default=None) if None not in times else None
+    rows, repaired, drift = (sum(getattr(one, name) for one in found) for name in ("rows", "repaired", "drift"))
+    held, unequal = sum(one.held for one in found), [one for one in found if one.state != "equal"]
+    if unequal:
+        not_compared = [one.table for one in unequal if one.state != "differs"]
+        said = [f"{drift} row{'s' * (drift != 1)} differ{'s' * (drift == 1)}"] if drift else []
+        said += [f"not compared: {', '.join(not_compared)}"] if not_compared else []
+        return Verdict("; ".join(said), False, through, rows)
+    if held:
+        return Verdict(f"equal, but for {held} row{'s' * (held > 1)} held as dead letters", False, through, rows)
+    again = f", {repaired} of them after being written again" if repaired else ""
+    return Verdict(f"every row is equal{again}", True, through, rows)
 
 
 def told(one: Outcome, through: str | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The bell: when to read again. And the lock that says who leads, on the same connection.
 
-Knows LISTEN, advisory locks and a rhythm. Knows nothing of what a change is: a notification has no content, it
-only rings.
+Knows LISTEN, advisory locks and a rhythm. Knows nothing of what a change is: a writer's notification has no content, it
+only rings. One that says `fits` is of who has changed the target's tables (sql/queries/ring_fits.sql).
 
 A NOTIFY makes its commit take a cluster-wide lock, so writers ring only a sleeper. Writers try to take lock K
 shared, without waiting, and keep it until after their commit is visible. The relay takes K exclusively only to
@@ -81,6 +81,7 @@ class Bell:
         self._aside = False
         self._backend = 0  # the server process at the other end
         self.on_lost: Callable[[], None] = lambda: None
+        self.on_fits: Callable[[], None] = lambda: None
         self.armed = False
         self.rings = 0
         self.pooled = False
@@ -219,8 +220,13 @@ class Bell:
         self.on_lost()
         self.ring()
 
-    def _notified(self, _: psycopg.Notify) -> None:
+    def _notified(self, told: psycopg.Notify) -> None:
+        self._heard(told.payload)
+
+    def _heard(self, payload: str) -> None:
         self.rings += 1
+        if payload == "fits":
+            self.on_fits()
         self.ring()
 
     def _watch(self) -> None:
@@ -248,9 +254,8 @@ class Bell:
         self._drain(self._conn)
 
     def _drain(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        while conn.pgconn.notifies():
-            self.rings += 1
-            self.ring()
+        while told := conn.pgconn.notifies():
+            self._heard(told.extra.decode(errors="replace"))
 
 
 async def _backend(conn: psycopg.AsyncConnection[Any]) -> int:

@@ -69,6 +69,7 @@ def project(
     found = [
         _project(one, source.tables[one.source], mirrors, place, audiences.get(one.name, Audience())) for one in there
     ]
+    found = [replace(one, notes=(*one.notes, *_of_leaves(one, source))) for one in found]
     return tuple(_holding(one, found) for one in found)
 
 
@@ -94,6 +95,15 @@ def _project(one: Watched, table: Table, mirrors: Mapping[Name, Watched], place:
         triggers=(),
     )
     return Wanted(one, audience, wanted, key, tuple(references), tuple(f"{one.name}: {note}" for note in notes))
+
+
+def _of_leaves(one: Wanted, source: Catalogue) -> list[str]:
+    """A mirror is one table: what only some of its rows have to keep cannot be asked of it."""
+    return [
+        f"{one.watched.name}: no foreign key like {name}: it is of partition {partition} alone"
+        for table, partition, name in source.leaves
+        if table == one.watched.source
+    ]
 
 
 def travels(one: Watched, column: str) -> bool:
@@ -169,6 +179,8 @@ def _references(one: Watched, table: Table, mirrors: Mapping[Name, Watched]) -> 
             continue
         if parent is None:
             notes.append(f"no foreign key like {each.name}: {'.'.join(each.parent)} is not watched")
+        elif not each.enforced:
+            notes.append(f"no foreign key like {each.name}: the source itself does not enforce it")
         elif parent.filtered:
             notes.append(f"no foreign key like {each.name}: of {parent.name} only some rows travel")
         elif not _whole(one, each.columns) or not _whole(parent, each.parent_columns):
@@ -183,7 +195,6 @@ def _references(one: Watched, table: Table, mirrors: Mapping[Name, Watched]) -> 
                     parent_columns=tuple(parent.rename.get(column, column) for column in each.parent_columns),
                     on_delete="a",
                     deferrable=True,
-                    validated=True,
                 )
             )
     return kept, notes

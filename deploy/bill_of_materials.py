@@ -2,12 +2,14 @@
 
 Knows the runtime closure as it is installed here, and CycloneDX. As a program it writes sbom.cdx.json; as hatchling's
 hook it adds that file to the wheel (PEP 770). `make dist` does both; `pip install .` from a checkout does without.
+
+An older Python than outboxd's own must be able to import it: pip runs the hook before it says which one is needed.
 """
 
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import Any
@@ -89,7 +91,7 @@ def bill(project: ProjectMetadata[Any], made: datetime) -> str:
 
 def main(folder: Path) -> None:
     """Write it for the project in a folder."""
-    made = datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), UTC)
+    made = datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), timezone.utc)  # noqa: UP017  see above
     document = bill(ProjectMetadata(str(folder), PluginManager()), made)
     (folder / SBOM).write_text(document, encoding="utf-8")
 

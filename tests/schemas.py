@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.demo.cluster import Cluster
+from daemon.errors import SchemaUnfit
 from daemon.schema_apply import Done, apply, look
 from daemon.schema_steps import Plan, Step
 from daemon.tables import TableSettings
@@ -39,10 +40,16 @@ class Schemas:
         self.said[table] = TableSettings(**settings)
 
     def look(self, *only: str) -> Plan:
-        return look(self.source.dsn, self.target.dsn, self.said, only)
+        found = look(self.source.dsn, self.target.dsn, self.said, only)
+        if found.problems:
+            raise SchemaUnfit("; ".join(found.problems))
+        return found
 
     def apply(self, *only: str, **options: Any) -> Done:
-        return apply(self.source.dsn, self.target.dsn, self.said, only, **options)
+        done = apply(self.source.dsn, self.target.dsn, self.said, only, **options)
+        if done.refused:
+            raise SchemaUnfit("; ".join(done.refused))
+        return done
 
     def settle(self, **options: Any) -> list[Step]:
         """Do everything; then there must be nothing left to do. Returns what was done."""

@@ -16,7 +16,14 @@ select n.nspname, t.typname, t.typtype, x.extname,
        case when t.typtype = 'd' then format_type(t.typbasetype, t.typtypmod) end,
        case when t.typtype = 'c' then (
          select string_agg(format('%%I %%s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' order by a.attnum)
-           from pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped) end
+           from pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped) end,
+       array(select array[m.nspname::text, e.typname::text]
+               from (select t.typbasetype as oid where t.typtype = 'd'
+                     union select a.atttypid from pg_attribute a where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped) b
+               join pg_type p on p.oid = b.oid
+               join pg_type e on e.oid = case when p.typcategory = 'A' and p.typelem <> 0 then p.typelem else p.oid end
+               join pg_namespace m on m.oid = e.typnamespace
+              where e.oid >= 16384)
   from (select oid, max(depth) as depth from used group by oid) u
   join pg_type t on t.oid = u.oid
   join pg_namespace n on n.oid = t.typnamespace

@@ -120,6 +120,18 @@ exception when insufficient_privilege then
 end
 $$;
 
+-- Who may see and write each table's rows on the target, as it was last agreed to (`outboxd schema apply`): what a folder
+-- without a configuration, or with another one, does not say stays as it is.
+create table if not exists outbox.audience (
+  table_name text primary key,
+  owner      text,
+  access     text not null,
+  write      boolean not null,
+  realtime   boolean not null
+);
+
+comment on table outbox.audience is 'What [tables] said of access when it was last applied to the target';
+
 -- No unique constraint: two transactions that meet a new set of columns must not wait for each other.
 create table if not exists outbox.shape (
   id         int generated always as identity primary key,

@@ -24,6 +24,16 @@ as $$
   select md5(string_agg(md5(s.what), '' order by md5(s.what) collate "C")) from said s
 $$;
 
+-- The values of an enum type, or of what an array or a domain holds; null: it is none.
+create or replace function outboxd.labels_of(of_type oid) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select array_agg(e.enumlabel::text order by e.enumsortorder)
+    from pg_enum e
+   where e.enumtypid = outboxd.base_type(coalesce((select nullif(t.typelem, 0) from pg_type t where t.oid = outboxd.base_type(of_type) and t.typcategory = 'A'), of_type))
+$$;
+
 -- What the relay must know of the target: its tables, keys and foreign keys; for `check`, also what is
 -- wrong with them.
 create or replace function outboxd.describe() returns json
@@ -36,6 +46,7 @@ as $$
   select json_build_object(
     'version', current_setting('server_version_num')::int,
     'migration', (select max(version) from outboxd.migration),
+    'installed', (select extract(epoch from min(applied_at))::text from outboxd.migration),
     'role', current_user,
     'structure', outboxd.structure(),
     'tables', (select coalesce(json_agg(json_build_object(
@@ -51,7 +62,7 @@ as $$
                and (select array_agg(a.attname::text order by a.attname::text collate "C") from pg_attribute a
                      where a.attrelid = m.oid and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
                    = (select array_agg(k order by k collate "C") from unnest(m.key_columns) k)),
-        'columns', (select json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
+        'columns', (select json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod), 'labels', outboxd.labels_of(a.atttypid),
                                                       'required', a.attnotnull and not a.atthasdef and a.attidentity = '') order by a.attnum)
                       from pg_attribute a where a.attrelid = m.oid and a.attnum > 0 and not a.attisdropped),
         'missing_grants', (select coalesce(json_agg(p), '[]') from unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p

@@ -231,3 +231,66 @@ def test_a_capture_owner_who_cannot_bypass_row_security(source_cluster: Cluster,
     finally:
         source_cluster.drop_database("guarded")
         source_cluster.execute("drop role plain_owner")
+
+
+def test_an_enum_label_that_the_mirror_lacks(direct: Pair) -> None:
+    """Rows that have it would be refused: check and status say so, the fix mends it, in arrays and under another name too."""
+    direct.write("create type mood as enum ('calm', 'wild')")
+    direct.write("create table thing (id int primary key, mood mood, moods mood[], kept mood)")
+    outboxd = Cli(direct.settings)
+    assert outboxd("watch", "thing", "--rename", "moods=all_moods", "--mask", "kept=null").code == 0
+    assert outboxd("schema", "apply", "--yes").code == 0
+    assert "target public.thing" not in outboxd.found()
+    direct.write("alter type mood add value 'odd'")
+    found = outboxd.found()["target public.thing"]
+    assert (found["level"], found["what"]) == ("FAIL", "all_moods has no value odd; mood has no value odd")
+    verdict = outboxd("status", "--json", admin_port=str(free_port())).json()["verdict"]
+    assert "public.thing does not fit on the target, all_moods has no value odd" in verdict
+    assert outboxd(*shlex.split(found["fix"])[1:], "--yes").code == 0
+    assert "target public.thing" not in outboxd.found()
+
+
+def test_a_table_that_is_missing_has_a_fix_that_works(direct: Pair) -> None:
+    direct.write("create table news (id int primary key)")
+    outboxd = Cli(direct.settings)
+    assert outboxd("watch", "news").code == 0
+    found = outboxd.found()["target public.news"]
+    assert found["fix"] == "outboxd schema apply"
+    assert outboxd(*shlex.split(found["fix"])[1:], "--yes").code == 0
+    assert outboxd.found() == {}
+
+
+def test_addresses_that_are_each_others(direct: Pair) -> None:
+    """DATABASE_URL and SUPABASE_DB_URL exchanged: check says so, and setup does nothing to either."""
+    exchanged = Cli(
+        {**direct.settings, "source_dsn": direct.settings["target_dsn"], "target_dsn": direct.settings["source_dsn"]}
+    )
+    found = exchanged.found()
+    assert list(found) == ["addresses"]
+    assert "exchange them" in found["addresses"]["what"]
+    for side in ("source", "target"):
+        said = exchanged("setup", side)
+        assert (said.code, "exchange them" in said.err, "nothing was done" in said.err) == (78, True, True)
+    same = Cli({**direct.settings, "source_dsn": direct.settings["target_dsn"]})
+    assert "the same database" in same.found()["addresses"]["what"]
+
+
+def test_the_database_of_another_project(rest: Pair, target_cluster: Cluster) -> None:
+    """By their names, where they have Supabase's; else by when outboxd was installed there."""
+    ours, other = "a" * 20, "b" * 20
+    for dsn in (
+        f"postgresql://postgres:x@db.{other}.supabase.co:5432/postgres",
+        f"postgresql://postgres.{other}:x@aws-0-eu-central-1.pooler.supabase.com:5432/postgres",
+    ):
+        mixed = Cli({**rest.settings, "supabase_url": f"https://{ours}.supabase.co", "target_dsn": dsn})
+        assert f"of project {ours}" in mixed.found()["addresses"]["what"]
+        assert mixed("setup", "target").code == 78
+    target_cluster.create_database("second_project", owner="supabase_owner")
+    try:
+        second = Database(target_cluster, "second_project", "supabase_owner")
+        assert Cli({"target_dsn": second.dsn})("setup", "target").code == 0
+        found = Cli({**rest.settings, "target_dsn": second.dsn}).found()
+        assert "leads to another project" in found["addresses"]["what"]
+        assert "addresses" not in Cli({**rest.settings, "target_dsn": rest.target.dsn}).found()
+    finally:
+        target_cluster.drop_database("second_project")

@@ -87,14 +87,14 @@ def test_its_pages_tell_the_truth_while_all_is_well(direct: Pair, start: Start) 
     outboxd = streaming(start(direct.settings))
     direct.write(STORIES, 7)
     direct.arrives()
-    assert outboxd.get("/livez") == (200, '{"alive":true}')
+    assert outboxd.get("/livez") == (200, '{"alive":true,"relay":"main"}')
     code, body = outboxd.get("/readyz")
     assert (code, json.loads(body)["ready"]) == (200, True)
     applied = 'outboxd_changes_applied_total{op="upsert",table="public.\\"Story\\""}'
     wait_until(lambda: measured(outboxd, applied) == 7)
     wait_until(lambda: measured(outboxd, "outboxd_backlog_changes") == 0)
+    wait_until(lambda: (outboxd.status() or {})["verdict"] == "in sync: nothing needs you")
     status = outboxd.status() or {}
-    assert status["verdict"] == "in sync: nothing needs you"
     assert (status["leads"], status["applied_changes"], status["breaker"]["state"]) == (True, 7, "closed")
     assert outboxd.get("/nowhere")[0] == 404
     listening = Path("/proc/net/tcp").read_text().splitlines()

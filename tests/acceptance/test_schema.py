@@ -12,7 +12,7 @@ import pytest
 from daemon.demo.binaries import MissingPostgrest, postgrest_binary
 from daemon.demo.stage import TABLES
 from daemon.demo.supabase import EmbeddedSupabase, prepare
-from daemon.exposed import wait_until_shown
+from daemon.exposed import Answered, Shown, wait_until_shown
 from tests.acceptance.cli import Cli
 from tests.acceptance.conftest import Start, ended
 from tests.databases import Database
@@ -125,16 +125,45 @@ def test_the_command_waits_until_the_api_shows_a_table(project: EmbeddedSupabase
     """One that is not there is named when patience ends; one that comes is seen, also one that may not be read."""
     late, hidden = ("public", "late one"), ("public", "hidden")
 
-    def left(*tables: tuple[str, str], patience: float = 30.0) -> list[tuple[str, str]]:
-        return wait_until_shown(project.url, project.secret_key, tables, user_agent="test", patience=patience)
+    def left(*tables: tuple[str, str], patience: float = 30.0) -> list[Answered]:
+        asked = [Shown(table, ("id",)) for table in tables]
+        return wait_until_shown(project.url, project.secret_key, asked, user_agent="test", patience=patience)
 
-    assert left(late, hidden, patience=0.1) == [late, hidden]
+    assert left(late, hidden, patience=0.1) == [Answered(late, False), Answered(hidden, False)]
     with psycopg.connect(project.dsn()) as conn:
         conn.execute(
-            'create table "late one" (id int); create table hidden (id int); grant select on "late one" to service_role'
+            'create table "late one" (id int); create table hidden (id int); grant select, insert on "late one" to service_role'
         )
-    assert left(late, hidden) == []
-    assert wait_until_shown("http://127.0.0.1:9", "key", [late], user_agent="test", patience=0.1) == [late]
+    assert left(late, hidden) == [Answered(hidden, True, "permission denied for table hidden")]
+    with psycopg.connect(project.dsn()) as conn:
+        conn.execute("grant select on hidden to service_role")
+    assert left(hidden) == [Answered(hidden, True, "permission denied for table hidden")], "it may be read, not written"
+    assert seen(project, project.secret_key, None, "late one") == [], "it was asked with no rows"
+    nobody = [Shown(late, ("id",))]
+    assert wait_until_shown("http://127.0.0.1:9", "key", nobody, user_agent="test", patience=0.1) == [
+        Answered(late, False)
+    ]
+
+
+def test_an_old_picture_of_the_schema_answers_one_verb_alone(project: EmbeddedSupabase) -> None:
+    """A column has come, and the Data API has not been told: it reads the table, and refuses rows with that column."""
+    table = ("public", "grown")
+    with psycopg.connect(project.dsn()) as conn:
+        conn.execute("create table grown (id int); grant select, insert on grown to service_role")
+    known = [Shown(table, ("id",))]
+    assert wait_until_shown(project.url, project.secret_key, known, user_agent="test") == []
+    with psycopg.connect(project.dsn("postgres")) as conn:
+        conn.execute("alter event trigger pgrst_ddl_watch disable")
+    with psycopg.connect(project.dsn()) as conn:
+        conn.execute("alter table grown add late text")
+    assert seen(project, project.secret_key, None, "grown") == []
+    grown = [Shown(table, ("id", "late"))]
+    assert wait_until_shown(project.url, project.secret_key, grown, user_agent="test", patience=0.5) == [
+        Answered(table, False)
+    ]
+    with psycopg.connect(project.dsn()) as conn:
+        conn.execute("notify pgrst, 'reload schema'")
+    assert wait_until_shown(project.url, project.secret_key, grown, user_agent="test") == []
 
 
 def request(project: EmbeddedSupabase, method: str, key: str, user: str | None, table: str, **more: Any) -> Any:

@@ -333,3 +333,19 @@ def test_the_daemons_role_goes_when_asked(direct: Pair) -> None:
         assert "role outboxd still has rights or objects elsewhere (privileges for table" in refused.err
         conn.execute('revoke select on "Story" from outboxd')
         assert outboxd("uninstall", "source", "--role").code == 0
+
+
+def test_a_role_that_this_user_may_not_drop_stays_and_so_does_all_else(direct: Pair) -> None:
+    """The owner of the schema is no administrator of roles: that is said before anything goes."""
+    assert Cli(direct.settings)("setup", "source", "--role").code == 0
+    with direct.source.connect() as conn:
+        conn.execute("create role plain_leaver login")
+        try:
+            conn.execute("grant usage on schema outbox to plain_leaver")
+            plain = {**direct.settings, "source_dsn": direct.source.cluster.dsn(direct.source.name, "plain_leaver")}
+            said = Cli(plain)("uninstall", "source", "--yes", "--role")
+            assert said.code == 1
+            assert "nothing was done: plain_leaver may not drop role outboxd: run this without --role" in said.err
+            assert conn.execute("select to_regclass('outbox.change') is not null").fetchone() == (True,)
+        finally:
+            conn.execute("drop owned by plain_leaver; drop role plain_leaver; drop owned by outboxd; drop role outboxd")

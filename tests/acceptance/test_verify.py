@@ -2,12 +2,15 @@
 
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from daemon import cli_verify
+from daemon.demo.faults import Fault
 from daemon.demo.process import free_port
+from daemon.demo.supabase import EmbeddedSupabase
 from tests.acceptance.cli import Cli
 from tests.acceptance.conftest import STORIES, Pair, Start, ended, measured, streaming, wait_until
 
@@ -87,7 +90,11 @@ def test_without_a_daemon_the_command_compares_and_repairs_by_itself(stories: Pa
     ]
     assert f"3 rows of {STORY} differ: `outboxd verify '{STORY}' --repair` writes them again" in said.err
     assert CANARY not in said.out + said.err
-    [one] = verify("verify", "public.Story", "--repair", "--json").json()
+    told = verify("verify", "public.Story", "--repair", "--json").json()
+    assert (told["equal"], told["rows"]) == (True, ROWS)
+    assert told["verdict"] == "every row is equal, 3 of them after being written again"
+    [one] = told["tables"]
+    assert told["through"] == one["through"]
     assert (one["state"], one["rows"], one["drift"], one["repaired"], one["samples"]) == ("equal", ROWS, 0, 3, [])
     stories.arrives()
 
@@ -100,7 +107,8 @@ def test_beside_a_daemon_the_daemon_compares_and_status_tells_what_it_found(stor
     said = cli("verify", "Story", "--json")
     assert said.code == 3, said
     assert said.err.startswith("the daemon that runs compares; to interrupt this does not stop it\n")
-    [one] = said.json()
+    assert (said.json()["equal"], said.json()["verdict"]) == (False, "3 rows differ")
+    [one] = said.json()["tables"]
     assert [one[name] for name in ("table", "state", "rows", "missing", "different", "extra", "drift", "held")] == [
         STORY, "differs", ROWS, 1, 1, 1, 3, 0,
     ]  # fmt: skip
@@ -119,7 +127,7 @@ def test_beside_a_daemon_the_daemon_compares_and_status_tells_what_it_found(stor
     assert "every row is equal, 3 of them after being written again" in said.err
     stories.arrives()
     status = cli("status", "--json", **beside)
-    assert status.code == 0, status
+    assert (status.code, status.json()["verdict"]) == (0, "in sync: nothing needs you"), status
     assert "differ" not in status.json()["verdict"]
     [one] = [one for one in status.json()["verifications"] if one["table"] == STORY]
     assert (one["state"], one["rows"], one["drift"]) == ("done", ROWS, {"missing": 0, "different": 0, "extra": 0})
@@ -177,7 +185,7 @@ def test_a_table_that_is_out_or_being_copied_is_not_compared_and_says_so(stories
     assert said.code == 3, said
     assert f"{STORY} is out: the target has no table {STORY}" in said.err
     assert [line.split()[2] for line in said.out.splitlines()[1:]] == ["yes", "yes", "out", "yes"]
-    assert [one["state"] for one in cli("verify", "Story", "--json").json()] == ["out"]
+    assert [one["state"] for one in cli("verify", "Story", "--json").json()["tables"]] == ["out"]
 
 
 @pytest.mark.parametrize("stories", ["direct"], indirect=True)
@@ -231,3 +239,65 @@ def test_what_cannot_be_compared_gets_a_sentence(stories: Pair, monkeypatch: pyt
         cli("verify").err
         == "error: no table is watched, so there is nothing to compare: outboxd watch public.your_table\n"
     )
+
+
+@pytest.mark.parametrize("command", [("verify",), ("backfill", "Story")])
+@pytest.mark.parametrize("stories", ["rest"], indirect=True)
+def test_a_command_ends_with_supabase_away(
+    stories: Pair, supabase: EmbeddedSupabase, command: tuple[str, ...], start: Start
+) -> None:
+    """A morning job does not hang, whoever does the work: 75, as of `run`, also while the gateway asks for a pause."""
+    cli = Cli(stories.settings)
+    supabase.gateway.fault = Fault.status(429, b"")
+    said = cli(*command, "--timeout", "1")
+    assert said.code == 75, said
+    assert "error: not done within 1 s (" in said.err
+    supabase.gateway.fault = Fault.status(503, b"")
+    assert cli(*command, "--timeout", "1").code == 75
+    supabase.gateway.fault = None
+    streaming(start(stories.settings))
+    supabase.gateway.fault = Fault.status(503, b"")
+    said = cli(*command, "--timeout", "1")
+    assert said.code == 75, said
+    supabase.gateway.fault = None
+
+
+@pytest.mark.parametrize("stories", ["rest"], indirect=True)
+def test_a_command_that_is_asked_to_pause_exits_as_run_does(stories: Pair, supabase: EmbeddedSupabase) -> None:
+    supabase.gateway.fault = Fault.status(429, b"")
+    for command in (("run", "--until-idle"), ("rebase",)):
+        assert Cli(stories.settings)(*command).code == 75, command
+    supabase.gateway.fault = None
+
+
+@pytest.mark.parametrize("stories", ["direct"], indirect=True)
+def test_an_empty_table_that_the_target_lacks_is_not_on_the_target(stories: Pair, start: Start) -> None:
+    """No failure and no alert: it is named with its command, and compared within seconds of being there."""
+    outboxd, cli = streaming(start(stories.settings)), Cli(stories.settings)
+    stories.write("create table news (id int primary key)")
+    assert cli("watch", "news").code == 0
+    said = cli("verify", "news")
+    assert said.code == 3, said
+    assert "public.news is not on the target: `outboxd schema apply`" in said.err
+    assert "OB00" not in said.err
+    beside = {"admin_port": str(outboxd.port)}
+    wait_until(lambda: "public.news is not on the target" in (outboxd.status() or {})["verdict"])
+    assert cli("status", **beside).code == 3
+    assert cli("schema", "apply", "--yes").code == 0
+    wait_until(lambda: (outboxd.status() or {})["verdict"] == "in sync: nothing needs you", 40)
+    wait_until(lambda: measured(outboxd, 'outboxd_verification_tables{state="done"}') == 5, 40)
+    assert cli("verify", "news").code == 0
+
+
+@pytest.mark.parametrize("stories", ["direct"], indirect=True)
+def test_after_schema_apply_a_table_that_is_out_is_copied_at_once(stories: Pair, start: Start) -> None:
+    """The daemon looks whether it fits every 15 s; it does not wait for that when it is told."""
+    outboxd, cli = streaming(start(stories.settings)), Cli(stories.settings)
+    stories.write("create table news (id int primary key)")
+    assert cli("watch", "news").code == 0
+    stories.write("insert into news values (1)")
+    wait_until(lambda: measured(outboxd, 'outboxd_copy_tables{state="out"}') == 1)
+    assert cli("schema", "apply", "--yes").code == 0
+    began = time.monotonic()
+    wait_until(lambda: stories.ask(stories.target, "select count(*) from news") == [(1,)])
+    assert time.monotonic() - began < 10

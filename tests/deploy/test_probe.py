@@ -25,14 +25,16 @@ async def test_a_loop_that_does_not_turn_is_not_alive() -> None:
     turns = True
 
     async def alive() -> bool:
-        return await asyncio.to_thread(unwell, "127.0.0.1", admin.port) is None
+        return await asyncio.to_thread(unwell, "127.0.0.1", admin.port, "main") is None
 
     admin = Admin(Views(lambda: turns, lambda: (True, {}), dict, lambda: (b"", "")), "127.0.0.1", 0)
     serving = asyncio.create_task(admin.run())
     try:
         await wait_until_async(alive)
         turns = False
-        assert await asyncio.to_thread(unwell, "127.0.0.1", admin.port) == "says that its loop does not turn (503)"
+        assert (
+            await asyncio.to_thread(unwell, "127.0.0.1", admin.port, "main") == "says that its loop does not turn (503)"
+        )
     finally:
         serving.cancel()
         await asyncio.wait([serving])

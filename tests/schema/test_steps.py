@@ -462,17 +462,21 @@ def test_who_may_see_it(schemas: Schemas) -> None:
     assert schemas.ask(GRANTS) == {"service_role": everything, "anon": "select", "authenticated": "select"}
     schemas.say("public.thing", owner="user_id", write=True)
     assert schemas.kinds() == ["index", "grant", *["policy"] * 4]
-    schemas.settle()
+    assert [step.loses for step in schemas.look().steps if step.destructive] == [
+        "what it lets now: anon, authenticated may select rows where true"
+    ]
+    schemas.settle(allow_destructive=True)
     assert schemas.ask(POLICIES) == {
         f"outboxd_{verb}": ["authenticated"] for verb in ("select", "insert", "update", "delete")
     }
     schemas.on_target("create policy own on thing using (true)", "drop policy outboxd_insert on thing")
     schemas.on_target("create policy outboxd_insert on thing for insert to authenticated with check (true)")
     assert schemas.kinds() == ["policy"], "somebody has changed one of ours"
-    schemas.settle()
+    schemas.settle(allow_destructive=True)
     schemas.say("public.thing", access="none")
     assert schemas.kinds() == ["policy"] * 4
-    schemas.settle()
+    assert all(step.destructive for step in schemas.look().steps)
+    schemas.settle(allow_destructive=True)
     assert list(schemas.ask(POLICIES)) == ["own"], "a person's own policies are not touched"
 
 

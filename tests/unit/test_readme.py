@@ -119,6 +119,7 @@ def test_every_path_that_is_named_exists(document):
 def test_every_metric_page_and_state_that_is_named_exists():
     metrics = Metrics()
     metrics.show_verifications(tuple)
+    metrics.show_verdict((), dict)
     body, _ = metrics.render()
     said = named(r"outboxd_[a-z_]+")
     assert said

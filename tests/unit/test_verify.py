@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from daemon.errors import TargetError
-from daemon.report import dated, unequal, verdict
+from daemon.report import dated
+from daemon.verdict import Facts, findings, sentence, unequal
 from daemon.verification import Drift, Verification, shown
 from daemon.verify import advice, progress
 
@@ -68,12 +69,14 @@ def test_the_verdict_names_the_tables_that_differ_most_and_no_more_than_three() 
         return shown(table, Verification(table, began_at=60.0).found(drifts).done())
 
     tables = [drifting(STORY, 1), drifting(CARD, 12), shown("public.equal", Verification("public.equal").done())]
-    assert verdict("streaming", None, 0.0, 0, verifications=tables) == (
-        'in sync; 12 rows of public."Card" differ: `outboxd verify \'public."Card"\' --repair`; '
+    assert sentence(findings(Facts(verifications=tables))) == (
+        '12 rows of public."Card" differ: `outboxd verify \'public."Card"\' --repair`; '
         "1 row of public.story differs: `outboxd verify public.story --repair`"
     )
     failed = shown("public.bad", Verification("public.bad").failed("the target cannot compare its rows (22P02)"))
-    told = unequal([*tables, failed, shown("public.new", None)])
-    assert told[2:] == ["public.bad could not be compared: the target cannot compare its rows (22P02)"]
-    assert unequal([*tables, failed, drifting("public.more", 2)])[3:] == ["1 more: `outboxd verify`"]
+    drift, not_compared = unequal([*tables, failed, shown("public.new", None)])
+    assert len(drift) == 2
+    assert not_compared == ["public.bad could not be compared: the target cannot compare its rows (22P02)"]
+    more = [*tables, drifting("public.more", 2), drifting("public.most", 200)]
+    assert unequal(more)[0][3:] == ["1 more: `outboxd verify`"]
     assert [one["through"] for one in dated(tables)][:2] == ["1970-01-01T00:01:00Z"] * 2

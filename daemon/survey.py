@@ -1,0 +1,76 @@
+"""Looking at every watched table on both sides, for a verdict.
+
+Knows what to ask of either side, and how often. Knows nothing of what follows from it (daemon/watchlist.py,
+daemon/verdict.py). Changes nothing.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from daemon.breaker import BreakerOpen
+from daemon.copies import Copy, Wish
+from daemon.errors import DaemonError
+from daemon.origin import Origin
+from daemon.source import Source
+from daemon.target import Target
+from daemon.watchlist import State, Tables, by_table
+
+_WELL, _UNWELL = 15.0, 4.0  # seconds between two looks at the source
+_FITS, _DOES_NOT = 300.0, 15.0  # and between two descriptions of the target, which are long, and may be paid for
+
+
+async def survey(source: Source, described: Mapping[str, Any] | None) -> Tables:
+    """`described`: what the target has said of its mirrors; None: it says nothing."""
+    rows = await source.records("check_watched")
+    wishes = {one[0]: Wish(*one) for one in await source.ask("copy_wanted")}
+    captured = [row["table_name"] for row in rows if row["capture"]]
+    fits = {
+        table: (unfit, tuple(columns or ()))
+        for table, unfit, columns in (await source.ask("copy_fit", {"tables": captured}) if captured else ())
+    }
+    labels = by_table(await source.records("check_labels"))
+    return Tables(rows, wishes, fits, labels, described)
+
+
+async def origin(source: Source) -> Origin:
+    """Which source this is."""
+    [row] = await source.records("source_origin")
+    return Origin(**row)
+
+
+class Surveyor:
+    """Surveys again when it is time, sooner while something is amiss."""
+
+    def __init__(self, source: Source, target: Target, clock: Callable[[], float] = time.monotonic) -> None:
+        self._source = source
+        self._target = target
+        self._clock = clock
+        self._seen: Tables | None = None
+        self._described: Mapping[str, Any] | None = None
+        self._wished: frozenset[str] = frozenset()
+        self._look_at = self._ask_at = float("-inf")
+
+    def forget(self) -> None:
+        """An old look would be a wrong one."""
+        self._seen = self._described = None
+        self._look_at = self._ask_at = float("-inf")
+
+    async def look(self, wished: Collection[str], copies: Mapping[str, Copy] | None) -> Tables:
+        """The tables as they were seen last. `wished`: those that the relay knows of: when these are others than before,
+        it is looked at once. Raises what the source raises."""
+        now, seen = self._clock(), self._seen
+        others, self._wished = self._wished != frozenset(wished), frozenset(wished)
+        if seen is not None and not others and now < self._look_at:
+            return seen
+        if others or now >= self._ask_at:
+            with contextlib.suppress(DaemonError, BreakerOpen):
+                self._described = (await self._target.describe()).more
+            self._ask_at = now + _FITS
+        self._seen = seen = await survey(self._source, self._described)
+        states = {one.state for one in seen.entries(copies)}
+        self._look_at = now + (_WELL if states <= {State.WELL} else _UNWELL)
+        if states & {State.MISSING, State.UNFIT, State.OUT} or self._described is None:
+            self._ask_at = min(self._ask_at, now + _DOES_NOT)
+        return seen
