@@ -170,7 +170,7 @@ class Opening:
         # which costs the rows between floor and window: many, while a transaction is open for hours.
         known = self._known(cursor)
         by_id = ceiling - known > known - window.after
-        return Pages(window, self._session.identity.system, seen.flushed, seen.opened_us, opened, by_id, page)
+        return Pages(window, self._session.identity.beginning(), seen.flushed, seen.opened_us, opened, by_id, page)
 
     async def _prove(self, conn: Link, cursor: Cursor) -> None:
         """This cursor comes from elsewhere: is everything it claims to have been applied still here?"""

@@ -6,6 +6,7 @@ create table if not exists outbox.relay (
   epoch        bigint not null,
   batch_no     bigint not null,
   snapshot     text,
+  place        text,
   confirmed_at timestamptz not null default now()
 );
 
@@ -13,21 +14,23 @@ comment on table outbox.relay is 'Where each relay''s target last stood: written
 
 comment on column outbox.relay.snapshot is 'That of the cursor then; what waits is counted from it while the target cannot be asked';
 
+comment on column outbox.relay.place is 'By what address it is reached: a copy of it elsewhere must not pass for it';
+
 -- Epochs only grow, also when the target's own went back. A role that may only read calls this.
-create or replace function outbox.confirm(relay text, epoch bigint, batch_no bigint, snapshot text) returns void
+create or replace function outbox.confirm(relay text, epoch bigint, batch_no bigint, snapshot text, place text default null) returns void
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into outbox.relay as r (relay, epoch, batch_no, snapshot)
-  values (confirm.relay, confirm.epoch, confirm.batch_no, confirm.snapshot)
+  insert into outbox.relay as r (relay, epoch, batch_no, snapshot, place)
+  values (confirm.relay, confirm.epoch, confirm.batch_no, confirm.snapshot, nullif(confirm.place, ''))
   on conflict on constraint relay_pkey do update
-     set epoch = greatest(r.epoch, excluded.epoch), batch_no = excluded.batch_no, snapshot = excluded.snapshot,
+     set epoch = greatest(r.epoch, excluded.epoch), batch_no = excluded.batch_no, snapshot = excluded.snapshot, place = coalesce(excluded.place, r.place),
          confirmed_at = now();
 end
 $$;
 
-revoke all on function outbox.confirm(text, bigint, bigint, text) from public;
+revoke all on function outbox.confirm(text, bigint, bigint, text, text) from public;
 
 -- One look of a relay that is up to date: the window after the one that it read to its end, and that window's changes. As
 -- window_open.sql, in one statement whose plans a session keeps: to plan them anew cost more than all the rest. Read

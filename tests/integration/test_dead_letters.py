@@ -95,7 +95,7 @@ async def test_every_refused_row_of_a_batch_is_found_in_one_more_request(stories
 
         parts.target._ask = noted
         assert await parts.relay.drain() == 1980
-    assert modes == ["claim", "apply", "isolate", "apply"]
+    assert modes == ["cursor", "claim", "apply", "isolate", "apply"]
     assert len(held(stories)) == len(letters(stories)) == 20
 
 

@@ -287,7 +287,7 @@ def _pruned(database: Database, _: Mapping[str, Any]) -> list[Statement]:
 
 
 def _remembered(database: Database, _: Mapping[str, Any]) -> list[Statement]:
-    return [lambda: [note for _, note in database.notes[-1:]]]
+    return [lambda: [(*note, "") for _, note in database.notes[-1:]]]
 
 
 def _remember(database: Database, p: Mapping[str, Any]) -> list[Statement]:
