@@ -41,7 +41,7 @@ def rebase(ctx: click.Context, *, yes: bool, as_json: bool) -> None:
         _print_outlook(found)
         say(
             f"done: the relay goes on from {'the beginning of the outbox' if found.again else 'where the target stands'} "
-            f"(epoch {standing.epoch}); a running one restarts"
+            f"(epoch {standing.epoch}); a running one goes on or restarts"
             if standing
             else "nothing was changed; to do it:  outboxd rebase --yes"
         )

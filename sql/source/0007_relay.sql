@@ -41,13 +41,13 @@ revoke all on function outbox.confirm(text, bigint, bigint, text, text) from pub
 --     the snapshot sees has ended, so this later statement sees it as well; what has ended in between is left for the
 --     next look. So these are the window's changes, all of them. What still runs is not looked for, it may have written much.
 --     None when more ids were drawn than `deep`: all would be sorted, and are better read in stretches.
---  4. only then what was pruned: TRUNCATE takes rows from older snapshots, too. 5. the log, as there.
+--  4. only then what was pruned: TRUNCATE takes rows from older snapshots, too; and of which outbox, 5. the log, as there.
 -- A generic plan is made when the outbox may be empty, and is kept when it holds millions: it may use nothing but the index
 -- on xid. (`offset 0`, and `id > after` outside it, where the index on id is of no use.)
 create or replace function outbox.look(
   after bigint, firsts xid8[], lasts xid8[], deep bigint, most int, most_bytes bigint, row_bytes bigint,
   out snapshot text, out in_recovery boolean, out started_us bigint, out ceiling bigint, out up_to_id bigint,
-  out flushed boolean, out opened_us bigint, out lsn text,
+  out installation text, out flushed boolean, out opened_us bigint, out lsn text,
   out xids xid8[], out ids bigint[], out tables text[], out ops text[], out shapes int[], out keys text[], out "rows" text[],
   out sizes int[], out unflushed boolean[], out created timestamptz[])
 language plpgsql volatile
@@ -86,7 +86,7 @@ begin
              order by c.id) c
      where coalesce(c.before, 0) < most_bytes;
   end if;
-  select p.up_to_id into up_to_id from outbox.pruned p;
+  select p.up_to_id, (select i.id from outbox.installation i) into up_to_id, installation from outbox.pruned p;
   lsn := pg_current_wal_flush_lsn();
   flushed := written <= lsn::pg_lsn;
   opened_us := (extract(epoch from clock_timestamp()) * 1000000)::bigint - 946684800000000;

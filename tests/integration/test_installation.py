@@ -107,6 +107,20 @@ async def test_an_outbox_that_was_installed_anew(stories: Pair) -> None:
     assert (await look(settings(stories))).why is None
 
 
+async def test_an_outbox_that_is_installed_anew_beside_the_relay(stories: Pair) -> None:
+    """Its ids begin again, below all that the relay has read: not one of its changes is passed over in silence."""
+    stories.write("insert into story select n, n from generate_series(1, 300) n")
+    async with stories.relay() as parts:
+        await parts.relay.drain()
+        installed_anew(stories)
+        stories.write("insert into story select n, n from generate_series(301, 700) n")
+        with pytest.raises(SourceForeign, match="was dropped and installed anew"):
+            await parts.relay.drain()
+    await led_on(stories)
+    await stories.drain()
+    stories.assert_equal("story")
+
+
 async def test_wishes_of_an_outbox_that_was_installed_anew_are_new(stories: Pair) -> None:
     """Also where the target's records are those of the outbox before, and the number is the same."""
     stories.write("insert into story select n, n from generate_series(1, 300) n")

@@ -200,7 +200,7 @@ def _window_open(database: Database, _: Mapping[str, Any]) -> list[Statement]:
         _nothing,
         lambda: [(database.snapshot(), False, database.incarnation) if since else (database.snapshot(), False)],
         lambda: [(database.sequence,)],
-        *([lambda: [(database.pruned,)]] if pruned else []),
+        *([lambda: [(database.pruned, "")]] if pruned else []),
         lambda: [(database.lsn <= database.flushed, database.now_us, *([str(database.flushed)] if lsn else []))],
         _nothing,
     ]
