@@ -40,7 +40,8 @@ def rebase(ctx: click.Context, *, yes: bool, as_json: bool) -> None:
     else:
         _print_outlook(found)
         say(
-            f"done: the relay goes on from the beginning of the outbox (epoch {standing.epoch}); a running one restarts"
+            f"done: the relay goes on from {'the beginning of the outbox' if found.again else 'where the target stands'} "
+            f"(epoch {standing.epoch}); a running one goes on or restarts"
             if standing
             else "nothing was changed; to do it:  outboxd rebase --yes"
         )
@@ -54,13 +55,18 @@ def _outlook(found: "Outlook") -> dict[str, Any]:
         "why": found.why,
         "cursor": cursor and {
             "snapshot": cursor.snapshot, "floor_id": cursor.floor_id, "system": cursor.system,
+            "installation": cursor.installation,
             "timeline": mark and mark.timeline, "lsn": mark and mark.lsn,
         },
-        "source": {"system": found.source.system, "timeline": found.source.timeline},
-        "send_again": [asdict(each) for each in found.waiting],
+        "source": {
+            "system": found.source.system, "installation": found.source.installation, "timeline": found.source.timeline,
+        },
+        "send_again": [asdict(each) for each in found.waiting] if found.again else [],
         "pruned_up_to_id": found.pruned,
         "came_with_a_dump": found.foreign,
         "held_keys": len(found.held),
+        "copied": list(found.copied),
+        "emitted": list(found.emitted),
     }  # fmt: skip
 
 
@@ -68,14 +74,26 @@ def _print_outlook(found: "Outlook") -> None:
     told = _outlook(found)
     fields({name: told[name] for name in ("why", "cursor", "source")})
     click.echo()
-    rows = [(each.table, str(each.changes), f"{each.oldest_s:.0f} s") for each in found.waiting]
-    table(("SENT AGAIN", "CHANGES", "OLDEST"), rows)
-    click.echo()
+    if found.again:
+        rows = [(each.table, str(each.changes), f"{each.oldest_s:.0f} s") for each in found.waiting]
+        table(("SENT AGAIN", "CHANGES", "OLDEST"), rows)
+        click.echo()
+    if found.copied:
+        say(
+            f"copied as a whole: {', '.join(found.copied)}; rows of the target that this source does not have are deleted there"
+        )
+    if found.copied and found.emitted:
+        say(f"what the outbox no longer has of {', '.join(found.emitted)} only the application can emit again")
     if found.foreign:
         say(f"{found.foreign} changes came with a dump: their transaction ids are written anew")
     if found.held:
         say(f"{len(found.held)} keys with a dead letter stay held")
+    if not found.again:
+        say("nothing is sent again: from where it stands this target is the relay's, and no other")
+        return
     say("each of these rows goes through its states once more on the target, and ends with its last")
+    if found.copied:
+        return
     say(
         "not known here: rows that only the lost changes wrote, and rows whose last change was pruned"
         f"{f' (up to change {found.pruned})' if found.pruned else ''}, stay on the target as they are there. "

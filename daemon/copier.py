@@ -24,6 +24,7 @@ from daemon.copies import (
     Wish,
     begun_by,
     choose,
+    empties,
     known,
     misfit,
     note,
@@ -135,6 +136,8 @@ class Copier:
             nothing = Progress(None)  # but what is to be noted of tables that have gone out
             return Look(None, lambda _, end: _after(end, nothing)) if self._noting else None
         copy, begins = candidates[chosen.table]
+        if begins:
+            copy = replace(copy, empties=await self._empties(copy))
         if copy.step == "rows":
             limits = self._source.limits
             most = min(limits.changes, max(1, int(self._rate / 5))) if self._rate else limits.changes
@@ -161,6 +164,14 @@ class Copier:
         self._only_held[copy.table] = held.difference(more["keys"])
         return (*more["keys"], *sorted(self._only_held[copy.table])), more.get("place")
 
+    async def _empties(self, copy: Copy) -> tuple[str, ...]:
+        """Columns that travelled before this copy and do not any more: what the target has in them goes, where it can."""
+        before = self.copies.get(copy.table)
+        if before is not None and (not before.here or before.aim == copy.aim):
+            return copy.empties
+        left = {name for (name,) in await self._source.ask("copy_left_home", {"table": copy.table})}
+        return empties(copy.table, (await self._target.describe()).more, left) if left else ()
+
     def _refused(self, exc: CopyRefused) -> None:
         if exc.busy:
             self._busy[exc.table] = time.monotonic() + _LOOK
@@ -182,8 +193,8 @@ class Copier:
             elif begun_by(copy, wish):
                 found[table] = (copy or Copy(table)).begun(wish), True
             elif copy is not None and copy.state == "copying":
-                number = wish.number or copy.wish
-                found[table] = replace(copy, wish=number, prune=copy.prune or wish.prune), False
+                prune = copy.prune or wish.missed(wish.prune, copy)
+                found[table] = replace(copy, wish=wish.number or copy.wish, prune=prune), False
         return found
 
     def _rows(self, copy: Copy, begins: bool, question: Question, found: Found, end: Batch) -> Batch | None:
@@ -196,7 +207,7 @@ class Copier:
         self.copies[copy.table] = then
         if not (read.sheaves or begins or read.whole):
             return None  # looked further, and that is nothing to tell
-        shapes = {COLUMNS: read.columns}
+        shapes = {COLUMNS: (*read.columns, *copy.empties)}
         return _after(end, Progress(then, begins, read.count), read.sheaves, shapes, more=self._goes_on())
 
     def _slow_down(self, table: str) -> None:

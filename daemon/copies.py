@@ -6,9 +6,10 @@ Knows the target's record of a copy and the source's wishes. Knows nothing of co
 import json
 from array import array
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar
 
+from daemon.aim import same_outbox
 from daemon.plan import Group
 from daemon.sheaf import GLUE, Sheaf
 
@@ -17,20 +18,29 @@ COLUMNS = -1  # the shape of copied rows: they are no changes, and their columns
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the source wants of a watched table. `number` 0: nothing yet. `estimate`: its rows, about."""
+    """What the source wants of a watched table. `number`: of the newest wish, 0: nothing yet; `prune`, `restart`: of the
+    newest that asked for it. `estimate`: its rows, about. `aim`: what a copy is of now; None: that cannot be said."""
 
     table: str
     number: int
-    prune: bool
-    restart: bool
+    prune: int
+    restart: int
     estimate: int
+    aim: str | None = None
+
+    def missed(self, number: int, copy: "Copy | None") -> bool:
+        """Is this one newer than what the record has had in hand? Numbers of another outbox mean nothing here."""
+        return number > (copy.wish if copy is not None and same_outbox(copy.aim, self.aim) else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
     """The target's record. `step`: `rows` are brought over, then rows that the source does not have (`extra`) are
     looked for; `after` is how far that step has come (`seen`: further, but no row was there that travels; the target is
-    not told). `state` out: its changes are skipped until it fits again."""
+    not told). `state` out: its changes are skipped until it fits again.
+
+    `aim`: what it is of, as the source says; `here`: is its table on the target still the same one? Else it begins anew,
+    whatever the record says. `empties`: columns that no longer travel, which it sets to null."""
 
     table: str
     state: str = "wanted"
@@ -43,15 +53,23 @@ class Copy:
     prune: bool = False
     reason: str | None = None
     seen: str | None = None
+    aim: str | None = None
+    here: bool = True
+    empties: tuple[str, ...] = ()
 
-    def begun(self, wish: Wish | None) -> "Copy":
-        """From the beginning. A table that was out has missed deletes: what it has too much always goes."""
+    def fits(self, wish: Wish) -> bool:
+        """Is it of what is wanted? Where the source cannot say what that is, what is known stands."""
+        return self.here and (wish.aim is None or self.aim == wish.aim)
+
+    def begun(self, wish: Wish) -> "Copy":
+        """From the beginning. Of a table that was out, or is a copy of something else, what is there too much goes in any
+        case: deletes were missed. What an unfinished copy was to do, this one does."""
+        fits, unfinished = self.fits(wish), self.state == "copying"
+        prune = (self.prune and unfinished) or self.state == "out" or (self.state != "wanted" and not fits)
         return Copy(
-            self.table,
-            "copying",
-            wish.number if wish else self.wish,
-            prune=self.state == "out" or (wish is not None and wish.prune),
-        )
+            self.table, "copying", wish.number or self.wish, prune=prune or wish.missed(wish.prune, self), aim=wish.aim,
+            empties=self.empties if unfinished and fits else (),
+        )  # fmt: skip
 
     def went_out(self, reason: str) -> "Copy":
         """From here on its changes are skipped."""
@@ -70,6 +88,9 @@ class Copy:
             return replace(self, **done, after=page.after, seen=page.seen)  # type: ignore[arg-type]
         extra = replace(self, extra=self.extra + found, pruned=self.pruned + pruned, after=page.after)
         return replace(extra, state="done", after=None) if page.ends else extra
+
+
+_RECORD = {one.name for one in fields(Copy)} - {"seen"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +113,8 @@ class Page:
 
 def known(given: Sequence[Mapping[str, Any]]) -> dict[str, Copy]:
     """The records in an answer of the target, by table."""
-    return {one["table"]: Copy(**one) for one in given}
+    records = ({name: value for name, value in one.items() if name in _RECORD} for one in given)
+    return {one["table"]: Copy(**{**one, "empties": tuple(one.get("empties", ()))}) for one in records}
 
 
 def note(copy: Copy, *, begins: bool) -> Group:
@@ -100,15 +122,23 @@ def note(copy: Copy, *, begins: bool) -> Group:
     told = {
         "state": copy.state, "wish": copy.wish, "step": copy.step, "after": copy.after, "rows": copy.rows,
         "extra": copy.extra, "pruned": copy.pruned, "prune": copy.prune, "reason": copy.reason, "begins": begins,
+        "aim": copy.aim, "empties": copy.empties,
     }  # fmt: skip
     return Group(copy.table, "copy", 0, (), (json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode(),))
 
 
 def begun_by(copy: Copy | None, wish: Wish) -> bool:
-    """Does this wish begin a copy, or begin one anew? A wish that finds its table being copied lets it go on."""
-    if wish.number == 0 or copy is None or copy.state == "wanted":
+    """Does this wish begin a copy, or begin one anew? One that finds its table being copied lets it go on, unless it asks
+    to begin anew. A copy of something else neither goes on nor counts."""
+    if copy is None or copy.state == "wanted":
         return wish.number > 0
-    return copy.wish != wish.number and (copy.state == "done" or (copy.state == "copying" and wish.restart))
+    if copy.state == "out":
+        return False  # once it fits again
+    if not copy.fits(wish):
+        return True
+    if copy.state == "copying":
+        return wish.missed(wish.restart, copy)
+    return wish.number > 0 and wish.number != copy.wish
 
 
 class Stepping(Protocol):
@@ -144,6 +174,12 @@ def gone(table: str, keys: bytes, now_us: int) -> Sheaf:
     many = keys.count(GLUE) + 1
     none, now = array("q", bytes(8)) * many, array("q", [now_us]) * many
     return Sheaf(table, "delete", None, none, none, now, none, False, keys, None)
+
+
+def empties(name: str, described: Mapping[str, Any], columns: Collection[str]) -> tuple[str, ...]:
+    """Which of these columns a copy can set to null on the target: its rows name them, and have no value for them."""
+    has = [column for table in described["tables"] if table["table"] == name for column in table["columns"] or ()]
+    return tuple(column["name"] for column in has if column["name"] in columns and column.get("nullable"))
 
 
 def misfit(name: str, described: Mapping[str, Any], columns: Collection[str]) -> str | None:

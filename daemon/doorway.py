@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable
 
 from daemon.errors import DaemonError, Kind, Refusal, TargetError, refuses_the_key
-from daemon.target import Door
+from daemon.target import Placed
 
 
 class Doorway:
@@ -17,7 +17,7 @@ class Doorway:
     `refused`: the last answer, when it was that the key is not accepted; `on_refused` is told at once.
     """
 
-    def __init__(self, door: Door | None, lacking: str | None = None) -> None:
+    def __init__(self, door: Placed | None, lacking: str | None = None) -> None:
         self._door = door
         self.lacking = lacking
         self.refused: str | None = None
@@ -46,7 +46,12 @@ class Doorway:
         self.refused = None
         return answer
 
-    async def exchange(self, door: Door | None, lacking: str | None = None) -> None:
+    @property
+    def place(self) -> str:
+        """By what address the target is reached; empty while there is no door."""
+        return self._door.place if self._door else ""
+
+    async def exchange(self, door: Placed | None, lacking: str | None = None) -> None:
         """Go through another door from now on. The old one is closed once nothing is on its way through it."""
         old, self._door, self.lacking, self.refused = self._door, door, lacking, None
         if old is not None:

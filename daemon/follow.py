@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.aim import installation
 from daemon.breaker import BreakerOpen
 from daemon.configuration import Loaded
 from daemon.errors import DaemonError, Kind, SourceUnavailable, TargetError, passes
@@ -45,9 +46,11 @@ async def follow(
             await daemon.bell.close()  # this is no standby
         async with _turning(daemon) if alone else _watching() as turning:
             estimates = {row[0]: int(row[4]) for row in await daemon.gauges.ask("copy_wanted")}
+            here = (await daemon.gauges.identify()).installation
             well = began = time.monotonic()
             while True:
                 answer, trouble = await _asked(daemon)
+                answer = {what: of_outbox(here, told) for what, told in answer.items()}
                 trouble = (_of_relay(daemon) if alone else await _unled(daemon)) or trouble
                 seen = Seen(answer, estimates, alone, trouble)
                 yield seen
@@ -68,6 +71,14 @@ async def follow(
                         turning.result()
     finally:
         await daemon.close()
+
+
+def of_outbox(here: str, told: Any) -> Any:
+    """Of a list of records those that speak of this installation of schema outbox: a number of a wish says nothing in
+    another's."""
+    if not isinstance(told, list):
+        return told
+    return [one for one in told if not (isinstance(one, dict) and one.get("aim")) or installation(one["aim"]) == here]
 
 
 @asynccontextmanager

@@ -9,8 +9,8 @@ Whatever the last two windows brought was committed after what came before. So i
 with nothing between, everything before is there too. `daemon/window.py` keeps the mark.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from daemon.errors import STANDBY, SourceForeign, SourceUnfit
 from daemon.snapshot import Snapshot
@@ -26,7 +26,8 @@ _ON = "nothing is applied until that is settled: `outboxd rebase` (a dry run fir
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What this server is, and since when it runs (Unix time in microseconds). A standby has no timeline here.
-    `backend` is the server process that answered."""
+    `backend` is the server process that answered. `database` is this one's oid, `databases` are the names of all;
+    `installation` is that of schema outbox here."""
 
     system: str
     in_recovery: bool
@@ -37,6 +38,13 @@ class Identity:
     timeline: int
     started_us: int
     backend: int = 0
+    database: int = 0
+    installation: str = ""
+    databases: Mapping[str, str] = field(default_factory=dict)
+
+    def beginning(self, floor_id: int = 0) -> Cursor:
+        """Before all that was ever recorded here above this id."""
+        return replace(Cursor.beginning(self.system, floor_id), database=self.database, installation=self.installation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,25 @@ def require_fit(identity: Identity, cursor: Cursor) -> None:
             f"the target's cursor belongs to another database cluster ({cursor.system}, this one is {identity.system}: "
             f"another server, or this one was filled from a dump); transaction ids of one mean nothing in the other; {_ON}"
         )
+    if cursor.installation and (cursor.database, cursor.installation) != (identity.database, identity.installation):
+        raise SourceForeign(_elsewhere(identity, cursor))
+
+
+def _elsewhere(identity: Identity, cursor: Cursor) -> str:
+    """The same server, and another database of it, or another outbox. Of the first a rebase is mostly not what is wanted."""
+    here = identity.databases.get(str(identity.database), "this database")
+    if cursor.database == identity.database:
+        return (
+            f"schema outbox of {here} was dropped and installed anew since the target's cursor was written: what changed in "
+            f"between nobody recorded; nothing is applied until that is settled: `outboxd rebase` (a dry run first) leads on, "
+            "and copies every watched table anew"
+        )
+    other = identity.databases.get(str(cursor.database), "one that is not there any more")
+    return (
+        f"the target's cursor is of another database of this server: {other}, and DATABASE_URL leads to {here}; nothing is "
+        f"applied: set DATABASE_URL to the right database; only if {here} takes the other's place for good, `outboxd rebase` "
+        "(a dry run first) leads on"
+    )
 
 
 def require_schema(identity: Identity, needs: int) -> None:

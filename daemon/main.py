@@ -41,7 +41,7 @@ from daemon.rest import RestDoor
 from daemon.settings import Settings
 from daemon.source import Source
 from daemon.survey import Surveyor, origin
-from daemon.target import Door, PostgresDoor, Target
+from daemon.target import Placed, PostgresDoor, Target
 from daemon.tracing import Tracing
 from daemon.verdict import KINDS, SMALL
 from daemon.verifier import Verifier
@@ -64,7 +64,7 @@ _BREAKER_MOVED = {
 }
 
 
-def open_door(settings: Settings) -> Door:
+def open_door(settings: Settings) -> Placed:
     """The transport the settings name."""
     if settings.transport == "postgres":
         return PostgresDoor(
@@ -120,7 +120,7 @@ class Daemon:
         traced = tracing.begin(settings.relay, redact)
         source.traced = traced is not None
         gauges = Source(settings.source_conninfo, application_name=f"{NAME} gauges")
-        target = Target(doorway, settings.relay, breaker, metrics.target_request)
+        target = Target(doorway, settings.relay, breaker, metrics.target_request, place=lambda: doorway.place)
         here = session_name(NAME, socket.gethostname(), os.getpid())
         bell = Bell(settings.source_conninfo, application_name=NAME, session_name=here)
         timing = Timing(poll=settings.poll_interval, request=settings.request_interval, wake=settings.wake)

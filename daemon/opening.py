@@ -50,6 +50,7 @@ class _Seen:
     started_us: int
     ceiling: int
     up_to_id: int
+    installation: str | None
     flushed: bool
     opened_us: int
     lsn: str
@@ -100,7 +101,7 @@ class Opening:
         if known and cursor == self.proven:  # up to date: the window is small
             answer = await conn.planned(query("window_look"), _after(cursor, limits, known + _DEEP))
         if answer is not None:
-            seen, columns = _Seen(*answer[:8]), answer[8:]
+            seen, columns = _Seen(*answer[:9]), answer[9:]
             if seen.in_recovery or seen.snapshot is not None:
                 page = bind(map(as_change, zip(*columns, strict=True))) if columns[0] else ()
                 return await self._opened(conn, cursor, limits, seen, page if seen.ceiling <= known + _DEEP else None)
@@ -159,7 +160,8 @@ class Opening:
         goal = Snapshot.parse(seen.snapshot)
         require_passed(reached(cursor), goal)
         assert self._session.identity is not None
-        if cursor != self.proven or seen.started_us != self._session.identity.started_us:
+        known, here = self._session.identity, seen.installation or ""
+        if cursor != self.proven or (seen.started_us, here) != (known.started_us, known.installation):
             await self._prove(conn, cursor)
         require_kept(seen.up_to_id, cursor)
         timeline = self._session.identity.timeline
@@ -168,9 +170,9 @@ class Opening:
         )
         # Two ways to the first page: by the window's transactions, which costs its rows, or up from the floor,
         # which costs the rows between floor and window: many, while a transaction is open for hours.
-        known = self._known(cursor)
-        by_id = ceiling - known > known - window.after
-        return Pages(window, self._session.identity.system, seen.flushed, seen.opened_us, opened, by_id, page)
+        upto = self._known(cursor)
+        by_id = ceiling - upto > upto - window.after
+        return Pages(window, self._session.identity.beginning(), seen.flushed, seen.opened_us, opened, by_id, page)
 
     async def _prove(self, conn: Link, cursor: Cursor) -> None:
         """This cursor comes from elsewhere: is everything it claims to have been applied still here?"""

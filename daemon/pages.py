@@ -36,12 +36,12 @@ class Part:
 class Pages:
     """One window being read.
 
-    `flushed`: its goal is durable. `opened_us` was the source's clock at `opened`. `by_id`: how the first page is
+    `home`: where cursors of this source begin. `flushed`: its goal is durable. `opened_us` was the source's clock at `opened`. `by_id`: how the first page is
     found, unless it came with the window (`looked`).
     """
 
     window: Window
-    system: str
+    home: Cursor
     flushed: bool
     opened_us: int
     opened: float
@@ -126,7 +126,7 @@ class Pages:
         if any(sheaf.unflushed for sheaf in sheaves):
             await self.flush(conn)
         durable = self.flushed or bool(sheaves)
-        cursor = self.window.move(sheaves, self.system, to_goal=cut.ended and (self.flushed or not sheaves))
+        cursor = self.window.move(sheaves, self.home, to_goal=cut.ended and (self.flushed or not sheaves))
         return Part(sheaves, cursor, cut.torn, not cut.ended, durable)
 
     async def _sheaves(self, conn: Link, name: str, parameters: Mapping[str, Any]) -> Sheaves:

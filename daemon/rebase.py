@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from daemon.batch import Limits
 from daemon.breaker import Breaker, Thresholds
-from daemon.errors import SourceUnfit
+from daemon.errors import SourceUnfit, TargetError
 from daemon.failpoint import reach
 from daemon.identity import Identity
 from daemon.main import NAME, open_door
 from daemon.settings import Settings
 from daemon.source import Source
-from daemon.target import Standing, Target
+from daemon.target import Standing, Target, require_known
 from outbox import Cursor
 
 _PATIENCE = 600.0  # seconds for one statement: the outbox is read, or written, as a whole
@@ -34,15 +34,21 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """How things stand. `why` is None when nothing needs a rebase. `foreign`: changes that came with a dump."""
+    """How things stand. `why` is None when nothing needs a rebase. `again`: is the outbox sent again, or is the target
+    only to be taken for the relay's, from where it stands? `foreign`: changes that came with a dump. `copied`: tables of
+    which the outbox does not hold all that the target lacks, so they are copied as a whole, and what the target has too
+    much of them goes; `emitted`: those that only the application can send again."""
 
     standing: Standing
     source: Identity
     why: str | None
+    again: bool
     waiting: Sequence[Waiting]
     pruned: int
     foreign: int
     held: Sequence[tuple[str, str]]
+    copied: Sequence[str]
+    emitted: Sequence[str]
 
 
 async def look(settings: Settings) -> Outlook:
@@ -61,20 +67,27 @@ async def rebase(settings: Settings) -> tuple[Outlook, Standing | None]:
         found = await _look(source, target)
         if found.why is None:
             return found, None
-        if found.foreign:
+        if found.again and found.foreign:
             await source.ask("restamp")
+        for table in found.copied:
+            await source.ask("copy_ask", {"table": table})
         reach("rebase_restamped")
-        epoch, _ = await source.remembered(target.relay)
-        begin = Cursor.beginning(found.source.system, found.pruned)
-        answer = await target.rebase(begin, found.held, above=epoch)
-        return found, answer.standing
+        epoch, *_ = await source.remembered(target.relay)
+        kept = None if found.again else found.standing.cursor
+        answer = await target.rebase(kept or found.source.beginning(found.pruned), found.held, above=epoch)
+        stands = answer.standing
+        await source.remember(target.relay, stands.epoch, stands.batch_no, stands.cursor, target.place())
+        return found, stands
 
 
 async def _look(source: Source, target: Target) -> Outlook:
-    standing = (await target.cursor()).standing
+    answer = await target.cursor()
+    standing = answer.standing
     identity = await source.identify(to_read=True)
     ((pruned,),) = await source.ask("pruned")
-    why = await _judge(source, standing.cursor, pruned) if standing.cursor else None
+    why = await _judge(source, standing.cursor, pruned) if standing.cursor else _new(pruned)
+    again = why is not None
+    why = why or _elsewhere(standing, target.place(), await source.remembered(target.relay))
     ((last, foreign, may_write, highest, drawn),) = await source.ask("outbox_foreign")
     if highest > drawn:
         raise SourceUnfit(
@@ -88,7 +101,34 @@ async def _look(source: Source, target: Target) -> Outlook:
         )
     waiting = [Waiting(*row) for row in await source.ask("outbox_waiting", {"above": pruned})]
     held = [(table, key) for table, key in await source.ask("held_keys")]
-    return Outlook(standing, identity, why, waiting, pruned, foreign, held)
+    captured = {table: bool(captured) for table, captured, *_ in await source.ask("watched")}
+    lacking = set(captured) if again and _gap(standing.cursor, identity, pruned) else set[str]()
+    if not again:  # a letter that has been delivered elsewhere since
+        lacking = {table for table, key in answer.more.get("held", ()) if (table, key) not in held} & captured.keys()
+    copied, emitted = (sorted(table for table in lacking if captured[table] is kind) for kind in (True, False))
+    return Outlook(standing, identity, why, again, waiting, pruned, foreign, held, copied, emitted)
+
+
+def _new(pruned: int) -> str | None:
+    """Of a target that has no cursor."""
+    if not pruned:
+        return None
+    return f"the target has nothing of this source yet, and the outbox was pruned up to change {pruned}"
+
+
+def _elsewhere(standing: Standing, place: str, known: tuple[int, int, str]) -> str | None:
+    try:
+        require_known(standing, place, known)
+    except TargetError as exc:
+        return exc.refusal.message
+    return None
+
+
+def _gap(cursor: Cursor | None, identity: Identity, pruned: int) -> bool:
+    """Does the target lack what the outbox does not hold any more, or never held?"""
+    if cursor is None or cursor.floor_id < pruned:
+        return pruned > 0
+    return cursor.installation not in ("", identity.installation)
 
 
 async def _judge(source: Source, cursor: Cursor, pruned: int) -> str | None:
@@ -112,7 +152,8 @@ async def _judge(source: Source, cursor: Cursor, pruned: int) -> str | None:
 async def _stores(settings: Settings) -> AsyncIterator[tuple[Source, Target]]:
     limits = Limits(deadline=_PATIENCE)
     source = Source(settings.source_conninfo, limits, application_name=f"{NAME} rebase")
-    target = Target(open_door(settings), settings.relay, Breaker("target", Thresholds()))
+    door = open_door(settings)
+    target = Target(door, settings.relay, Breaker("target", Thresholds()), place=lambda: door.place)
     try:
         yield source, target
     finally:

@@ -29,7 +29,7 @@ from daemon.ranges import Ranges
 from daemon.retries import Place, Retries
 from daemon.sizing import Sizing
 from daemon.source import Source
-from daemon.target import Answer, Target, require_schema
+from daemon.target import Answer, Target, require_known, require_schema
 from daemon.tracing import Tracing
 from daemon.verifier import Verifier
 from daemon.wakeup import Bell, Pace
@@ -200,21 +200,27 @@ class Relay:
         if self._claimed:
             answer = await self._target.cursor()
         else:
-            answer = await self._claim()
+            answer = await self._claim(identity.beginning())
         await self._delivery.learn_held(answer)
         self._ranges.forget()
         self.copier.learn(answer)
         self.verifier.learn(answer)
         self.status.pulse.taken = known(answer)
         self._delivery.out = self.copier.out
-        cursor = self._go_on_from(answer, Cursor.beginning(identity.system))
+        cursor = self._go_on_from(answer, identity.beginning())
         await self._source.begin(cursor)  # is it this source's? Else nothing may be done about its letters either
         await self._delivery.settle(cursor, self.copier.told_out)
         return cursor
 
-    async def _claim(self) -> Answer:
-        """Become the one writer. The source remembers where the target stood: one restored from a backup stands behind."""
-        epoch, batch_no = await self._source.remembered(self._target.relay)
+    async def _claim(self, beginning: Cursor) -> Answer:
+        """Become the one writer. The source remembers where the target stood: one restored from a backup stands behind.
+
+        Promise I6: whoever has the wrong source or the wrong target finds that out before it fences the right relay.
+        """
+        epoch, batch_no, place = await self._source.remembered(self._target.relay)
+        standing = (await self._target.cursor()).standing
+        require_known(standing, self._target.place(), (epoch, batch_no, place))
+        await self._source.begin(standing.cursor or beginning)
         answer = await self._target.claim(above=epoch)
         require_schema(answer)
         self._claimed = True
@@ -231,7 +237,7 @@ class Relay:
         return answer
 
     async def _remember(self, epoch: int, batch_no: int, cursor: Cursor | None) -> None:
-        await self._source.remember(self._target.relay, epoch, batch_no, cursor)
+        await self._source.remember(self._target.relay, epoch, batch_no, cursor, self._target.place())
         self._noted, self._remembered = batch_no, time.monotonic()
 
     def _learn(self, answer: Answer) -> None:
@@ -304,13 +310,16 @@ class Relay:
                 return
             self._too_large(batch, exc)
             raise
-        self._stand(answer, Cursor.beginning(batch.cursor.system))
+        self._stand(answer, batch.cursor.start)
         self.status.cursor = self._stated
         if answer.what == "mismatch":
             log.warning("batch_mismatched", batch_no=answer.standing.batch_no)
             await self._forget()  # an answer that came out of turn may be older than another
             return
         self.copier.told(flight.load.parcel.notes)
+        if moved := answer.more.get("moved"):
+            log.warning("tables_replaced", tables=moved, because="the target has others under their names: copied anew")
+            await self._forget()  # what is known of their copies is to be learnt anew
         if batch.checked is not None:
             self._failures = 0
             self.verifier.arrived(batch.checked, answer, seconds, self._delivery.held)

@@ -21,7 +21,7 @@ from daemon.prune import Pruner
 from daemon.relay import Relay
 from daemon.settings import Settings
 from daemon.source import Source
-from daemon.target import Door, Target
+from daemon.target import Placed, Target
 
 log = structlog.get_logger()
 
@@ -87,7 +87,7 @@ class Reloader:
         parts: Parts,
         lacking: tuple[Problem, ...],
         read: Callable[[], Loaded],
-        open_door: Callable[[Settings], Door],
+        open_door: Callable[[Settings], Placed],
         *,
         every: float = 15.0,
     ) -> None:

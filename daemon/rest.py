@@ -47,6 +47,11 @@ class RestDoor:
         self._supabase = supabase
         self._exchange: Exchange | None = None
 
+    @property
+    def place(self) -> str:
+        """The address of the project, without anything secret."""
+        return urlsplit(self._url).netloc.rpartition("@")[2]
+
     async def send(self, document: bytes) -> str:
         """POST the document; the body of a 200 is the answer."""
         try:
@@ -57,7 +62,7 @@ class RestDoor:
         except TimeoutError:
             raise TargetError(Kind.AMBIGUOUS, f"the target did not answer within {self._deadline:g} s") from None
         except UNCONNECTED as exc:
-            raise _unconnected(exc, urlsplit(self._url).netloc.rpartition("@")[2]) from None
+            raise _unconnected(exc, self.place) from None
         except BROKEN as exc:
             raise TargetError(
                 Kind.AMBIGUOUS, f"the connection failed before the answer ({type(exc).__name__})"

@@ -164,15 +164,17 @@ class Source:
             await self._learn_shapes(conn, set(wanted) - self._shapes.keys())
         return self._shapes
 
-    async def remembered(self, relay: str) -> tuple[int, int]:
-        """The epoch and the batch number at which the relay's target last stood, as far as the source was told."""
+    async def remembered(self, relay: str) -> tuple[int, int, str]:
+        """The epoch and the batch number at which the relay's target last stood, as far as the source was told, and by
+        what address it was reached."""
         async with self.connected() as conn:
             row = await (await conn.execute(query("remembered"), {"relay": relay})).fetchone()
-        return (int(row[0]), int(row[1])) if row else (0, 0)
+        return (int(row[0]), int(row[1]), str(row[2])) if row else (0, 0, "")
 
-    async def remember(self, relay: str, epoch: int, batch_no: int, cursor: Cursor | None) -> None:
+    async def remember(self, relay: str, epoch: int, batch_no: int, cursor: Cursor | None, place: str) -> None:
         """Tell the source where the relay's target stands."""
-        told = {"relay": relay, "epoch": epoch, "batch_no": batch_no, "snapshot": cursor.snapshot if cursor else None}
+        snapshot = cursor.snapshot if cursor else None
+        told = {"relay": relay, "epoch": epoch, "batch_no": batch_no, "snapshot": snapshot, "place": place}
         async with self.connected() as conn:
             await conn.execute(query("remember"), told)
 

@@ -69,6 +69,22 @@ def require_schema(claimed: Answer) -> None:
         )
 
 
+def require_known(standing: Standing, place: str, known: tuple[int, int, str]) -> None:
+    """Is it the target of this relay that the source knows (epoch, batch number, address)? One that stands behind it was
+    restored from a backup, which is no matter; at another address it is a copy, and the one it is of may go on without
+    what this one would be sent."""
+    epoch, batch_no, before = known
+    behind = standing.epoch < epoch or standing.batch_no < batch_no
+    if standing.cursor is None or not behind or not place or not before or place == before:
+        return
+    said = (
+        f"the target at {place} stands at batch {standing.batch_no}, and the one that the source knows, at {before}, at batch "
+        f"{batch_no}: it is another one, or was restored into another project; where {place} is to take its place, "
+        "`outboxd rebase` (a dry run first) leads on; else set the target's address (SUPABASE_URL, SUPABASE_DB_URL) right"
+    )
+    raise TargetError(Kind.CONTRACT, "the target is not the one that the source knows", Refusal("OB010", message=said))
+
+
 def _behind(after: str | None) -> dict[str, str]:
     return {} if after is None else {"after": after}
 
@@ -83,13 +99,23 @@ class Door(Protocol):
         """Let go of connections."""
 
 
+class Placed(Door, Protocol):
+    """One that knows by what address the target is reached."""
+
+    @property
+    def place(self) -> str: ...
+
+
 class Target:
-    """The door behind a breaker. `observe(mode, outcome, seconds, bytes)` is told of every request."""
+    """The door behind a breaker. `observe(mode, outcome, seconds, bytes)` is told of every request. `place`: by what
+    address the target is reached now; empty: that is not known."""
 
     def __init__(
-        self, door: Door, relay: str, breaker: Breaker, observe: Callable[[str, str, float, int], None] | None = None
-    ) -> None:
+        self, door: Door, relay: str, breaker: Breaker, observe: Callable[[str, str, float, int], None] | None = None,
+        *, place: Callable[[], str] = lambda: "",
+    ) -> None:  # fmt: skip
         self._door = door
+        self.place = place
         self._relay = relay
         self.breaker = breaker
         self._observe = observe or (lambda *_: None)
@@ -271,6 +297,12 @@ class PostgresDoor:
         self._deadline = deadline
         self._call = sql.SQL("select {}(%s)::text").format(sql.Identifier(exposed_schema, "outboxd"))
         self._idle: list[_Line] = []
+
+    @property
+    def place(self) -> str:
+        """The address of the database, without anything secret."""
+        given = psycopg.conninfo.conninfo_to_dict(self._dsn)
+        return f"{given.get('host', '')}:{given.get('port', 5432)}/{given.get('dbname', '')}"
 
     async def send(self, document: bytes) -> str:
         """Call the function in a transaction of its own."""

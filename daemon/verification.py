@@ -5,9 +5,10 @@ Knows the target's record of a pass, the source's wishes, and what a comparison 
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from daemon.aim import same_outbox
 from daemon.plan import Group
 from daemon.sheaf import GLUE, Pieces, Sheaf
 
@@ -21,11 +22,13 @@ Op = Literal["digest", "compare", "present"]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What somebody wants of a watched table. `number` 0: nobody has asked."""
+    """What somebody wants of a watched table. `number`: of the newest wish, 0: nobody has asked; `repair`: of the newest to
+    repair. `aim`: what a comparison is of now; None: that cannot be said."""
 
     table: str
     number: int
-    repair: bool
+    repair: int
+    aim: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Verification:
     `step`: `rows` of the source are looked for on the target, then rows that the target has beyond them (`extra`);
     `after` is how far that step has come (`seen`: further, but no row was there that travels; the target is not told). The counts are of rows that differ and were not repaired. `began_at` is the
     source's clock, as Unix time: what had committed by then is equal, but for what was found. `last` is the last pass
-    that came to its end: `began_at`, and its counts.
+    that came to its end: `began_at`, and its counts. `aim`, `here`: as of a copy.
     """
 
     table: str
@@ -65,17 +68,26 @@ class Verification:
     began_at: float = 0.0
     last: Mapping[str, Any] | None = None
     seen: str | None = None
+    aim: str | None = None
+    here: bool = True
+
+    def fits(self, wanted: Wanted) -> bool:
+        """Is it of what is there now? Else it neither goes on nor says anything."""
+        return self.here and (wanted.aim is None or self.aim == wanted.aim)
 
     @property
     def drift(self) -> int:
         """Rows that differ, as far as this pass has come."""
         return self.missing + self.different + self.extra
 
-    def begun(self, wanted: Wanted | None) -> "Verification":
-        """From the beginning: because somebody asked, or (None) because it is time."""
+    def begun(self, wanted: Wanted, *, asked: bool) -> "Verification":
+        """From the beginning: because somebody asked, or because it is time. What an unfinished pass was to do, this one
+        does."""
+        fits, unfinished = self.fits(wanted), self.state == "running"
+        repair = (unfinished and self.repair) or wanted.repair > (self.wish if same_outbox(self.aim, wanted.aim) else 0)
         return Verification(
-            self.table, "running", wanted.number if wanted else self.wish, asked=wanted is not None,
-            repair=wanted is not None and wanted.repair, last=self.last,
+            self.table, "running", wanted.number if asked else self.wish, asked=asked, repair=asked and repair,
+            last=self.last if fits else None, aim=wanted.aim,
         )  # fmt: skip
 
     def found(self, drifts: Sequence[Drift], *, held: int = 0, repaired: int = 0) -> "Verification":
@@ -103,6 +115,9 @@ class Verification:
     def failed(self, reason: str) -> "Verification":
         """It cannot go on; the last pass stays what it was."""
         return replace(self, state="failed", after=None, seen=None, step="rows", reason=reason)
+
+
+_RECORD = {one.name for one in fields(Verification)} - {"seen"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,24 +151,24 @@ def known(given: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Verification, f
     """The records in an answer of the target, by table, and how long ago each was written (seconds)."""
     found = {}
     for one in given:
-        record = {name: value for name, value in one.items() if name != "ago"}
+        record = {name: value for name, value in one.items() if name in _RECORD}
         found[one["table"]] = Verification(**{**record, "samples": tuple(one.get("samples", ()))}), float(one["ago"])
     return found
 
 
 def fresh(record: Verification | None, wanted: Wanted) -> bool:
-    """Has somebody asked for what no pass has had in hand?"""
-    return wanted.number > 0 and (record is None or wanted.number != record.wish)
+    """Has somebody asked for what no pass has had in hand, of what is there now?"""
+    return wanted.number > 0 and (record is None or not record.fits(wanted) or wanted.number != record.wish)
 
 
 def begun_by(record: Verification | None, wanted: Wanted, *, due: bool) -> bool:
     """Does a pass begin? Because of a wish that no pass has had in hand, or because it is time."""
-    return fresh(record, wanted) or (due and (record is None or record.state != "running"))
+    return fresh(record, wanted) or (due and (record is None or record.state != "running" or not record.fits(wanted)))
 
 
 def note(record: Verification) -> Group:
     """The group of a batch that has the target record this."""
-    told = {name: value for name, value in asdict(record).items() if name not in {"table", "seen"}}
+    told = {name: value for name, value in asdict(record).items() if name not in {"table", "seen", "here"}}
     return Group(
         record.table, "verification", 0, (), (json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode(),)
     )

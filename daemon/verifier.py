@@ -184,7 +184,7 @@ class Verifier:
         for table, wanted in (self.wanted or {}).items():
             record = self.records.get(table, never)
             here = record.asked and (record.state == "running" or table in self._unsaved)
-            if (here or wanted.number > record.wish) and not self.absent(table):
+            if (here or fresh(record, wanted)) and not self.absent(table):
                 return True
         return False
 
@@ -246,7 +246,8 @@ class Verifier:
             return False
         wanted = (self.wanted or {}).get(head.table)
         busy = self._busy.get(head.table, 0.0) > self._clock()
-        return wanted is not None and wanted.number in (0, head.wish) and not busy and not self.absent(head.table)
+        same = wanted is not None and wanted.number in (0, head.wish) and head.fits(wanted)
+        return same and not busy and not self.absent(head.table)
 
     def _ahead(self, head: Verification) -> int:
         return 1 if self._stride.flows or (self.rate and not head.asked) else _AHEAD
@@ -262,10 +263,11 @@ class Verifier:
             if not self._compares(table):
                 continue
             record = self.records.get(table)
-            due = self.every > 0 and now >= self._due.get(table, now)
+            anew = record is not None and not record.fits(wanted)
+            due = self.every > 0 and (anew or now >= self._due.get(table, now))
             if begun_by(record, wanted, due=due):
-                found[table] = (record or Verification(table)).begun(wanted if fresh(record, wanted) else None)
-            elif record is not None and record.state == "running":
+                found[table] = (record or Verification(table)).begun(wanted, asked=fresh(record, wanted))
+            elif record is not None and record.state == "running" and not anew:
                 found[table] = record
         return found
 
@@ -525,7 +527,13 @@ class Verifier:
 
     def report(self) -> list[dict[str, Any]]:
         """One line a watched table: see daemon.verification.shown."""
-        return [shown(table, self.records.get(table)) for table in sorted(self.wanted or ())]
+        said = {table: record for table, record in self.records.items() if self._stands(record)}
+        return [shown(table, said.get(table)) for table in sorted(self.wanted or ())]
+
+    def _stands(self, record: Verification) -> bool:
+        """Is it of what is there now? What was found of something else says nothing."""
+        wanted = (self.wanted or {}).get(record.table)
+        return wanted is None or record.fits(wanted)
 
     def _advance(self, record: Verification) -> None:
         self._suspects = None

@@ -191,8 +191,9 @@ class Window:
             id_ <= upto and xid not in stay for id_, xid in zip(sheaf.ids, sheaf.xids, strict=True)
         ])  # fmt: skip
 
-    def move(self, sent: Sheaves, system: str, *, to_goal: bool) -> Cursor:
-        """The cursor after the changes of a cut, which must be durable; with `to_goal`, so must the goal be.
+    def move(self, sent: Sheaves, home: Cursor, *, to_goal: bool) -> Cursor:
+        """The cursor after the changes of a cut, which must be durable; with `to_goal`, so must the goal be. `home`: where
+        cursors of this source begin.
 
         Promise I1: the cursor claims no transaction id, and its floor no id, that a crash of the source could
         give away again. What a transaction wrote that was flushed lies beyond those; the goal itself may not.
@@ -210,7 +211,8 @@ class Window:
             mark = sent_too(mark, sent)
         if ended and mark.spans and mark.spans[-1].count:
             mark = replace(mark, spans=(*mark.spans[-2:], Span(snapshot, 0, 0, 0)))
-        self.cursor = Cursor(snapshot, floor, tuple(sorted(self._torn.items())), system, mark)
+        torn = tuple(sorted(self._torn.items()))
+        self.cursor = replace(home, snapshot=snapshot, floor_id=floor, torn=torn, mark=mark)
         return self.cursor
 
     def _mark(self) -> Mark:

@@ -41,8 +41,9 @@ class Cursor:
 
     `snapshot` is as Postgres prints it (``xmin:xmax:running``). Every change not yet applied has an id above
     `floor_id`. `torn` names transactions too large for one batch, with the id up to which they are applied.
-    `system` is the source's system identifier: transaction ids mean nothing in another cluster. `mark` tells a
-    source that has gone back in time; older cursors have none.
+    `system` is the source's system identifier: transaction ids mean nothing in another cluster. `database` (its oid
+    there) and `installation` (of schema outbox) say whose ids of changes and numbers of wishes these are. `mark` tells
+    a source that has gone back in time. Older cursors have none of the last three.
     """
 
     snapshot: str
@@ -50,11 +51,18 @@ class Cursor:
     torn: tuple[tuple[int, int], ...] = ()
     system: str = ""
     mark: Mark | None = None
+    database: int = 0
+    installation: str = ""
 
     @classmethod
     def beginning(cls, system: str = "", floor_id: int = 0) -> "Cursor":
         """Before the first transaction of any database."""
         return cls("3:3:", floor_id, (), system)
+
+    @property
+    def start(self) -> "Cursor":
+        """The beginning of the same source."""
+        return Cursor("3:3:", 0, (), self.system, None, self.database, self.installation)
 
     @classmethod
     def from_json(cls, text: str) -> "Cursor":
@@ -67,13 +75,19 @@ class Cursor:
                 tuple((int(xid), int(upto)) for xid, upto in given.get("torn", ())),
                 str(given.get("system", "")),
                 _mark(given["mark"]) if given.get("mark") is not None else None,
+                int(given.get("database", 0)),
+                str(given.get("installation", "")),
             )
         except (KeyError, TypeError) as exc:
             raise ValueError(f"not a cursor: {exc!r} is missing or malformed") from exc
 
     def to_json(self) -> str:
         """Compact JSON, the same text for the same cursor."""
-        parts = {"snapshot": self.snapshot, "floor_id": self.floor_id, "torn": self.torn, "system": self.system}
+        parts: dict[str, Any] = {
+            "snapshot": self.snapshot, "floor_id": self.floor_id, "torn": self.torn, "system": self.system,
+        }  # fmt: skip
+        if self.installation:
+            parts |= {"database": self.database, "installation": self.installation}
         if self.mark is not None:
             spans = [(span.since, span.first_id, span.count, span.sum) for span in self.mark.spans]
             parts |= {

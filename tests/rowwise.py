@@ -171,7 +171,7 @@ class RowWindow:
         self._advance(xids, 0)
         return RowCut(tuple(page), {}, after, torn=False, ended=self.after >= self.ceiling)
 
-    def move(self, sent: Iterable[Change], system: str, *, to_goal: bool) -> Cursor:
+    def move(self, sent: Iterable[Change], home: Cursor, *, to_goal: bool) -> Cursor:
         """The cursor after the changes of a cut, which must be durable; with `to_goal`, so must the goal be.
 
         Promise I1: the cursor claims no transaction id, and its floor no id, that a crash of the source could
@@ -190,7 +190,8 @@ class RowWindow:
             mark = sent_too(mark, sent)
         if ended and mark.spans and mark.spans[-1].count:
             mark = replace(mark, spans=(*mark.spans[-2:], Span(snapshot, 0, 0, 0)))
-        self.cursor = Cursor(snapshot, floor, tuple(sorted(self._torn.items())), system, mark)
+        torn = tuple(sorted(self._torn.items()))
+        self.cursor = replace(home, snapshot=snapshot, floor_id=floor, torn=torn, mark=mark)
         return self.cursor
 
     def _mark(self) -> Mark:
@@ -265,7 +266,7 @@ class RowPages:
     """
 
     window: RowWindow
-    system: str
+    home: Cursor
     flushed: bool
     by_id: bool
     _span: int = field(init=False, default=0)
@@ -319,7 +320,7 @@ class RowPages:
         if any(change.unflushed for change in changes):
             await self.flush(conn)
         durable = self.flushed or bool(changes)
-        cursor = self.window.move(changes, self.system, to_goal=cut.ended and (self.flushed or not changes))
+        cursor = self.window.move(changes, self.home, to_goal=cut.ended and (self.flushed or not changes))
         return RowPart(changes, cursor, cut.torn, not cut.ended, durable)
 
     async def _changes(self, conn: Link, statement: str, parameters: Mapping[str, Any]) -> list[Change]:

@@ -12,6 +12,15 @@ create table if not exists outbox.migration (
   applied_at timestamptz not null default now()
 );
 
+-- Made once, where the schema is installed: ids of changes and numbers of wishes mean something within one installation
+-- alone. Where the schema is dropped and installed anew it is another one; a copy of the database carries it along.
+create table if not exists outbox.installation (
+  only_row boolean primary key default true check (only_row),
+  id       uuid not null default gen_random_uuid()
+);
+
+insert into outbox.installation default values on conflict do nothing;
+
 -- Which slot of outbox.change is written: its last value modulo 4 (none yet: 0). A sequence, because it is read
 -- without a snapshot and moved by one setval: no writer waits, and nothing is left for vacuum.
 create sequence if not exists outbox.slot as bigint minvalue 0 cache 1;

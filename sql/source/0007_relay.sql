@@ -6,6 +6,7 @@ create table if not exists outbox.relay (
   epoch        bigint not null,
   batch_no     bigint not null,
   snapshot     text,
+  place        text,
   confirmed_at timestamptz not null default now()
 );
 
@@ -13,21 +14,23 @@ comment on table outbox.relay is 'Where each relay''s target last stood: written
 
 comment on column outbox.relay.snapshot is 'That of the cursor then; what waits is counted from it while the target cannot be asked';
 
+comment on column outbox.relay.place is 'By what address it is reached: a copy of it elsewhere must not pass for it';
+
 -- Epochs only grow, also when the target's own went back. A role that may only read calls this.
-create or replace function outbox.confirm(relay text, epoch bigint, batch_no bigint, snapshot text) returns void
+create or replace function outbox.confirm(relay text, epoch bigint, batch_no bigint, snapshot text, place text default null) returns void
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into outbox.relay as r (relay, epoch, batch_no, snapshot)
-  values (confirm.relay, confirm.epoch, confirm.batch_no, confirm.snapshot)
+  insert into outbox.relay as r (relay, epoch, batch_no, snapshot, place)
+  values (confirm.relay, confirm.epoch, confirm.batch_no, confirm.snapshot, nullif(confirm.place, ''))
   on conflict on constraint relay_pkey do update
-     set epoch = greatest(r.epoch, excluded.epoch), batch_no = excluded.batch_no, snapshot = excluded.snapshot,
+     set epoch = greatest(r.epoch, excluded.epoch), batch_no = excluded.batch_no, snapshot = excluded.snapshot, place = coalesce(excluded.place, r.place),
          confirmed_at = now();
 end
 $$;
 
-revoke all on function outbox.confirm(text, bigint, bigint, text) from public;
+revoke all on function outbox.confirm(text, bigint, bigint, text, text) from public;
 
 -- One look of a relay that is up to date: the window after the one that it read to its end, and that window's changes. As
 -- window_open.sql, in one statement whose plans a session keeps: to plan them anew cost more than all the rest. Read
@@ -38,13 +41,13 @@ revoke all on function outbox.confirm(text, bigint, bigint, text) from public;
 --     the snapshot sees has ended, so this later statement sees it as well; what has ended in between is left for the
 --     next look. So these are the window's changes, all of them. What still runs is not looked for, it may have written much.
 --     None when more ids were drawn than `deep`: all would be sorted, and are better read in stretches.
---  4. only then what was pruned: TRUNCATE takes rows from older snapshots, too. 5. the log, as there.
+--  4. only then what was pruned: TRUNCATE takes rows from older snapshots, too; and of which outbox, 5. the log, as there.
 -- A generic plan is made when the outbox may be empty, and is kept when it holds millions: it may use nothing but the index
 -- on xid. (`offset 0`, and `id > after` outside it, where the index on id is of no use.)
 create or replace function outbox.look(
   after bigint, firsts xid8[], lasts xid8[], deep bigint, most int, most_bytes bigint, row_bytes bigint,
   out snapshot text, out in_recovery boolean, out started_us bigint, out ceiling bigint, out up_to_id bigint,
-  out flushed boolean, out opened_us bigint, out lsn text,
+  out installation text, out flushed boolean, out opened_us bigint, out lsn text,
   out xids xid8[], out ids bigint[], out tables text[], out ops text[], out shapes int[], out keys text[], out "rows" text[],
   out sizes int[], out unflushed boolean[], out created timestamptz[])
 language plpgsql volatile
@@ -83,7 +86,7 @@ begin
              order by c.id) c
      where coalesce(c.before, 0) < most_bytes;
   end if;
-  select p.up_to_id into up_to_id from outbox.pruned p;
+  select p.up_to_id, (select i.id from outbox.installation i) into up_to_id, installation from outbox.pruned p;
   lsn := pg_current_wal_flush_lsn();
   flushed := written <= lsn::pg_lsn;
   opened_us := (extract(epoch from clock_timestamp()) * 1000000)::bigint - 946684800000000;

@@ -4,20 +4,27 @@
 -- are the state that the window leads to. Ranges follow the order of the key's own index, here and nowhere else: the
 -- target may sort otherwise.
 
--- What is wanted, the newest wish of each table. The target keeps the number of the one that it has fulfilled.
-create sequence if not exists outbox.wish_seq as bigint;
+-- Number of a wish: when it was made, in microseconds. Not from a sequence, which would give a number twice where the
+-- source goes back in time.
+create or replace function outbox.next_wish() returns bigint
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  select (extract(epoch from clock_timestamp()) * 1000000)::bigint
+$$;
 
+-- What is wanted, the newest wish of each table. The target keeps the number of the one that it has fulfilled. Who does so
+-- is not known here, so wishes add up: of those that asked to prune, or to begin anew, the newest stays known.
 create table if not exists outbox.copy (
   table_name text primary key,
-  wish       bigint not null default nextval('outbox.wish_seq'),
-  prune      boolean not null,
-  restart    boolean not null,
+  wish       bigint not null,
+  prune      bigint not null,
+  restart    bigint not null,
   asked_at   timestamptz not null default clock_timestamp()
 );
 
 comment on table outbox.copy is 'Tables that are to be brought over as a whole: newly watched ones with rows, `outboxd backfill`; the relay does it';
-
-alter sequence outbox.wish_seq owned by outbox.copy.wish;
+comment on column outbox.copy.prune is 'number of the newest wish to delete rows that the source does not have, 0: none; so restart, to begin anew';
 
 -- How a table looked when it was watched, as far as its rows may have got other values without a statement that fires
 -- a trigger: see outbox.notice.
@@ -37,12 +44,60 @@ begin
     raise exception '% is emitted by the application: its rows are not known here, so there is nothing to copy', w.table_name
       using errcode = 'invalid_parameter_value';
   end if;
-  insert into outbox.copy as c (table_name, prune, restart) values (w.table_name, ask_copy.prune, ask_copy.restart)
+  insert into outbox.copy as c (table_name, wish, prune, restart)
+  select w.table_name, k.n, case when ask_copy.prune then k.n else 0 end, case when ask_copy.restart then k.n else 0 end
+    from (select outbox.next_wish() as n) k
   on conflict on constraint copy_pkey do update
-     set wish = excluded.wish, prune = excluded.prune, restart = excluded.restart, asked_at = excluded.asked_at
+     set wish = greatest(excluded.wish, c.wish + 1), asked_at = excluded.asked_at,
+         prune = case when ask_copy.prune then greatest(excluded.wish, c.wish + 1) else c.prune end,
+         restart = case when ask_copy.restart then greatest(excluded.wish, c.wish + 1) else c.restart end
   returning wish into n;
   perform outbox.ring();
   return n;
+end
+$$;
+
+-- What a copy or a comparison of a watched table is of, as text to be compared with `=`: "installation:digest", of what was
+-- watched (not a table of its name that is watched anew), its key, what of its rows travels, as what, and to where. Null
+-- while that cannot be said: the table is gone, or has no key.
+create or replace function outbox.aim_of(w outbox.watched) returns text
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  keys text[] := w.key_columns;
+begin
+  if keys is null then  -- as outbox.primary_key, which costs more and is asked here every second
+    select array_agg(a.attname::text order by k.n) into keys
+      from pg_index i
+     cross join lateral unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) with ordinality k(attnum, n)
+      join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+     where i.indrelid = to_regclass(w.table_name) and i.indisprimary;
+  end if;
+  return (select i.id || ':' || md5(jsonb_build_array(
+            w.id, keys, (select jsonb_object_agg(c, true) from unnest(w.include) c), (select jsonb_object_agg(c, true) from unnest(w.exclude) c),
+            w.target, w.rename, w.constant, w.mask, w.filter)::text)
+            from outbox.installation i where keys is not null);
+end
+$$;
+
+-- Columns, as the target calls them, that once travelled and now are left at home (exclude, include): what the target has
+-- in them is to go.
+create or replace function outbox.left_home(w outbox.watched) returns text[]
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  tbl regclass := to_regclass(w.table_name);
+begin
+  if num_nonnulls(w.include, w.exclude) = 0 or tbl is null then
+    return '{}';
+  end if;
+  return array(
+    select distinct c from outbox.shape s cross join unnest(s.columns) c
+     where s.table_name = w.table_name and c = any (outbox.column_names(tbl))
+       and c <> all (outbox.projected(outbox.row_columns(tbl, w.include, w.exclude), w.mapping))
+     order by c);
 end
 $$;
 

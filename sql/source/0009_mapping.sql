@@ -350,14 +350,14 @@ end
 $$;
 
 -- The mapping of a table that has been captured for some time is another one: rows of the target are as the old one
--- made them until they are copied again.
+-- made them until they are copied again, and those that do not travel any more are to go.
 create or replace function outbox.mapping_changed(table_name text) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
   if to_regprocedure('outbox.ask_copy(text, boolean, boolean)') is not null and current_setting('outbox.copy', true) is distinct from 'off' then
-    execute 'select outbox.ask_copy($1, false, true)' using table_name;
+    execute 'select outbox.ask_copy($1, true, true)' using table_name;
   end if;
 end
 $$;

@@ -400,6 +400,7 @@ begin
      set batch_no = (header ->> 'batch_no')::bigint, digest = header ->> 'digest', cursor = (header -> 'cursor')::text, updated_at = now()
    where relay = c.relay
   returning * into c;
-  return outboxd.answer('applied', c, json_build_object('gear', gear, 'written', written, 'heartbeat', beat, 'compared', seen));
+  return outboxd.answer('applied', c, json_build_object('gear', gear, 'written', written, 'heartbeat', beat, 'compared', seen,
+                                                        'moved', case when beat is not null then outboxd.moved(c.relay) end));
 end
 $$;

@@ -63,7 +63,8 @@ as $$
                      where a.attrelid = m.oid and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
                    = (select array_agg(k order by k collate "C") from unnest(m.key_columns) k)),
         'columns', (select json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod), 'labels', outboxd.labels_of(a.atttypid),
-                                                      'required', a.attnotnull and not a.atthasdef and a.attidentity = '') order by a.attnum)
+                                                      'required', a.attnotnull and not a.atthasdef and a.attidentity = '',
+                                                      'nullable', not a.attnotnull and a.attgenerated = '') order by a.attnum)
                       from pg_attribute a where a.attrelid = m.oid and a.attnum > 0 and not a.attisdropped),
         'missing_grants', (select coalesce(json_agg(p), '[]') from unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p
                             where m.oid is not null and not has_table_privilege(m.oid, p)),

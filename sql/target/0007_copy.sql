@@ -14,6 +14,9 @@ create table if not exists outboxd.copy (
   pruned     bigint not null default 0,
   prune      boolean not null default false,
   reason     text,
+  aim        text,
+  place      text,
+  empties    text[] not null default '{}',
   since      xid8 not null default pg_current_xact_id(),
   started_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
@@ -23,9 +26,20 @@ create table if not exists outboxd.copy (
 comment on column outboxd.copy.state is 'out: the table''s changes are skipped, because it does not fit; it will be copied again';
 comment on column outboxd.copy.wish is 'number of the wish on the source (outbox.copy) that this copy fulfils';
 comment on column outboxd.copy.after is 'how far it has come: the last key (rows), or the place in the table (extra)';
+comment on column outboxd.copy.aim is 'what it is of, as the source says: the outbox, what was watched, key and mapping';
+comment on column outboxd.copy.place is 'the table that it is in (outboxd.place); null: none that is still there';
+comment on column outboxd.copy.empties is 'columns that no longer travel, and that this copy sets to null';
 comment on column outboxd.copy.since is 'the copy''s first transaction here: a row not written since may be one that the source does not have';
 
 revoke all on outboxd.copy from public;
+
+-- The table that a mirror stands for, and by which key: not one of its name that was made anew. Null: there is none.
+create or replace function outboxd.place(name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select outboxd.place_of(m) || ' ' || m.key_columns::text from outboxd.mirror m where m.table_name = name
+$$;
 
 create or replace function outboxd.copies(relay_name text) returns json
 language sql stable
@@ -33,7 +47,8 @@ set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(json_agg(json_build_object(
            'table', c.table_name, 'state', c.state, 'wish', c.wish, 'step', c.step, 'after', c.after, 'rows', c.rows, 'extra', c.extra,
-           'pruned', c.pruned, 'prune', c.prune, 'reason', c.reason) order by c.table_name), '[]')
+           'pruned', c.pruned, 'prune', c.prune, 'reason', c.reason, 'aim', c.aim, 'here', coalesce(c.place = outboxd.place(c.table_name), false),
+           'empties', c.empties) order by c.table_name), '[]')
     from outboxd.copy c where c.relay = relay_name
 $$;
 
@@ -48,12 +63,15 @@ begin
   if name = 'outboxd.heartbeat' then
     return;  -- a daemon older than heartbeats takes one that it finds for a table, and that for out
   end if;
-  insert into outboxd.copy as c (relay, table_name, state, wish, step, after, rows, extra, pruned, prune, reason)
-  select relay_name, name, x.state, x.wish, x.step, x.after, x.rows, x.extra, x.pruned, x.prune, x.reason
-    from json_to_recordset(entries) as x(state text, wish bigint, step text, after text, rows bigint, extra bigint, pruned bigint, prune boolean, reason text)
+  insert into outboxd.copy as c (relay, table_name, state, wish, step, after, rows, extra, pruned, prune, reason, aim, place, empties)
+  select relay_name, name, x.state, x.wish, x.step, x.after, x.rows, x.extra, x.pruned, x.prune, x.reason, x.aim,
+         case when begins then outboxd.place(name) end, coalesce(x.empties, '{}')
+    from json_to_recordset(entries) as x(state text, wish bigint, step text, after text, rows bigint, extra bigint, pruned bigint, prune boolean, reason text,
+                                         aim text, empties text[])
   on conflict on constraint copy_pkey do update
      set state = excluded.state, wish = excluded.wish, step = excluded.step, after = excluded.after, rows = excluded.rows,
          extra = excluded.extra, pruned = excluded.pruned, prune = excluded.prune, reason = excluded.reason, updated_at = now(),
+         aim = excluded.aim, empties = excluded.empties, place = case when begins then excluded.place else c.place end,
          since = case when begins then pg_current_xact_id() else c.since end,
          started_at = case when begins then now() else c.started_at end;
 end

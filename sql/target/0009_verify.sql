@@ -23,6 +23,8 @@ create table if not exists outboxd.verification (
   reason     text,
   began_at   timestamptz not null,
   last       json,
+  aim        text,
+  place      text,
   updated_at timestamptz not null default now(),
   primary key (relay, table_name)
 );
@@ -31,10 +33,26 @@ comment on table outboxd.verification is 'The pass through each table that is un
 comment on column outboxd.verification.after is 'how far it has come: the last key of the source (rows), or of the target (extra)';
 comment on column outboxd.verification.repaired is 'rows that differed, were written again, and were found equal then';
 comment on column outboxd.verification.samples is 'some of the rows that differ: kind, key, and the names of columns';
+comment on column outboxd.verification.aim is 'what is compared, as outboxd.copy.aim; place is the table here';
 comment on column outboxd.verification.began_at is 'by the source''s clock';
 comment on column outboxd.verification.last is 'of the last pass that came to its end: when it began and ended, and its counts';
 
 revoke all on outboxd.verification from public;
+
+-- Tables that are not any more what was copied, or is compared: said once, and kept in the records by then.
+create or replace function outboxd.moved(relay_name text) returns json
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  with copied as (
+    update outboxd.copy c set place = null
+     where c.relay = relay_name and c.place is distinct from outboxd.place(c.table_name) and c.place is not null returning c.table_name
+  ), compared as (
+    update outboxd.verification v set place = null
+     where v.relay = relay_name and v.place is distinct from outboxd.place(v.table_name) and v.place is not null returning v.table_name
+  )
+  select json_agg(t.table_name) from (select * from copied union select * from compared) t
+$$;
 
 create or replace function outboxd.verifications(relay_name text) returns json
 language sql stable
@@ -43,7 +61,7 @@ as $$
   select coalesce(json_agg(json_build_object(
            'table', v.table_name, 'state', v.state, 'wish', v.wish, 'asked', v.asked, 'repair', v.repair, 'step', v.step, 'after', v.after, 'rows', v.rows,
            'missing', v.missing, 'different', v.different, 'extra', v.extra, 'held', v.held, 'repaired', v.repaired,
-           'samples', v.samples, 'reason', v.reason, 'began_at', extract(epoch from v.began_at), 'last', v.last, 'ago', extract(epoch from clock_timestamp() - v.updated_at)) order by v.table_name), '[]')
+           'samples', v.samples, 'reason', v.reason, 'began_at', extract(epoch from v.began_at), 'last', v.last, 'aim', v.aim, 'here', coalesce(v.place = outboxd.place(v.table_name), false), 'ago', extract(epoch from clock_timestamp() - v.updated_at)) order by v.table_name), '[]')
     from outboxd.verification v where v.relay = relay_name
 $$;
 
@@ -52,15 +70,16 @@ create or replace function outboxd.note_verification(relay_name text, name text,
 language sql volatile
 set search_path = pg_catalog, pg_temp
 as $$
-  insert into outboxd.verification as v (relay, table_name, state, wish, asked, repair, step, after, rows, missing, different, extra, held, repaired, samples, reason, began_at, last)
+  insert into outboxd.verification as v (relay, table_name, state, wish, asked, repair, step, after, rows, missing, different, extra, held, repaired, samples, reason, began_at, last, aim, place)
   select relay_name, name, x.state, x.wish, x.asked, x.repair, x.step, x.after, x.rows, x.missing, x.different, x.extra, x.held, x.repaired, x.samples, x.reason,
-         to_timestamp(x.began_at), x.last
+         to_timestamp(x.began_at), x.last, x.aim, outboxd.place(name)
     from json_to_recordset(entries) as x(state text, wish bigint, asked boolean, repair boolean, step text, after text, rows bigint, missing bigint, different bigint,
-                                         extra bigint, held bigint, repaired bigint, samples json, reason text, began_at double precision, last json)
+                                         extra bigint, held bigint, repaired bigint, samples json, reason text, began_at double precision, last json, aim text)
   on conflict on constraint verification_pkey do update
      set state = excluded.state, wish = excluded.wish, asked = excluded.asked, repair = excluded.repair, step = excluded.step, after = excluded.after, rows = excluded.rows,
          missing = excluded.missing, different = excluded.different, extra = excluded.extra, held = excluded.held, repaired = excluded.repaired,
-         samples = excluded.samples, reason = excluded.reason, began_at = excluded.began_at, last = excluded.last, updated_at = clock_timestamp()
+         samples = excluded.samples, reason = excluded.reason, began_at = excluded.began_at, last = excluded.last, aim = excluded.aim, updated_at = clock_timestamp(),
+         place = case when v.began_at = excluded.began_at then v.place else excluded.place end
 $$;
 
 -- A mirror's row as the source would write it into a change, as SQL over alias t: equal text means equal rows. The

@@ -14,7 +14,7 @@ import pytest
 from daemon.batch import Limits
 from daemon.errors import SourceForeign
 from tests.acceptance.cli import Cli, Said
-from tests.acceptance.conftest import QUICK, Start, ended, streaming, wait_until
+from tests.acceptance.conftest import QUICK, Start, streaming, wait_until
 from tests.databases import Database
 from tests.lineage import Lineage, lineage
 from tests.pairs import run
@@ -236,7 +236,8 @@ def test_nothing_is_rebased_without_need(line: Lineage) -> None:
 
 
 def test_a_running_daemon_halts_says_why_and_makes_room(line: Lineage, start: Start) -> None:
-    """paused, with the reason in /api/status and in the log; after the rebase it ends as fenced off, and the next goes on."""
+    """paused, with the reason in /api/status and in the log; after the rebase it goes on by itself: it had
+    looked before it claimed the target, so there was nothing to fence."""
     line.insert(1)
     way = {**settings(line), **QUICK}
     first = streaming(start(way))
@@ -257,15 +258,14 @@ def test_a_running_daemon_halts_says_why_and_makes_room(line: Lineage, start: St
     assert "outboxd rebase --yes" in talk.err
     assert outboxd(line)("rebase", "--yes").code == 0
     line.insert(100)
-    assert ended(first, 60) == 75
-    second = streaming(start(way))
-    wait_until(lambda: 100 in rows(line)[1])
+    wait_until(lambda: 100 in rows(line)[1], 60)
     assert rows(line)[1].keys() == {1, 100, *range(2, 22)}
-    assert second.stop() == 0
+    assert first.stop() == 0
 
 
 def test_a_target_older_than_the_outbox_reaches_is_led_on_from(line: Lineage) -> None:
-    """Restored from a backup, and the changes since were pruned in part: what is left is sent, the rest is touched."""
+    """Restored from a backup, and the changes since were pruned in part: what is left is sent, and each table is copied as
+    a whole."""
     line.insert(1)
     drain(line)
     with line.pair.target.connect() as conn:
@@ -280,9 +280,6 @@ def test_a_target_older_than_the_outbox_reaches_is_led_on_from(line: Lineage) ->
         drain(line)
     dry = rebased(line).json()
     assert "no longer holds" in dry["why"]
-    assert dry["pruned_up_to_id"] == 2
-    drain(line)
-    assert rows(line)[1] == {1: "written", 3: "written"}
-    line.write("update t set id = id")
+    assert (dry["pruned_up_to_id"], dry["copied"]) == (2, ["public.t"])
     drain(line)
     line.pair.assert_equal("t")

@@ -97,7 +97,14 @@ async def test_every_refused_row_of_a_batch_is_found_in_one_more_request(stories
 
         parts.target._ask = noted
         assert await parts.relay.drain() == 1980
-    assert modes == ["claim", "apply", "isolate", "apply", "describe"]  # the last: to see when the table is another
+    assert modes == [
+        "cursor",
+        "claim",
+        "apply",
+        "isolate",
+        "apply",
+        "describe",
+    ]  # the last: to see when the table is another
     assert len(held(stories)) == len(letters(stories)) == 20
 
 

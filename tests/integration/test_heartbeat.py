@@ -150,7 +150,7 @@ async def test_it_arrives_and_nothing_else_counts_it(
         (line,) = [line for line in work.parts.log if line["event"] == "batch_applied"]
         assert (line["log_level"], line["changes"]) == ("debug", 0)
         assert not await relay.step()
-    assert work.parts.door.modes == ["claim", "apply"]
+    assert work.parts.door.modes == ["cursor", "claim", "apply"]
 
 
 async def test_it_is_of_one_transaction_with_the_changes_beside_it(

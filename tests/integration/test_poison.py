@@ -136,7 +136,7 @@ async def test_isolate_takes_one_request_however_many_are_refused(
         parts.target.isolate = timed  # type: ignore[method-assign]
         await parts.relay.drain()
     print(f"{refused} of 2000 refused by {sqlstate}: isolate took {took} s")
-    assert modes == ["claim", "apply", "isolate", "apply"]
+    assert modes == ["cursor", "claim", "apply", "isolate", "apply"]
     assert took[0] < 20
     with pair.source.connect() as conn:
         assert conn.execute("select sqlstate, count(*) from outbox.held group by 1").fetchall() == [(sqlstate, refused)]

@@ -54,7 +54,7 @@ async def test_one_claim_then_only_batches(
     async with assembled(source.dsn, target.dsn) as parts:
         parts.relay.lead()
         assert not await parts.relay.step()
-        assert parts.door.modes == ["claim"]
+        assert parts.door.modes == ["cursor", "claim"]
         app.execute("create table other (id int)")
         for batch in (1, 2, 3):
             app.execute("insert into other values (1)")
@@ -63,10 +63,10 @@ async def test_one_claim_then_only_batches(
             write(app, batch)
             assert await parts.relay.step()
             assert not await parts.relay.step()
-        assert parts.door.modes == ["claim", "apply", "apply", "apply"]
+        assert parts.door.modes == ["cursor", "claim", "apply", "apply", "apply"]
         parts.relay.lead()
         assert not await parts.relay.step()
-        assert parts.door.modes[4:] == ["claim"]
+        assert parts.door.modes[5:] == ["cursor", "claim"]
         assert parts.relay.status.epoch == 2
     assert same(app, mirror)
 
@@ -153,14 +153,14 @@ async def test_after_a_lost_answer_the_target_is_asked_and_nothing_is_sent_twice
         assert failed.value.kind is Kind.AMBIGUOUS
         write(app, 3)
         assert await parts.relay.step()
-        assert parts.door.modes == ["claim", "apply", "cursor", "apply"]
+        assert parts.door.modes == ["cursor", "claim", "apply", "cursor", "apply"]
         assert (written(mirror), batch_no(mirror)) == ([1, 2, 3], 2)
         parts.door.lose = 1
         write(app, 4)
         with pytest.raises(TargetError):
             await parts.relay.step()
         assert not await parts.relay.step()
-        assert parts.door.modes[4:] == ["apply", "cursor"]
+        assert parts.door.modes[5:] == ["apply", "cursor"]
         assert written(mirror) == [1, 2, 3, 4]
         assert parts.relay.status.batch_no == 3
 
@@ -180,7 +180,7 @@ async def test_whatever_fails_the_cursor_is_forgotten(
         assert parts.relay._cursor is None
         mirror.execute("alter table item drop constraint small")
         assert await parts.relay.step()
-        assert parts.door.modes == ["claim", "apply", "isolate", "cursor", "apply"]
+        assert parts.door.modes == ["cursor", "claim", "apply", "isolate", "cursor", "apply"]
 
         assert parts.source._session.conn is not None
         app.execute("select pg_terminate_backend(%s)", (parts.source._session.conn.info.backend_pid,))
@@ -188,7 +188,7 @@ async def test_whatever_fails_the_cursor_is_forgotten(
         with pytest.raises(SourceUnavailable):
             await parts.relay.step()
         assert await parts.relay.step()
-        assert parts.door.modes[5:] == ["cursor", "apply"]
+        assert parts.door.modes[6:] == ["cursor", "apply"]
 
         parts.door.gate.clear()
         parts.door.reached.clear()
@@ -200,7 +200,7 @@ async def test_whatever_fails_the_cursor_is_forgotten(
             await turn
         parts.door.gate.set()
         assert await parts.relay.step()
-        assert parts.door.modes[7:] == ["apply", "cursor", "apply"]
+        assert parts.door.modes[8:] == ["apply", "cursor", "apply"]
     assert same(app, mirror)
 
 
@@ -256,7 +256,7 @@ async def test_fenced_ends_the_run(source: Database, target: Database, app: Conn
         with pytest.raises(Fenced):
             await within(10, asyncio.shield(task))
         assert mirror.execute("select from item").fetchall() == []
-        assert parts.door.modes == ["claim", "apply"]
+        assert parts.door.modes == ["cursor", "claim", "apply"]
 
 
 class Fault(NamedTuple):
@@ -411,7 +411,7 @@ async def test_stop_while_it_waits_out_a_failure(
         await until(lambda: parts.seen.failures)
         parts.relay.stop()
         await within(2, task)
-        assert parts.door.modes == ["claim", "apply"]
+        assert parts.door.modes == ["cursor", "claim", "apply"]
 
 
 async def test_stop_in_the_middle_of_a_turn_finishes_it_and_what_is_there(
@@ -429,7 +429,7 @@ async def test_stop_in_the_middle_of_a_turn_finishes_it_and_what_is_there(
         parts.door.gate.set()
         await within(5, task)
         assert same(app, mirror)
-        assert parts.door.modes == ["claim", "apply", "apply"]
+        assert parts.door.modes == ["cursor", "claim", "apply", "apply"]
 
 
 class Busy(Recorder):

@@ -131,7 +131,7 @@ async def window(source: Source, cursor: Cursor, limits: Limits, *, by_id: bool)
         pages.looked, pages.by_id = None, by_id
         w = pages.window
         same = (w.cursor, w.goal, w.goal_floor, w.ceiling, w.max_changes, w.max_bytes, w.timeline, w.lsn)
-        rows = RowPages(RowWindow(*same), pages.system, pages.flushed, by_id)
+        rows = RowPages(RowWindow(*same), pages.home, pages.flushed, by_id)
         while True:
             part, wanted = await pages.next(conn, limits), await rows.next(conn, limits)
             assert plain(unbind(part.sheaves)) == plain(sorted(wanted.changes, key=lambda change: change.id))

@@ -11,9 +11,12 @@ from tests.integration.test_copy import KEYS, Writers, anything, filled
 from tests.pairs import Pair, Parts
 
 
-def ask(pair: Pair, table: str = "story", *, repair: bool = False) -> None:
+def ask(pair: Pair, table: str = "story", *, repair: bool = False) -> int:
+    """The number of the wish."""
     with pair.source.connect() as source:
-        source.execute("select outbox.ask_verification(%s, %s)", (f"public.{table}", repair))
+        asked = source.execute("select outbox.ask_verification(%s, %s)", (f"public.{table}", repair)).fetchone()
+    assert asked is not None
+    return int(asked[0])
 
 
 async def verified(parts: Parts, pair: Pair, table: str = "story", *, repair: bool = False) -> Verification:
@@ -68,8 +71,7 @@ async def test_what_differs_is_counted_named_and_repaired(pair: Pair, kind: str)
 async def passes(parts: Parts, pair: Pair, stop: asyncio.Event, seen: list[Verification]) -> None:
     """One after the other, until told to stop."""
     while not stop.is_set():
-        ask(pair)
-        wish = len(seen) + 1
+        wish = ask(pair)
         while (record := parts.relay.verifier.records.get("public.story")) is None or not (
             record.state == "done" and record.wish >= wish
         ):

@@ -347,7 +347,7 @@ async def test_an_idle_relay_asks_the_target_nothing(
             app.execute("insert into other values (1)")
             relay.seen.woken_by.clear()
             await until(lambda: "poll" in relay.seen.woken_by)
-    assert relay.door.modes == ["claim"]
+    assert relay.door.modes == ["cursor", "claim"]
 
 
 # The listening connection

@@ -169,8 +169,8 @@ def cursor_beyond_the_disk() -> Iterator[None]:
     """The cursor goes to the window's goal, whether that is durable or not."""
     real = Window.move
 
-    def move(self: Window, sent: Any, system: str, *, to_goal: bool) -> Cursor:
-        return real(self, sent, system, to_goal=to_goal or self.after >= self.ceiling)
+    def move(self: Window, sent: Any, home: Cursor, *, to_goal: bool) -> Cursor:
+        return real(self, sent, home, to_goal=to_goal or self.after >= self.ceiling)
 
     with patch.object(Window, "move", move):
         yield

@@ -201,7 +201,7 @@ def _window_open(database: Database, _: Mapping[str, Any]) -> list[Statement]:
         _nothing,
         lambda: [(database.snapshot(), False, database.incarnation) if since else (database.snapshot(), False)],
         lambda: [(database.sequence,)],
-        *([lambda: [(database.pruned,)]] if pruned else []),
+        *([lambda: [(database.pruned, "")]] if pruned else []),
         lambda: [(database.lsn <= database.flushed, database.now_us, *([str(database.flushed)] if lsn else []))],
         _nothing,
     ]
@@ -286,7 +286,7 @@ def _pruned(database: Database, _: Mapping[str, Any]) -> list[Statement]:
 
 
 def _remembered(database: Database, _: Mapping[str, Any]) -> list[Statement]:
-    return [lambda: [note for _, note in database.notes[-1:]]]
+    return [lambda: [(*note, "") for _, note in database.notes[-1:]]]
 
 
 def _remember(database: Database, p: Mapping[str, Any]) -> list[Statement]:

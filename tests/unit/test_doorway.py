@@ -8,6 +8,8 @@ from daemon.doorway import Doorway
 class Slow:
     """A door whose answer comes when it may; one that is closed before has lost it."""
 
+    place = "nowhere"
+
     def __init__(self) -> None:
         self.may = asyncio.Event()
         self.closed = False

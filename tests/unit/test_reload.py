@@ -54,6 +54,8 @@ def test_what_lacks_is_one_sentence_with_examples():
 class Stub:
     """A door that answers as it is told."""
 
+    place = "nowhere"
+
     def __init__(self, *answers: str | TargetError) -> None:
         self.answers = list(answers)
         self.closed = False

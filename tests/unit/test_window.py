@@ -134,7 +134,7 @@ def test_every_change_is_taken_once_and_in_order(acts, limits, span, durable, ra
         taken += batch
         assert_whole(batch, window, outbox, torn=torn)
         reached = window.reached
-        cursor = window.move(bind(batch), "", to_goal=ended and (durable or not batch))
+        cursor = window.move(bind(batch), Cursor.beginning(), to_goal=ended and (durable or not batch))
         assert_floor(cursor, taken, outbox)
         assert ended or batch or window.reached != reached
         if ended:
@@ -180,7 +180,7 @@ def test_a_cursor_claims_no_transaction_that_a_crash_could_give_away_again():
         window = Window(Cursor("20:20:", 4), Snapshot.parse("24:24:"), 9, 9, 10, 100)
         cut = window.cut(bind(page), upto=9, beyond={})
         assert cut is not None
-        cursor = window.move(cut.sheaves, "s", to_goal=durable)
+        cursor = window.move(cut.sheaves, Cursor.beginning("s"), to_goal=durable)
         assert (Snapshot.parse(cursor.snapshot).xmax, cursor.floor_id) == (xmax, floor)
 
 
@@ -196,7 +196,7 @@ def test_side_by_side_transactions_do_not_pile_up_in_one_batch(limits):
         if cut := window.cut(bind(page), upto=page[-1].id if len(page) == 10 else 36, beyond=beyond):
             rest = [c for c in page_by_page if c.xid in cut.rest and cut.rest[c.xid] < c.id <= cut.upto]
             sizes.append(len(unbind(cut.sheaves)) + len(rest))
-            window.move((), "", to_goal=False)
+            window.move((), Cursor.beginning(), to_goal=False)
             if cut.ended:
                 break
     assert sum(sizes) == 36
@@ -210,7 +210,7 @@ def test_what_a_torn_transaction_sent_before_a_restart_is_not_sent_again():
     cut = window.cut(bind(everything[:3]), upto=3, beyond={20: 7})
     assert cut is not None
     assert cut.torn
-    cursor = window.move(cut.sheaves, "", to_goal=False)
+    cursor = window.move(cut.sheaves, Cursor.beginning(), to_goal=False)
     assert cursor.torn == ((20, 3),)
     window = Window(Cursor(cursor.snapshot, 0, cursor.torn), Snapshot.parse("21:21:"), 0, 7, 3, 1000)
     assert window.cut(bind(everything[:3]), upto=3, beyond={20: 7}) is None
@@ -226,7 +226,7 @@ def moved(cursor: Cursor, goal: str, sent: list[Change], *, ceiling: int) -> Cur
     cut = window.cut(bind(sent), upto=ceiling, beyond={})
     assert cut is not None
     assert cut.ended
-    return window.move(cut.sheaves, "s", to_goal=True)
+    return window.move(cut.sheaves, Cursor.beginning("s"), to_goal=True)
 
 
 def timed(xid: int, id_: int, at: int) -> Change:
@@ -261,7 +261,7 @@ def test_a_mark_does_not_begin_where_something_is_half_sent():
     window = Window(Cursor("20:20:", 0, ((20, 1),)), Snapshot.parse("21:21:"), 0, 3, 10, 1000)
     cut = window.cut(bind([change(20, 1), change(20, 2), change(20, 3)]), upto=3, beyond={})
     assert cut is not None
-    cursor = window.move(cut.sheaves, "s", to_goal=True)
+    cursor = window.move(cut.sheaves, Cursor.beginning("s"), to_goal=True)
     assert cursor.mark is not None
     assert cursor.mark.spans == ()
     assert moved(cursor, "23:23:", [change(21, 4)], ceiling=4).mark.spans[0].since == "21:21:"  # type: ignore[union-attr]

@@ -1,0 +1,259 @@
+"""A copy and a comparison say what they are of: when that is another table, key, mapping or place by now, they begin anew."""
+
+from typing import Any
+
+import pytest
+from psycopg.types.json import Jsonb
+
+from daemon.batch import Limits
+from daemon.copies import Copy
+from tests.integration.test_copy import filled
+from tests.integration.test_verify import ask
+from tests.pairs import Pair, Parts
+
+SMALL = Limits(changes=100)
+
+
+def on_source(pair: Pair, *statements: str) -> None:
+    """Each in a transaction of its own."""
+    with pair.source.connect() as source:
+        for statement in statements:
+            source.execute(statement.encode())
+
+
+def on_target(pair: Pair, *statements: str) -> None:
+    with pair.target.connect() as target:
+        for statement in statements:
+            target.execute(statement.encode())
+
+
+async def looked(parts: Parts) -> Copy:
+    """Everything is done that is wanted by now; the record of the copy."""
+    parts.relay.copier.ring()
+    parts.relay.verifier.ring()
+    await parts.relay.drain()
+    return parts.relay.copier.copies["public.story"]
+
+
+async def half_copied(parts: Parts) -> None:
+    """The copy is under way."""
+    while (copy := parts.relay.copier.copies.get("public.story")) is None or copy.rows < 300:
+        await parts.relay.step()
+    assert copy.state == "copying"
+
+
+async def test_watched_anew_during_a_copy(pair: Pair) -> None:
+    """What changed in between nobody recorded: the copy begins anew, and what is gone goes."""
+    filled(pair)
+    async with pair.relay(limits=SMALL) as parts:
+        await half_copied(parts)
+        on_source(
+            pair,
+            "select outbox.unwatch('story')",
+            "update story set n = -1 where id < 100",
+            "delete from story where id between 100 and 120",
+            "select outbox.watch('story')",
+        )
+        copy = await looked(parts)
+        assert (copy.state, copy.prune) == ("done", True)
+    pair.assert_equal("story")
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["some are left", "none is left"])
+async def test_watched_anew_after_a_copy(pair: Pair, empty: bool) -> None:
+    """Also where there is nothing to copy any more, and no new wish."""
+    filled(pair, many=300)
+    async with pair.relay(limits=SMALL) as parts:
+        await parts.relay.drain()
+        on_source(
+            pair,
+            "select outbox.unwatch('story')",
+            "delete from story" + ("" if empty else " where id < 100"),
+            "select outbox.watch('story')",
+        )
+        await looked(parts)
+    pair.assert_equal("story")
+
+
+async def test_masked_during_a_copy_and_wished_again_before_the_relay_looks(pair: Pair) -> None:
+    """A wish that lets a copy go on must not let it go on unmasked."""
+    filled(pair)
+    async with pair.relay(limits=SMALL) as parts:
+        await half_copied(parts)
+        on_source(pair, """select outbox.watch('story', mask => '{"n": "null"}')""", "select outbox.ask_copy('story')")
+        assert (await looked(parts)).state == "done"
+    with pair.target.connect() as target:
+        assert target.execute("select count(*), count(n) from story").fetchone() == (2500, 0)
+
+
+async def test_a_later_wish_takes_no_prune_away(pair: Pair) -> None:
+    filled(pair, many=300)
+    async with pair.relay(limits=SMALL) as parts:
+        await parts.relay.drain()
+        on_target(pair, "insert into story values (1000, 1)")
+        on_source(pair, "select outbox.ask_copy('story', prune => true)", "select outbox.ask_copy('story')")
+        copy = await looked(parts)
+        assert (copy.prune, copy.pruned) == (True, 1)
+        on_target(pair, "insert into story values (1000, 1)")
+        on_source(pair, "select outbox.ask_copy('story')")
+        copy = await looked(parts)
+        assert (copy.prune, copy.pruned, copy.extra) == (False, 0, 1), "once it has been done, it is"
+
+
+async def test_a_later_wish_takes_no_restart_away(pair: Pair) -> None:
+    filled(pair)
+    async with pair.relay(limits=SMALL) as parts:
+        await half_copied(parts)
+        on_target(pair, "delete from story where id = 1")
+        on_source(pair, "select outbox.ask_copy('story', restart => true)", "select outbox.ask_copy('story')")
+        await looked(parts)
+    pair.assert_equal("story")
+
+
+async def test_a_later_wish_takes_no_repair_away(pair: Pair) -> None:
+    filled(pair, many=300)
+    async with pair.relay(limits=SMALL) as parts:
+        await parts.relay.drain()
+        on_target(pair, "delete from story where id = 1")
+        ask(pair, repair=True)
+        ask(pair)
+        await looked(parts)
+        assert parts.relay.verifier.records["public.story"].repaired == 1
+    pair.assert_equal("story")
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["during a copy", "after it"])
+async def test_a_live_table_that_goes_elsewhere_is_copied_there(pair: Pair, copied: bool) -> None:
+    """As a whole; where it was before nothing more is written."""
+    filled(pair)
+    on_target(pair, "create table tale (id int primary key, n int)")
+    async with pair.relay(limits=SMALL) as parts:
+        await (parts.relay.drain() if copied else half_copied(parts))
+        on_target(pair, "select outboxd.map('tale', 'public.story')")
+        on_source(pair, "select outbox.watch('story', target => 'public.tale')")
+        await looked(parts)
+    with pair.target.connect() as target:
+        assert target.execute("select count(*), sum(n) from tale").fetchone() == (2500, 2500 * 2501 // 2)
+
+
+async def test_a_table_of_the_target_made_anew_is_copied_again(pair: Pair) -> None:
+    """Nothing is refused, and nothing is written: the answer to a heartbeat tells."""
+    filled(pair, many=300)
+    async with pair.relay(limits=SMALL) as parts:
+        await parts.relay.drain()
+        on_target(pair, "drop table story", "create table story (id int primary key, n int)")
+        on_source(pair, "select outbox.heartbeat('main', 0, (select snapshot from outbox.relay))")
+        on_source(pair, "insert into outbox.change (table_name, op, shape, key, row) values ('outboxd.heartbeat', 'upsert',"
+                        " outbox.shape_of('outboxd.heartbeat', array['relay', 'written_at']), '{\"relay\": \"main\"}',"
+                        " '{\"relay\": \"main\", \"written_at\": \"2020-01-01T00:00:00Z\"}')")  # fmt: skip
+        assert (await looked(parts)).state == "done"
+    pair.assert_equal("story")
+
+
+async def test_a_table_of_the_target_made_anew_is_not_called_equal(pair: Pair) -> None:
+    """What was found of the table before says nothing of this one; also for who begins just then."""
+    filled(pair, many=300)
+    async with pair.relay(limits=SMALL) as parts:
+        await parts.relay.drain()
+        ask(pair)
+        await looked(parts)
+        before = parts.relay.verifier.records["public.story"]
+        on_target(pair, "drop table story", "create table story (id int primary key, n int)")
+    async with pair.relay(limits=SMALL) as parts:
+        await parts.relay.step()
+        assert not parts.relay.verifier.records["public.story"].here
+        await looked(parts)
+        record = parts.relay.verifier.records["public.story"]
+        assert (record.state, record.rows, record.wish) == ("done", 300, before.wish)
+        assert record.began_at > before.began_at
+    pair.assert_equal("story")
+
+
+@pytest.mark.parametrize("copied", [True, False], ids=["copied", "watched when it was empty"])
+async def test_what_a_filter_leaves_out_leaves_the_target(pair: Pair, copied: bool) -> None:
+    filled(pair, many=300 if copied else 0)
+    async with pair.relay(limits=SMALL) as parts:
+        if not copied:
+            on_source(pair, "insert into story select n, n from generate_series(1, 300) n")
+        await parts.relay.drain()
+        on_source(pair, "select outbox.watch('story', filter => 'n > 200')")
+        assert (await looked(parts)).pruned == 200
+    with pair.target.connect() as target:
+        assert target.execute("select count(*), min(n) from story").fetchone() == (100, 201)
+
+
+@pytest.mark.parametrize("copied", [True, False], ids=["copied", "watched when it was empty"])
+async def test_what_is_excluded_leaves_the_target(pair: Pair, copied: bool) -> None:
+    """The column of the rows that outboxd wrote; not that of a column nobody ever sent, nor one that must have a value."""
+    with pair.source.connect() as source, pair.target.connect() as target:
+        source.execute("create table story (id int primary key, n int, secret text, must text not null)")
+        target.execute(
+            "create table story (id int primary key, n int, secret text, must text not null default '', own text default 'ours')"
+        )
+        rows, watch = (
+            "insert into story select n, n, 'secret', 'must' from generate_series(1, 300) n",
+            "select outbox.watch('story')",
+        )
+        for statement in (rows, watch) if copied else (watch, rows):
+            source.execute(statement.encode())
+        target.execute("select outboxd.map('story')")
+    async with pair.relay(limits=SMALL) as parts:
+        await parts.relay.drain()
+        on_source(pair, "select outbox.watch('story', exclude => array['secret', 'must'])")
+        copy = await looked(parts)
+        assert (copy.state, copy.empties) == ("done", ("secret",))
+        with pair.target.connect() as target:
+            counted = (
+                "select count(*), count(secret), count(*) filter (where must = 'must'), count(own), count(n) from story"
+            )
+            assert target.execute(counted).fetchone() == (300, 0, 300, 300, 300)
+            target.execute("update story set secret = 'their own'")
+        on_source(pair, "select outbox.ask_copy('story')")
+        await looked(parts)
+        with pair.target.connect() as target:
+            assert target.execute("select count(secret) from story").fetchone() == (300,), "that is nobody else's now"
+
+
+async def test_a_comparison_of_another_mapping_begins_anew(pair: Pair) -> None:
+    """In the middle of a pass, and after it: what is said is said of what travels now."""
+    filled(pair)
+    async with pair.relay(limits=SMALL) as parts:
+        await parts.relay.drain()
+        ask(pair)
+        while (record := parts.relay.verifier.records.get("public.story")) is None or record.rows < 300:
+            parts.relay.verifier.ring()
+            await parts.relay.step()
+        assert record.state == "running"
+        on_source(pair, "select outbox.watch('story', filter => 'n > 200')")
+        await looked(parts)
+        await looked(parts)
+        record = parts.relay.verifier.records["public.story"]
+        assert (record.state, record.rows, record.drift) == ("done", 2300, 0)
+
+
+def test_aims_differ_in_all_that_matters(pair: Pair) -> None:
+    """And are the same where nothing but an order, or nothing at all, is another one."""
+    with pair.source.connect() as source:
+        source.execute("create table t (id int primary key, other int not null unique, a text, b text)")
+        source.execute("select outbox.watch('t')")
+        columns = ("key_columns", "include", "exclude", "target", "rename", "constant", "mask", "filter")
+
+        def aim(**watched: Any) -> str:
+            given = {name: watched.get(name) for name in columns}
+            given = {name: Jsonb(value) if isinstance(value, dict) else value for name, value in given.items()}
+            source.execute(f"update outbox.watched set {', '.join(f'{n} = %({n})s' for n in columns)}".encode(), given)
+            row = source.execute("select outbox.aim_of(w) from outbox.watched w").fetchone()
+            assert row is not None
+            return str(row[0])
+
+        seen = [aim(), aim(exclude=["a", "b"]), aim(include=["id", "other"]), aim(key_columns=["other"]), aim(mask={"a": "null"}),
+                aim(rename={"b": "c"}), aim(constant={"d": "x"}), aim(filter="id > 0"), aim(target="public.u")]  # fmt: skip
+        assert len(set(seen)) == len(seen)
+        assert aim(exclude=["a", "b"]) == aim(exclude=["b", "a"])
+        before = aim()
+        assert aim(key_columns=["id"]) == before
+        source.execute("alter table t add column e int")
+        assert aim() == before
+        source.execute("select outbox.unwatch('t'), outbox.watch('t')")
+        assert aim() != before
+        assert len({one.partition(":")[0] for one in [*seen, before]}) == 1
