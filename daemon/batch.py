@@ -68,8 +68,8 @@ def stretch(asked: Question, found: Found, now_us: int) -> Stretch:
     seen = pieces.pop()[0] if pieces and pieces[-1][2] == _SEEN else None
     last = pieces[-1][0].rsplit("\x1d", 1)[-1] if pieces else None
     sheaves = merge(_sheaf(asked.table, keys, texts, sizes, now_us) for keys, texts, sizes in pieces)
-    fetched = sum(sum(sheaf.sizes) if asked.what == "digests" else sheaf.fetched for sheaf in sheaves)
-    whole = seen is None and count(sheaves) < asked.rows and fetched < asked.bytes
+    read = sum(size for sheaf in sheaves for size in sheaf.sizes if size > 0)  # also those too large to be fetched
+    whole = seen is None and count(sheaves) < asked.rows and read < asked.bytes
     return Stretch(columns, sheaves, last, seen, whole)
 
 

@@ -40,6 +40,9 @@ def list_(ctx: click.Context, *, of_table: str | None, as_json: bool) -> None:
         table(
             head, [(str(o.letter), o.table, o.op, str(o.changes), str(o.attempts), o.since, _reason(o)) for o in found]
         )
+        say(
+            "once the target's tables are mended they go by themselves; else, when it is mended: outboxd dead-letters retry --all"
+        )
 
 
 @group.command(context_settings=_NUMBERS)

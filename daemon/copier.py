@@ -70,6 +70,7 @@ class Copier:
         self.out: set[str] = set()
         self.wishes: dict[str, Wish] = {}
         self.stopping = False
+        self._only_held: dict[str, set[str]] = {}  # keys that are held, of rows that the target does not have
         self.held_of: Callable[[str], Collection[str]] = lambda _: ()  # keys of a table that are held
         self._noting: dict[str, Copy] = {}  # tables that have just gone out: the target is told with the next batch
         self._telling: dict[str, Copy] = {}  # what batches on their way tell it: they may be refused for another table
@@ -79,7 +80,11 @@ class Copier:
         self._watched: set[str] | None = None  # None: not looked yet
         self._looked = self._rechecked = self._noticed = self._mended_at = float("-inf")
         self._due = 0.0
-        self._busy: dict[str, float] = {}  # until when a table that is locked is left alone
+        self._busy: dict[str, float] = {}  # until when a table that is locked, or slow, is left alone
+        self._most: dict[str, int] = {}  # rows of a table that are read at once, where more took too long
+        self._unasked: dict[
+            str, tuple[tuple[str, ...], str | None]
+        ] = {}  # keys found on the target, and the next place
 
     def learn(self, answer: Answer) -> None:
         """Begin anew from what the target says."""
@@ -95,6 +100,7 @@ class Copier:
         } | self._noting
         self.out = {table for table, copy in self.copies.items() if copy.state == "out"}
         self._begun = set()
+        self._unasked.clear()
 
     def ring(self) -> None:
         """Somebody may have asked for something: look at once."""
@@ -126,23 +132,34 @@ class Copier:
         if copy.step == "rows":
             limits = self._source.limits
             most = min(limits.changes, max(1, int(self._rate / 5))) if self._rate else limits.changes
+            most = min(most, self._most.get(copy.table, most))
             behind = copy.seen or copy.after
             keys = None if behind is None else (behind,)
             question = Question(copy.table, "rows", keys, most, limits.bytes)
             return Look(question, partial(self._rows, copy, begins, question), self._refused)
         if copy.table in self._begun:
             return None  # since when it has not been written, the target knows once it has the first of the rows
-        answer = await self._target.unwritten(copy.table, copy.after)
+        extra, place = self._unasked.get(copy.table) or await self._unwritten(copy)
+        self._unasked[copy.table] = extra, place
+        some = self._most.get(copy.table, len(extra))
+        if left := extra[some:]:
+            place = copy.after
+        question = Question(copy.table, "missing", extra[:some])
+        return Look(question, partial(self._extra, copy, place, question, left=left), self._refused)
+
+    async def _unwritten(self, copy: Copy) -> tuple[tuple[str, ...], str | None]:
+        """Keys of rows that the target may have too much, and where it is to be asked next."""
+        more = (await self._target.unwritten(copy.table, copy.after)).more
         # Held keys, too: what a table that was out has missed may be the delete of one. They are released key by key.
-        held = set(self.held_of(copy.table) if copy.prune and copy.after is None else ()).difference(
-            answer.more["keys"]
-        )
-        question = Question(copy.table, "missing", (*answer.more["keys"], *sorted(held)))
-        return Look(question, partial(self._extra, copy, answer.more.get("place"), question, held=held), self._refused)
+        held = set(self.held_of(copy.table) if copy.prune and copy.after is None else ())
+        self._only_held[copy.table] = held.difference(more["keys"])
+        return (*more["keys"], *sorted(self._only_held[copy.table])), more.get("place")
 
     def _refused(self, exc: CopyRefused) -> None:
         if exc.busy:
             self._busy[exc.table] = time.monotonic() + _LOOK
+        elif exc.slow:
+            self._slow_down(exc.table)
         else:
             self._put_out(exc.table, str(exc))
 
@@ -176,13 +193,23 @@ class Copier:
         shapes = {COLUMNS: read.columns}
         return _after(end, Progress(then, begins, read.count), read.sheaves, shapes, more=self._goes_on())
 
+    def _slow_down(self, table: str) -> None:
+        """Fewer rows of this table at once, after the others' turn; one that is too slow alone waits for long."""
+        before = self._most.get(table, self._source.limits.changes)
+        self._most[table] = max(1, before // 4)
+        self._busy[table] = time.monotonic() + (_LOOK if before > 1 else self._recheck)
+        log.warning("copy_slowed", table=table, rows=self._most[table], because="its rows take too long to read: large ones, or a slow filter")  # fmt: skip
+
     def _extra(
-        self, copy: Copy, place: str | None, question: Question, found: Found, end: Batch, *, held: Collection[str]
+        self, copy: Copy, place: str | None, question: Question, found: Found, end: Batch, *, left: tuple[str, ...]
     ) -> Batch:
         read = stretch(question, found, end.read_us)
+        _, after = self._unasked.pop(copy.table)
+        if left:
+            self._unasked[copy.table] = left, after
         sheaves = read.sheaves if copy.prune else ()
-        extra = read.count - sum(key in held for sheaf in read.sheaves for key in split(sheaf.keys))
-        then = copy.further(Page(place, place is None), extra, extra if copy.prune else 0)
+        extra = sum(key not in self._only_held[copy.table] for sheaf in read.sheaves for key in split(sheaf.keys))
+        then = copy.further(Page(place, place is None and not left), extra, extra if copy.prune else 0)
         self.copies[copy.table] = then
         return _after(end, Progress(then), sheaves, more=self._goes_on())
 
@@ -216,6 +243,11 @@ class Copier:
         return Outgoing(batch.sheaves, tuple(notes))
 
     @property
+    def captured(self) -> set[str]:
+        """Tables that are captured, as far as is known."""
+        return self._watched or set()
+
+    @property
     def told_out(self) -> set[str]:
         """Tables that are out by the target's own word."""
         return self.out - self._noting.keys()
@@ -234,8 +266,9 @@ class Copier:
             self._begun.discard(copy.table)
             log.info("copy_begun", table=copy.table, wish=copy.wish, prune=copy.prune)
         if copy.state == "done":
+            self._most.pop(copy.table, None)
             log.info("table_copied", table=copy.table, rows=copy.rows, extra=copy.extra, pruned=copy.pruned)
-            await self._source.ask("letters_wake")
+            await self._source.ask("letters_wake", {"states": None})
 
     # -- tables that do not fit --------------------------------------------------------------------------------
 

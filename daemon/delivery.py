@@ -10,7 +10,7 @@ letter, and a letter of a key that the target does not hold is none (promise I1)
 
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -22,7 +22,8 @@ from daemon.failpoint import reach
 from daemon.hold import BEHIND, Key, Letter, Why, key_of, part, refuse
 from daemon.letters import Letters
 from daemon.plan import Group, Plan, plan, table_order
-from daemon.sheaf import Sheaves, count, split, unbind
+from daemon.sheaf import Sheaf, Sheaves, count, glue, split, unbind
+from daemon.spelling import Types, asked, spelled, types_of
 from daemon.target import Answer, Target, digest_of
 from outbox import Cursor
 
@@ -30,7 +31,7 @@ log = structlog.get_logger()
 
 _ROUNDS = 3  # isolate finds all there is in one; a second is for what changes on the target meanwhile
 _WHOLE = 10  # rows: when as many are copied and all are refused, it is no row's fault
-_REFERENCES = {"23503", "23505", "23P01", "23001"}  # speak of other rows
+REFERENCES = {"23503", "23505", "23P01", "23001"}  # speak of other rows
 
 
 class Listener(Protocol):
@@ -72,13 +73,14 @@ class Parcel:
 class Load:
     """What of a parcel is to be sent, and the plan for it. `left_out`: changes that nobody waits for, because a copy
     will bring their rows. `kept`: ids of those of its changes that wait. `unpruned`: rows that the source does not
-    have, and the target does not let go."""
+    have, and the target does not let go. `singly`: row by row all of it fits."""
 
     parcel: Parcel
     flow: Sheaves
     left_out: int = 0
     kept: set[int] = field(default_factory=set)
     unpruned: int = 0
+    singly: bool = False
     hold: set[Key] = field(default_factory=set)
     release: set[Key] = field(default_factory=set)
     planned: Plan = field(init=False)
@@ -107,11 +109,15 @@ class Delivery:
         self._limit = limit
         self.order: Mapping[str, int] = {}
         self.held: set[Key] = set()
+        self.holds = 0  # how often keys were held
+        self.captured: Callable[[], Collection[str]] = tuple  # tables whose keys the source's types have spelled
+        self._types: Mapping[str, Types] = {}
         self.out: Collection[str] = ()  # tables of which nothing may flow now
 
     def learn_tables(self, described: Mapping[str, Any]) -> None:
         """The order of the target's tables, parents first, from its own foreign keys."""
         references = [(reference["child"], reference["parent"]) for reference in described["references"]]
+        self._types = types_of(described)
         self.order = table_order([table["table"] for table in described["tables"]], references)
 
     async def learn_held(self, answer: Answer) -> None:
@@ -138,6 +144,8 @@ class Delivery:
 
     async def prepare(self, parcel: Parcel) -> Load:
         """Part what flows from what waits, and plan it. What waits is written down on the source first."""
+        if not (parcel.copied or parcel.retried):  # those keep the key by which they are held
+            parcel = replace(parcel, sheaves=await self._spelled(parcel.sheaves))
         again = parcel.retried
         if parcel.copied and self.held:
             among = {(sheaf.table, key) for sheaf in parcel.sheaves for key in split(sheaf.keys)}
@@ -171,6 +179,27 @@ class Delivery:
         )
         self._listener.stage("plan", time.monotonic() - started)
 
+    async def _spelled(self, sheaves: Sheaves) -> Sheaves:
+        """With the keys of emitted tables as the target spells them."""
+        captured = self.captured()
+        emitted = {sheaf.table for sheaf in sheaves if sheaf.op != "truncate"} - set(captured)
+        if emitted - self._types.keys():  # the target's table may have come since
+            self.learn_tables((await self._target.describe()).more)
+        if not (emitted := emitted & self._types.keys()):
+            return sheaves
+        done: list[Sheaf] = []
+        for sheaf in sheaves:
+            if sheaf.table in emitted:
+                given = list(map(bytes.decode, sheaf.named()))
+                keys = [spelled(key, self._types[sheaf.table]) for key in given]
+                if None in keys:
+                    there = (await self._target.spelled(sheaf.table, asked(given))).more["keys"]
+                    keys = [other or key for key, other in zip(given, there, strict=True)]
+                done.append(replace(sheaf, keys=glue(key or "" for key in keys)))
+            else:
+                done.append(sheaf)
+        return tuple(done)
+
     async def _set_aside(self, parcel: Parcel) -> int:
         """Changes of tables that are out: where a copy will bring their rows they are skipped; returns how many. Where
         nothing else ever will, they wait (promise I1)."""
@@ -192,7 +221,7 @@ class Delivery:
         reach("before_send")
         try:
             answer = await self._target.apply(
-                load.planned, parcel.cursor, parcel.epoch, parcel.batch_no, after=parcel.after
+                load.planned, parcel.cursor, parcel.epoch, parcel.batch_no, after=parcel.after, singly=load.singly
             )
         except TargetError as exc:
             refused = await self._refused(exc, load)
@@ -227,11 +256,18 @@ class Delivery:
             return answer
         refused = _read(answer.more["refused"], planned, exc)
         if not refused:
-            raise exc  # row by row all of it fits: the target has changed meanwhile
-        if parcel.letters:
-            return refused  # they wait already
+            if load.singly:
+                raise exc  # the target has changed meanwhile
+            load.singly = True
+        if not parcel.letters:  # those wait already
+            await self._judge(exc, load, refused)
+        return refused
+
+    async def _judge(self, exc: TargetError, load: Load, refused: Collection[Key]) -> None:
+        """May these keys be held? Raises where it is no row's fault, or their table halts the relay."""
+        parcel, flow = load.parcel, load.flow
         whole = parcel.copied and not parcel.picked and len(refused) == count(flow) >= _WHOLE
-        if whole and exc.refusal.sqlstate not in _REFERENCES:
+        if whole and exc.refusal.sqlstate not in REFERENCES:
             table = flow[0].table
             every = f"the target refuses every row of {table} ({exc.refusal.sqlstate}): its columns are of other types, or need what the source does not have"
             raise TargetError(Kind.CONTRACT, every, Refusal(exc.refusal.sqlstate, table=table, message=every))
@@ -240,7 +276,6 @@ class Delivery:
             raise TargetError(exc.kind, many, exc.refusal)
         if halting := await self._letters.halting({table for table, _ in refused}):
             raise TargetError(exc.kind, f"{exc}, and {', '.join(sorted(halting))} has on_error = halt", exc.refusal)
-        return refused
 
     async def _keep(self, load: Load, letters: Sequence[Letter]) -> None:
         """Write letters down on the source, and their keys into the load."""
@@ -255,7 +290,7 @@ class Delivery:
             load.unpruned += len(letters)
             await self._letters.hold_gone(letters, parcel.cursor)
         elif parcel.letters:
-            await self._letters.hold_again({letter.change.id: letter.why for letter in letters})
+            await self._letters.hold_again(letters)
         else:
             reach("before_hold")
             await self._letters.hold(letters)
@@ -270,7 +305,7 @@ class Delivery:
             log.error(
                 "changes_held", keys=len({key_of(letter.change) for letter in refused}), changes=len(letters), again=parcel.letters,
                 tables=sorted({letter.change.table for letter in refused}), sqlstates=sorted({letter.why.sqlstate or "" for letter in refused}),
-                advice="`outboxd dead-letters list` says why; mend it, then `outboxd dead-letters retry`",
+                advice="`outboxd dead-letters list` says why; once the target's tables are mended they go by themselves, else `outboxd dead-letters retry`",
             )  # fmt: skip
 
     async def _touch(self, load: Load, letters: Sequence[Letter]) -> None:
@@ -288,6 +323,7 @@ class Delivery:
     async def _settled(self, load: Load, cursor: Cursor) -> None:
         """The target has taken the load: its keys are held, or flow again."""
         self.held = (self.held | load.hold) - load.release
+        self.holds += bool(load.hold)
         self._listener.keys_held(len(self.held))
         if load.release:
             reach("before_release")

@@ -113,5 +113,8 @@ def _is_oversize(change: Change) -> bool:
 
 def _too_large(change: Change, row_bytes: int) -> Why:
     if change.op == "too_large":
-        return Why("the row was too large to be recorded; make it smaller, then retry", "54000")
+        return Why(
+            "the row is too large to be recorded; make it smaller, or allow a larger row_bytes and `outboxd backfill` its table",
+            "54000",
+        )
     return Why(f"the row is {change.size} bytes, more than row_bytes ({row_bytes}) allows", "54000")

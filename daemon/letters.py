@@ -50,6 +50,7 @@ class Letters:
         ids = {
             "xids": [str(letter.change.xid) for letter in letters],
             "ids": [letter.change.id for letter in letters],
+            "keys": [letter.change.key for letter in letters],
         }
         await self._hold(ids, [letter.why for letter in letters])
 
@@ -66,6 +67,7 @@ class Letters:
         ids = {
             "xids": [str(xid) for sheaf in sheaves for xid in sheaf.xids],
             "ids": [id_ for sheaf in sheaves for id_ in sheaf.ids],
+            "keys": [None for sheaf in sheaves for _ in sheaf.ids],
         }
         await self._hold(ids, [why for sheaf, why in zip(sheaves, whys, strict=True) for _ in sheaf.ids])
 
@@ -118,9 +120,10 @@ class Letters:
             await conn.execute("set local synchronous_commit = on")
             await conn.execute(query("hold_gone"), {**keys, **whys, **_passed(cursor)})
 
-    async def hold_again(self, refused: Mapping[int, Why]) -> None:
-        """A retry came to nothing: by change id, why."""
-        parameters = {"ids": list(refused), "behind": BEHIND.reason, **_columns(list(refused.values()))}
+    async def hold_again(self, letters: Sequence[Letter]) -> None:
+        """A retry came to nothing."""
+        ids = {"ids": [one.change.id for one in letters], "keys": [one.change.key for one in letters]}
+        parameters = {**ids, "behind": BEHIND.reason, **_columns([one.why for one in letters])}
         async with self._source.connected() as conn:
             await conn.execute(query("hold_again"), parameters)
 
@@ -144,6 +147,11 @@ class Letters:
         discard = frozenset((row[2], row[5]) for row in rows if row[1] is None and row[-1])
         left_out = said[0][1] - len(said) if said else 0
         return Wanted(retry, shapes, discard, tuple(text for text, _ in said), left_out)
+
+    async def wake(self, states: Collection[str] | None) -> None:
+        """Have letters sent again that are refused for one of these SQLSTATEs; None: for whatever."""
+        async with self._source.connected() as conn:
+            await conn.execute(query("letters_wake"), {"states": None if states is None else sorted(states)})
 
     async def settle(self, held: Collection[Key], out: Collection[str], cursor: Cursor) -> None:
         """Remove letters that the cursor has passed, of keys that are not held, but for those of tables that are out."""

@@ -25,7 +25,8 @@ class Group:
     """Rows of one table for one statement: rows to upsert, keys to delete, keys a truncate must keep, keys that are
     held from here on (`hold`) or no longer (`release`).
 
-    `rank` is the table's: parents have a lower one than their children. `texts` are the rows in pieces, `named` their
+    `rank` is the table's: parents have a lower one than their children. `anew`: rows that were deleted before, so that what
+    these lack is as in a new row. `texts` are the rows in pieces, `named` their
     keys (see daemon.sheaf).
     """
 
@@ -36,6 +37,7 @@ class Group:
     texts: Pieces
     named: bytes = b""
     span: tuple[str | None, str | None] | None = None
+    anew: bool = False
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -52,6 +54,8 @@ class Group:
         head: dict[str, Any] = {"table": self.table, "op": self.op, "rank": self.rank, "columns": self.columns}
         if self.span is not None:
             head["span"] = self.span
+        if self.anew:
+            head["anew"] = True
         yield json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
         yield SEPARATOR + b"["
         for at, piece in enumerate(self.texts):
@@ -162,17 +166,26 @@ def _left(sheaves: Sequence[Sheaf], rank: int, shapes: Mapping[int, tuple[str, .
     upserts, deletes = kinds.pop("upsert", None), kinds.pop("delete", None)
     if kinds or len(sheaves) > (upserts is not None) + (deletes is not None) or (upserts and upserts.rows is None):
         return _one_by_one(unbind(sheaves), rank, shapes)
-    written, gone = _last_ids(upserts), _last_ids(deletes)
+    written, gone, anew = _last_ids(upserts), _last_ids(deletes), dict[bytes, int]()
     for key in written.keys() & gone.keys():
-        del (gone if written[key] > gone[key] else written)[key]
+        if written[key] > gone[key]:
+            anew[key] = written.pop(key)
+            del gone[key]
+        else:
+            del written[key]
     made, removed = [], []
-    if upserts and written:
+    if upserts and (written or anew):
         assert upserts.shape is not None
-        made = [Group(upserts.table, "upsert", rank, shapes[upserts.shape], *_rows(upserts, written))]
+        columns = shapes[upserts.shape]
+        made = [
+            Group(upserts.table, "upsert", rank, columns, *_rows(upserts, keys), anew=keys is anew)
+            for keys in (written, anew)
+            if keys
+        ]
     if deletes and gone:
         named = GLUE.join(gone)
         removed = [Group(deletes.table, "delete", rank, (), (named,), named)]
-    return _Left(made, removed, len(written) + len(gone))
+    return _Left(made, removed, len(written) + len(anew) + len(gone))
 
 
 def _last_ids(sheaf: Sheaf | None) -> dict[bytes, int]:
@@ -192,10 +205,13 @@ def _one_by_one(changes: Sequence[Change], rank: int, shapes: Mapping[int, tuple
     """What is left of a table's changes, in id order."""
     table, shapes = changes[0].table, dict(shapes)
     left: dict[str, Change] = {}
+    anew: set[str] = set()  # keys of rows that went before they were written
     truncated = False
     for change in changes:
         if change.op == "upsert":
             before = left.get(change.key)
+            if before.op == "delete" if before else truncated:
+                anew.add(change.key)
             left[change.key] = (
                 change if before is None or before.shape == change.shape else _over(before, change, shapes)
             )
@@ -212,7 +228,7 @@ def _one_by_one(changes: Sequence[Change], rank: int, shapes: Mapping[int, tuple
         if gone or truncated
         else []
     )
-    return _Left([*_upserts(table, left.values(), rank, shapes)], removed, len(left) + truncated)
+    return _Left([*_upserts(left.values(), anew, rank, shapes)], removed, len(left) + truncated)
 
 
 def _over(before: Change, change: Change, shapes: dict[int, tuple[str, ...]]) -> Change:
@@ -233,15 +249,15 @@ def _over(before: Change, change: Change, shapes: dict[int, tuple[str, ...]]) ->
 
 
 def _upserts(
-    table: str, changes: Iterable[Change], rank: int, shapes: Mapping[int, tuple[str, ...]]
+    changes: Iterable[Change], anew: Collection[str], rank: int, shapes: Mapping[int, tuple[str, ...]]
 ) -> Iterator[Group]:
-    of_columns: dict[tuple[str, ...], list[Change]] = {}  # after an ALTER TABLE there may be both kinds
+    kinds: dict[tuple[tuple[str, ...], bool], list[Change]] = {}  # after an ALTER TABLE there may be rows of two shapes
     for change in changes:
         if change.row is not None and change.shape is not None:  # an upsert
-            of_columns.setdefault(shapes[change.shape], []).append(change)
-    for columns, alike in of_columns.items():
+            kinds.setdefault((shapes[change.shape], change.key in anew), []).append(change)
+    for (columns, new), alike in kinds.items():
         rows, named = glue(change.row or "" for change in alike), glue(change.key for change in alike)
-        yield Group(table, "upsert", rank, columns, (rows,), named)
+        yield Group(alike[0].table, "upsert", rank, columns, (rows,), named, anew=new)
 
 
 def _marks(op: str, marked: Collection[tuple[str, str]]) -> Iterator[Group]:

@@ -84,10 +84,12 @@ class Relay:
         self._claimed = False
         letters = Letters(source)
         self._delivery = Delivery(target, letters, observer, row_bytes=source.limits.row_bytes)
+        self._delivery.captured = lambda: self.copier.captured
         self.copier.held_of = self._delivery.held_of
         self._retries = Retries(
-            self._delivery, letters, self.copier, recheck=self._timing.recheck, cover=tracing.cover if tracing else None
-        )
+            self._delivery, letters, self.copier, recheck=self._timing.recheck, structured=self._structured,
+            cover=tracing.cover if tracing else None,
+        )  # fmt: skip
         self._sizing = Sizing(source.limits.changes, source.limits.bytes)
         self._letters_seen = float("-inf")
         self._failures = 0
@@ -236,6 +238,13 @@ class Relay:
         self._delivery.learn_tables(answer.more)
         self.copier.order = self.verifier.order = self._delivery.order
         self._observer.tables_known(self._delivery.order)
+        self._retries.learn(answer.more)
+
+    async def _structured(self) -> str | None:
+        """What tells one state of the target's tables from another."""
+        answer = await self._target.describe()
+        self._learn(answer)
+        return answer.more.get("structure")
 
     def _go_on_from(self, answer: Answer, beginning: Cursor) -> Cursor:
         self._stand(answer, beginning)

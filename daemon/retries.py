@@ -6,18 +6,23 @@ daemon/delivery.py.
 A table that is out and that a copy can bring back loses nothing: its changes were skipped. What a table has that only
 the application fills waits as letters, all of it, in order (promise I1): these are tried again every `recheck` seconds,
 and once the last has arrived the table is no longer out.
+
+A letter is sent again by itself when what refused it may have gone: the target's tables are others than before, or other
+rows have arrived. The first is looked for every `recheck` seconds; the second costs a try each time, so after one that
+brings nothing the next waits twice as long.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 
 from daemon.copier import Copier
 from daemon.copies import Copy, note
-from daemon.delivery import Delivery, Load, Parcel
+from daemon.delivery import REFERENCES, Delivery, Load, Parcel
 from daemon.errors import CaptureLost, DaemonError, Kind, TargetError, advice
 from daemon.hold import key_of
 from daemon.letters import Letters, Wanted
@@ -30,6 +35,7 @@ log = structlog.get_logger()
 
 _RETRIED = 100  # keys that go into one retry
 _DRAINED = 1000  # letters of a table that was out that go at once
+_LONGEST = 64  # times `recheck` that letters wait at most for another try, while changes arrive
 
 Done = tuple[Plan, Answer]
 
@@ -49,19 +55,29 @@ class Place:
 
 
 class Retries:
-    """Sends letters again when it is asked to, and once their table fits. `cover` is told of those on their way."""
+    """Sends letters again when it is asked to, and once they may fit. `structured` tells one state of the target's tables
+    from another; `cover` is told of letters on their way."""
 
     def __init__(
         self, delivery: Delivery, letters: Letters, copier: Copier, *, recheck: float = 15.0,
+        structured: Callable[[], Awaitable[str | None]],
         cover: Callable[["asyncio.Task[Done]", Wanted, Load], object] | None = None,
     ) -> None:  # fmt: skip
         self._delivery = delivery
         self._letters = letters
         self._copier = copier
         self._recheck = recheck
+        self._structured = structured
         self._cover = cover
         self._at_once = _RETRIED
         self._tried: dict[str, float] = {}  # when a table that is out was tried last
+        self._structure: str | None = None  # of the target's tables, when it was looked at last
+        self._holds = 0
+        self._looked = self._due = float("-inf")
+        self._pause = recheck
+        self._sent = self._woken_at = (
+            0  # batches of our own, and what was the number without them when letters were woken
+        )
 
     @property
     def any(self) -> bool:
@@ -70,7 +86,32 @@ class Retries:
 
     async def turn(self, place: Place) -> Done | None:
         """Send what is wanted; None: nothing is, or nothing of it may go now. Raises what sending raises."""
+        await self._wake(place)
         return await self._asked(place) or await self._parked(place)
+
+    def learn(self, described: Mapping[str, Any]) -> None:
+        """The target's tables as they are when nothing is known of letters yet."""
+        self._structure = self._structure or described.get("structure")
+
+    # -- by itself -----------------------------------------------------------------------------------------
+
+    async def _wake(self, place: Place) -> None:
+        """Ask for letters whose cause may have gone."""
+        now, holds = time.monotonic(), self._delivery.holds
+        if not self._delivery.held:
+            self._holds = holds
+            return
+        if holds != self._holds or now >= self._looked + self._recheck:
+            self._holds, self._looked = holds, now
+            before, self._structure = self._structure, await self._structured()
+            if None not in (before, self._structure) and before != self._structure:
+                log.info("letters_woken", because="the target's tables have changed")
+                await self._letters.wake(None)
+                self._pause, self._due = self._recheck, now + self._recheck
+        if now >= self._due and (arrived := place.batch_no - self._sent) != self._woken_at:
+            await self._letters.wake(REFERENCES)
+            self._due, self._woken_at = now + self._pause, arrived
+            self._pause = min(2 * self._pause, _LONGEST * self._recheck)
 
     # -- of keys that are held -----------------------------------------------------------------------------
 
@@ -78,6 +119,7 @@ class Retries:
         delivery = self._delivery
         if not delivery.held:
             return None
+        before = len(delivery.held)
         wanted = await self._letters.wanted(place.cursor, self._at_once, delivery.out)
         retried = {key_of(change) for change in wanted.retry}
         asked = retried | wanted.discard
@@ -99,6 +141,11 @@ class Retries:
                 self._at_once = max(1, self._at_once // 2)
             raise
         self._at_once = _RETRIED
+        if len(delivery.held) < before:  # what arrived may be what others wait for
+            self._pause = self._recheck
+            self._due = min(self._due, time.monotonic() + self._recheck)
+        else:
+            self._sent += 1
         return done
 
     # -- of tables that are out ----------------------------------------------------------------------------

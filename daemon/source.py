@@ -94,14 +94,13 @@ class Source:
                     pages, found = await self._opening.open_as_of(conn, cursor, self.limits, question)
             except psycopg.Error as exc:
                 code = exc.sqlstate or ""
-                if conn.closed or question is None or not code.startswith(("OB", "42", "22", "55P03")):
+                if conn.closed or question is None or not code.startswith(("OB", "42", "22", "55P03", "57014")):
                     raise
                 await conn.rollback()
                 # Our own sentences only: Postgres' may carry a value (promise I10).
                 ours = exc.diag.message_primary if code.startswith("OB") or code == "22000" else None
-                refused = CopyRefused(
-                    question.table, ours or f"its rows cannot be read ({code}): `outboxd check`", busy=code == "55P03"
-                )
+                why = ours or f"its rows cannot be read ({code}): `outboxd check`"
+                refused = CopyRefused(question.table, why, busy=code == "55P03", slow=code == "57014")
             else:
                 await pages.flush(conn)
                 goal = str(pages.window.goal)
@@ -111,7 +110,7 @@ class Source:
     async def touch(self, table: str, keys: Sequence[str]) -> None:
         """Record rows as changed, as they are: durably, so that the target's cursor may pass a copy without them."""
         async with self.connected() as conn:
-            await conn.several(query("touch"), {"table": table, "keys": list(keys)})
+            await conn.several(query("touch"), {"table": table, "keys": list(keys), "row_bytes": self.limits.row_bytes})
 
     async def backlog(self, cursor: Cursor, limit: int = 100_000) -> tuple[int, float]:
         """Changes waiting behind `cursor` (exact up to `limit`), and the age of the oldest in seconds."""

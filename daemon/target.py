@@ -38,7 +38,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`what`: claimed, cursor, described, extra, keys, held, isolated, rebased, applied, duplicate or mismatch."""
+    """`what`: claimed, cursor, described, extra, keys, held, spelled, isolated, rebased, applied, duplicate or mismatch."""
 
     what: str
     standing: Standing
@@ -128,12 +128,19 @@ class Target:
         """More of the keys that the target holds, behind those that an answer had."""
         return await self._ask({"mode": "held", "relay": self._relay, "after": after})
 
-    async def apply(self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None) -> Answer:
+    async def spelled(self, table: str, keys: Pieces) -> Answer:
+        """Keys of a table as its types there spell them; None in place of those that they do not take."""
+        return await self._ask({"mode": "spell", "relay": self._relay, "table": table}, keys)
+
+    async def apply(
+        self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None, singly: bool = False
+    ) -> Answer:
         """Lead the target to `cursor` by this plan: applied, duplicate or mismatch. Raises Fenced or TargetError.
 
-        `after` is the digest of the batch that this one was read behind; None: whatever it was.
+        `after` is the digest of the batch that this one was read behind; None: whatever it was. `singly`: row by row.
         """
-        return await self._ask({**self._header("apply", plan, cursor, epoch, batch_no), **_behind(after)}, plan.pieces)
+        header = {**self._header("apply", plan, cursor, epoch, batch_no), **_behind(after)}
+        return await self._ask({**header, "singly": True} if singly else header, plan.pieces)
 
     async def isolate(
         self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None
@@ -187,6 +194,7 @@ _QUESTIONS = {
     "extra": "extra",
     "keys": "keys",
     "held": "held",
+    "spell": "spelled",
 }
 _MOVES = {"apply": ("applied", "duplicate", "mismatch"), "isolate": ("isolated", "duplicate", "mismatch")}
 # The lists that come with it.
@@ -197,6 +205,7 @@ _LISTS = {
     "extra": ("keys",),
     "keys": ("keys",),
     "held": ("held",),
+    "spelled": ("keys",),
 }
 
 

@@ -356,6 +356,8 @@ class Verifier:
             self._reading = None
             if exc.busy:
                 self._busy[record.table] = self._clock() + _LOOK
+            elif exc.slow:
+                self._went_unanswered(record, "the source")
             else:
                 self._failed(record, str(exc))
 

@@ -1,2 +1,5 @@
--- Letters that wait for a row they refer to: a table has been copied, the row may have come.
-update outbox.held set wanted = 'retry' where sqlstate = '23503' and wanted is null
+-- Letters whose cause may have gone, of these SQLSTATEs (null: of all): a table was copied, the target's tables changed, or
+-- rows arrived that these refer to, or gave up what these want. Those of tables that are out go another way.
+update outbox.held set wanted = 'retry'
+ where sqlstate is not null and sqlstate <> 'OB010' and wanted is null
+   and (%(states)s::text[] is null or sqlstate = any (%(states)s::text[]))

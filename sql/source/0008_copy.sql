@@ -138,7 +138,8 @@ begin
 end
 $$;
 
--- The statement that records the row of a key ($1) as changed, as it is, in its lock.
+-- The statement that records the row of a key ($1) as changed, as it is, in its lock; one of more than $2 bytes (0: any)
+-- as too large: it could not be sent, and many of them would fill the outbox.
 create or replace function outbox.touch_sql(w outbox.watched, k record, p record) returns text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -148,11 +149,12 @@ declare
 begin
   return format(
     'insert into outbox.change (table_name, op, shape, key, row)'
-    ' select %L, case when r.made is null then ''too_large'' else ''upsert'' end, case when r.made is not null then %s end, %s,'
-    ' coalesce(r.made, concat(''{"stored_bytes":'', %s, ''}''))'
+    ' select %L, case when r.sent is null then ''too_large'' else ''upsert'' end, case when r.sent is not null then %s end, %s,'
+    ' coalesce(r.sent, concat(''{"stored_bytes":'', %s, ''}''))'
     ' from json_to_record($1::json) as k(%s)'
     ' cross join lateral (select t.*, t.tableoid, t.ctid from %s t where %s and %s for share of t) t'
-    ' cross join lateral (select case when %s then %s else outbox.large_row(t.tableoid, t.ctid, %L, %L) end as made offset 0) r',
+    ' cross join lateral (select case when %s then %s else outbox.large_row(t.tableoid, t.ctid, %L, %L) end as made offset 0) m'
+    ' cross join lateral (select case when $2 = 0 or octet_length(m.made) <= $2 then m.made end as sent) r',
     w.table_name, outbox.shape_of(w.table_name, p.columns), p.key_sql, size.stored, k.record, k.tbl, k.same, p.condition_sql,
     size.small, p.row_sql, p.row_sql, size.bytes);
 end
@@ -222,8 +224,8 @@ begin
     ' window w as (order by %4$s rows unbounded preceding)) r'
     ' window w as (order by %4$s rows unbounded preceding)) r'
     ' where beyond < 1 group by (n - 1) >> 8, inside, body is null, size < 0 order by max(n)',
-    most, case when digests then 'md5(made) as body, case when inside then least(size, 2147483647)::int else 0 end as counts'
-               else 'case when size <= $4 then made end as body, case when size <= $4 and made is not null then size::int else 0 end as counts' end,
+    most, case when digests then 'md5(made) as body' else 'case when size <= $4 then made end as body' end
+          || ', case when inside then greatest(0, least(size, 2147483647))::int else 0 end as counts',
     given, way);
 end
 $$;
@@ -247,7 +249,7 @@ $$;
 --   digests  the same, with the MD5 of each row's JSON in its place
 --   these    the rows of these keys, as far as `max_bytes` reach; size -1: there is none
 --   missing  of these keys those that no row has, spelled as they are here
---   touch    record the rows of these keys as changed, as they are: in their locks, so that per key the order of ids
+--   touch    record the rows of these keys as changed, as they are, without the JSON of those above `row_bytes`: in their locks, so that per key the order of ids
 --            stays the order of commits (docs/decisions/0016)
 create or replace function outbox.copy_work(watched_id int, what text, keys text[], most int, max_bytes bigint, row_bytes bigint)
 returns table (columns text[], named text, texts text, sizes bytea)
@@ -305,7 +307,7 @@ begin
         k.tbl, k.same, p.condition_sql) using keys, outbox.readable_keys(keys, k.record);
     when 'touch' then
       foreach one in array array_remove(outbox.readable_keys(keys, k.record), null) loop
-        execute outbox.touch_sql(w, k, p) using one;
+        execute outbox.touch_sql(w, k, p) using one, row_bytes;
       end loop;
   end case;
   if outbox.rewritten(k.tbl) then

@@ -143,14 +143,22 @@ as $$
 $$;
 
 -- Columns of a mirror that the document does not have: their values on the target stay as they are.
-create or replace function outboxd.other_columns(m outboxd.mirror, names text[]) returns table (name text, required boolean)
+create or replace function outboxd.other_columns(m outboxd.mirror, names text[]) returns table (name text, required boolean, fixed boolean)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select a.attname::text, a.attnotnull and not a.atthasdef and a.attidentity = ''
+  select a.attname::text, a.attnotnull and not a.atthasdef and a.attidentity = '', a.attidentity = 'a'
     from pg_attribute a
    where a.attrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table)) and a.attnum > 0 and not a.attisdropped
      and a.attgenerated = '' and a.attname <> all (names)
+$$;
+
+-- Are a group's rows such as must not keep what the document lacks of them?
+create or replace function outboxd.is_anew(m outboxd.mirror, g json) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select g -> 'anew' is not null and exists (select from outboxd.other_columns(m, array(select json_array_elements_text(g -> 'columns'))))
 $$;
 
 -- Key columns in which equal values are the same value: a row that is there has it already, and writing it again would
@@ -170,20 +178,23 @@ end
 $$;
 
 -- Gear 1. Postgres checks NOT NULL before it looks for a conflict: where the document lacks a column that a new
--- row would need, rows that are there are updated first and only the others inserted.
-create or replace function outboxd.upsert_sql(m outboxd.mirror, names text[]) returns text
+-- row would need, rows that are there are updated first and only the others inserted. `anew`: rows that were deleted before;
+-- one that is still there becomes what a new one would be, also in the columns that the document lacks.
+create or replace function outboxd.upsert_sql(m outboxd.mirror, names text[], anew boolean) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select case when exists (select from outboxd.other_columns(m, names) o where o.required) then
+  select case when not anew and exists (select from outboxd.other_columns(m, names) o where o.required) then
            coalesce(format('with known as (update %I.%I t set %s from json_to_recordset($1) as x(%s) where %s) ', m.target_schema, m.target_table,
                            string_agg(format('%I = %s', c.name, c.value), ', ') filter (where not c.generated and not c.fixed),
                            string_agg(c.definition, ', '), outboxd.same_key_sql(m)), '')
            || outboxd.insert_sql(m, names) || format(' where not exists (select from %I.%I t where %s)', m.target_schema, m.target_table, outboxd.same_key_sql(m))
          else outboxd.insert_sql(m, names) end
       || format(' on conflict (%s) do %s', (select string_agg(quote_ident(k), ', ') from unnest(m.key_columns) k),
-           coalesce('update set ' || string_agg(format('%1$I = excluded.%1$I', c.name), ', ')
-                                     filter (where not c.generated and not c.fixed and c.name <> all (s.keys)), 'nothing'))
+           coalesce('update set ' || nullif(concat_ws(', ', string_agg(format('%1$I = excluded.%1$I', c.name), ', ')
+                                                       filter (where not c.generated and not c.fixed and c.name <> all (s.keys)),
+                                               (select string_agg(format('%1$I = excluded.%1$I', o.name), ', ')
+                                                  from outboxd.other_columns(m, names) o where anew and not o.fixed)), ''), 'nothing'))
     from outboxd.columns_of(m, names) c, outboxd.settled_keys(m) s(keys)
 $$;
 
@@ -280,9 +291,9 @@ begin
   elsif op <> 'upsert' or outboxd.renumbers_sql(m, names) is not null then
     return null;
   elsif exists (select from outboxd.other_columns(m, names) o where o.required) then
-    return format('execute %L using $1; get diagnostics written = row_count', outboxd.upsert_sql(m, names));
+    return format('execute %L using $1; get diagnostics written = row_count', outboxd.upsert_sql(m, names, false));
   end if;
-  return outboxd.upsert_sql(m, names) || '; get diagnostics written = row_count';
+  return outboxd.upsert_sql(m, names, false) || '; get diagnostics written = row_count';
 end
 $$;
 
@@ -380,7 +391,7 @@ begin
     end if;
   end if;
   execute case g ->> 'op'
-    when 'upsert' then outboxd.upsert_sql(m, names)
+    when 'upsert' then outboxd.upsert_sql(m, names, outboxd.is_anew(m, g))
     when 'delete' then outboxd.delete_sql(m)
     when 'truncate' then outboxd.truncate_sql(m) end
     using entries;

@@ -286,7 +286,7 @@ begin
         heads[i] := g;
         bodies[i] := parts[i + 1]::json;
         m := outboxd.mirror_of(at);
-        writers[i] := case when attempt < 3 then outboxd.writer_of(m, g, attempt = 2) end;
+        writers[i] := case when attempt < 3 and not outboxd.is_anew(m, g) then outboxd.writer_of(m, g, attempt = 2) end;
         if writers[i] is null then
           perform outboxd.require_key(m, g, bodies[i]);
         end if;
@@ -349,7 +349,7 @@ begin
           at := g ->> 'table';
           m := outboxd.mirror_of(at);
           names := array(select json_array_elements_text(g -> 'columns'));
-          if g ->> 'op' = 'upsert' and exists (select from outboxd.other_columns(m, names)) then
+          if g ->> 'op' = 'upsert' and g -> 'anew' is null and exists (select from outboxd.other_columns(m, names)) then
             execute outboxd.take_sql(m) into strict old using bodies[k];
             taken[k] := old;
           else

@@ -1,5 +1,29 @@
 -- The door: one function, one document, one transaction.
 
+-- What tells one state of the mirrors from another: what of the catalogue decides whether a row is taken. Rows do not matter.
+create or replace function outboxd.structure() returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  with mirrors as (
+    select outboxd.place_of(m) as oid, m::text as map from outboxd.mirror m
+  ), said(what) as (
+    select map from mirrors
+    union all select concat_ws(' ', c.oid, c.relname, c.relacl, c.relowner, c.relrowsecurity, c.relforcerowsecurity, n.nspacl)
+                from mirrors m join pg_class c on c.oid = m.oid join pg_namespace n on n.oid = c.relnamespace
+    union all select concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.attidentity, a.attgenerated, a.attacl, md5(d.adbin::text))
+                from mirrors m join pg_attribute a on a.attrelid = m.oid and not a.attisdropped
+                left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+    union all select concat_ws(' ', k.oid, k.convalidated, k.condeferrable, pg_get_constraintdef(k.oid))
+                from pg_constraint k where k.contypid <> 0 or k.conrelid in (select oid from mirrors) or k.confrelid in (select oid from mirrors)
+    union all select concat_ws(' ', i.indexrelid, i.indisunique, i.indisvalid, i.indimmediate) from mirrors m join pg_index i on i.indrelid = m.oid
+    union all select concat_ws(' ', e.enumtypid, e.enumlabel) from pg_enum e
+    union all select concat_ws(' ', t.tgrelid, t.tgname, t.tgenabled, t.tgfoid, md5(p.prosrc), p.proacl)
+                from mirrors m join pg_trigger t on t.tgrelid = m.oid and not t.tgisinternal join pg_proc p on p.oid = t.tgfoid
+  )
+  select md5(string_agg(md5(s.what), '' order by md5(s.what) collate "C")) from said s
+$$;
+
 -- What the relay must know of the target: its tables, keys and foreign keys; for `check`, also what is
 -- wrong with them.
 create or replace function outboxd.describe() returns json
@@ -13,6 +37,7 @@ as $$
     'version', current_setting('server_version_num')::int,
     'migration', (select max(version) from outboxd.migration),
     'role', current_user,
+    'structure', outboxd.structure(),
     'tables', (select coalesce(json_agg(json_build_object(
         'table', m.table_name,
         'target', format('%I.%I', m.target_schema, m.target_table),
@@ -74,6 +99,48 @@ begin
 end
 $$;
 
+-- Keys of a table, spelled as its own types spell them: whoever emits may write one key as 1 and as "1". Null where the
+-- table, or the type, does not take it: then it is refused with its row.
+create or replace function outboxd.spelled(name text, keys json) returns json
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  m      outboxd.mirror;
+  spells text;
+  one    json;
+  made   json[] := '{}';
+begin
+  m := outboxd.mirror_of(name);
+  select format('select json_agg((select row_to_json(v)::text from (select %s) v) order by u.n)'
+                ' from json_array_elements($1) with ordinality u(key, n) cross join lateral json_to_record(u.key) as x(%s)',
+                string_agg(case when outboxd.base_type(a.atttypid) = 'numeric'::regtype then format('trim_scale(%s) as %I', c.value, c.name)
+                                else format('%s as %I', c.value, c.name) end, ', ' order by k.n),
+                string_agg(c.definition, ', ' order by k.n))
+    into spells
+    from unnest(m.key_columns) with ordinality k(name, n)
+    join outboxd.columns_of(m, m.key_columns) c on c.name = k.name
+    join pg_attribute a on a.attrelid = outboxd.place_of(m) and a.attname = k.name;
+  begin
+    execute spells into one using keys;
+    return one;
+  exception when others then
+    null;  -- some of them
+  end;
+  for n in 0 .. json_array_length(keys) - 1 loop
+    begin
+      execute spells into one using json_build_array(keys -> n);
+      made := made || (one -> 0);
+    exception when others then
+      made := made || 'null'::json;
+    end;
+  end loop;
+  return to_json(made);
+exception when others then
+  return (select json_agg(null::text) from json_array_elements(keys));
+end
+$$;
+
 -- The C library gives the memory of a large batch back to the system and asks for it again with the next one, page by
 -- page: a sixth of what the batch costs. It stops doing so, up to twice that size, once a large piece was freed.
 create or replace function outboxd.keep_memory() returns void
@@ -101,11 +168,12 @@ begin
     perform outboxd.keep_memory();
   end if;
   return case header ->> 'mode'
-    when 'apply' then outboxd.apply(header, parts)
+    when 'apply' then outboxd.apply(header, case when header -> 'singly' is null then parts else outboxd.singly(parts) end)
     when 'isolate' then outboxd.isolate(header, parts)
     when 'claim' then outboxd.claim(header ->> 'relay', (header ->> 'epoch_above')::bigint)
     when 'rebase' then outboxd.rebase(header)
     when 'cursor' then outboxd.ask(header ->> 'relay')
+    when 'spell' then outboxd.answer('spelled', null, json_build_object('keys', outboxd.spelled(header ->> 'table', parts[2]::json)))
     when 'held' then outboxd.answer('held', null, outboxd.held_keys(header ->> 'relay', header -> 'after')::json)
     when 'describe' then outboxd.answer('described', null, outboxd.describe())
     when 'extra' then outboxd.look_for_extra(header ->> 'relay', header ->> 'table', header ->> 'place')

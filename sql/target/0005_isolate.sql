@@ -27,6 +27,20 @@ begin
 end
 $$;
 
+-- The batch with each row in a group of its own: what fits row by row is applied so, in the document's order.
+create or replace function outboxd.singly(parts text[]) returns text[]
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select parts[1:1] || array_agg(p.text order by p.part, p.n, p.half)
+    from (select h.part, e.n, v.half, v.text
+            from generate_series(2, cardinality(parts), 2) h(part)
+           cross join lateral json_array_elements(case when parts[h.part]::json ->> 'op' in ('upsert', 'delete') then parts[h.part + 1]::json else '[1]' end)
+                 with ordinality e(entry, n)
+           cross join lateral (values (0, parts[h.part]),
+                                      (1, case when parts[h.part]::json ->> 'op' in ('upsert', 'delete') then format('[%s]', e.entry) else parts[h.part + 1] end)) v(half, text)) p
+$$;
+
 -- Apply some entries; null, or why they are refused. `header` is that of the batch whose number comes next.
 create or replace function outboxd.try_entries(relay_name text, parts text[], of_part int[], entries text[], chosen int[]) returns json
 language plpgsql volatile
@@ -72,7 +86,7 @@ begin
       if g ->> 'op' = 'delete' then
         made[i] := outboxd.delete_sql(m);
       elsif outboxd.renumbers_sql(m, names) is null then
-        made[i] := outboxd.upsert_sql(m, names);
+        made[i] := outboxd.upsert_sql(m, names, outboxd.is_anew(m, g));
       end if;
     exception when others then
       made[i] := null;

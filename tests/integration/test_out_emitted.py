@@ -139,7 +139,7 @@ async def test_a_refused_value_among_what_waited_is_held_by_its_key(cards: Pair)
         on_target(cards, "create table card (id int primary key, title varchar(3))", "select outboxd.map('card')")
         await turned(parts, lambda: not out(parts))
         assert there(cards) == [(2, "b")]
-        assert [key for key, _ in letters(cards)] == ['{"id": 1}'] * 2
+        assert [key for key, _ in letters(cards)] == ['{"id":1}'] * 2
         emit(cards, '{"id":1,"title":"ok"}', '{"id":2,"title":"c"}')
         await parts.relay.drain()
         assert there(cards) == [(2, "c")]

@@ -1,0 +1,104 @@
+"""Dead letters of everyday migrations go by themselves, once what refused them may be gone; and cost little while it is not."""
+
+from typing import Any
+
+import pytest
+
+from tests.integration.test_dead_letters import AT_ONCE, held, letters
+from tests.integration.test_out_emitted import on_target, turned
+from tests.pairs import Pair
+
+# What the target does not take, and the statement there that mends it.
+CAUSES = {
+    "a label": ("mood", "create type mood as enum ('calm')", "alter type mood add value 'glad'", "create type mood as enum ('calm', 'glad')"),
+    "a constraint": ("text constraint calm check (mood = 'calm')", "", "alter table story drop constraint calm", ""),
+    "a type": ("int", "", "alter table story alter mood type text", ""),
+    "a length": ("varchar(3)", "", "alter table story alter mood type text", ""),
+    "a unique value": ("text constraint one unique", "", "alter table story drop constraint one", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", list(CAUSES))
+async def test_once_the_targets_table_is_mended_its_letters_go(pair: Pair, what: str) -> None:
+    of_type, before, mend, at_home = CAUSES[what]
+    at_home_type = "mood" if at_home else "text"
+    ddl = "{}; create table story (id int primary key, mood {})"
+    pair.create(
+        ddl.format(at_home or "select 1", at_home_type), "story", on_target=ddl.format(before or "select 1", of_type)
+    )
+    async with pair.relay(timing=AT_ONCE) as parts:
+        pair.write("insert into story values (1, 'glad'), (2, 'glad')")
+        await parts.relay.drain()
+        assert letters(pair)
+        on_target(pair, mend)
+        await turned(parts, lambda: not letters(pair))
+        assert held(pair) == []
+    pair.assert_equal("story")
+
+
+FAMILY = """
+create table person (id int primary key, email text unique {0});
+create table post (id int primary key, person_id int references person {0}, title text);
+create table comment (id int primary key, post_id int references post {0})
+"""
+
+
+async def test_a_column_is_added_while_the_application_writes(pair: Pair) -> None:
+    """The table is out, rows of its neighbours are refused; once the column is there all of it arrives, by itself."""
+    pair.create(FAMILY.format(""), "person", "post", "comment", on_target=FAMILY.format("deferrable"))
+    async with pair.relay(timing=AT_ONCE) as parts:
+        pair.write("insert into person values (1, 'a'), (2, 'b')", "insert into post values (1, 1, 'x')")
+        await parts.relay.drain()
+        pair.write("alter table post add column views int not null default 0")
+        for n in range(10, 20):
+            pair.write(f"insert into post values ({n}, 1, 'y')", f"insert into comment values ({n}, {n})")
+            await parts.relay.drain()
+        pair.write(
+            "delete from post where id = 1",
+            "insert into person values (3, 'c')",
+            "insert into post values (30, 3, 'z')",
+        )
+        pair.write(
+            "update post set person_id = 1", "delete from person where id = 3", "insert into person values (4, 'c')"
+        )
+        await parts.relay.drain()
+        assert len(letters(pair)) >= 10
+        on_target(pair, "alter table post add column views int not null default 0")
+        parts.relay.copier.ring()
+        await turned(parts, lambda: not letters(pair) and not parts.relay.copier.out)
+    pair.assert_equal("person", "post", "comment")
+
+
+async def test_a_row_that_wants_what_another_gives_up_comes_when_that_has_arrived(pair: Pair) -> None:
+    """Nothing was done on the target: other changes have arrived."""
+    ddl = "create table person (id int primary key, email text {} unique, name text {})"
+    pair.create(ddl.format("", ""), "person", on_target=ddl.format("", "check (name <> 'x')"))
+    async with pair.relay(timing=AT_ONCE) as parts:
+        pair.write("insert into person values (1, 'a', 'n')")
+        await parts.relay.drain()
+        pair.write("update person set email = 'b', name = 'x' where id = 1", "insert into person values (2, 'a', 'n')")
+        await parts.relay.drain()
+        assert [state for _, _, state, *_ in letters(pair)] == ["23514", "23505"]
+        on_target(pair, "update person set email = 'elsewhere' where id = 1")
+        pair.write("insert into person values (3, 'c', 'n')")
+        await turned(parts, lambda: [state for _, _, state, *_ in letters(pair)] == ["23514"])
+
+
+async def test_where_nothing_happens_nothing_is_tried(pair: Pair) -> None:
+    pair.create("create table story (id int primary key, n int unique)", "story")
+    async with pair.relay(timing=AT_ONCE) as parts:
+        on_target(pair, "insert into story values (9, 1)")
+        pair.write("insert into story values (1, 1)")
+
+        def attempts() -> Any:
+            with pair.source.connect() as conn:
+                return conn.execute("select attempts from outbox.held").fetchall()
+
+        await parts.relay.drain()
+        for _ in range(20):
+            await parts.relay.step()
+        tried = attempts()
+        for _ in range(20):
+            await parts.relay.step()
+        assert attempts() == tried
+        assert tried[0][0] <= 2
