@@ -15,6 +15,7 @@ from tests.relaying import until
 from tests.silent import Silent
 
 AT_ONCE = Timing(poll=0.05, recheck=0.02, retry_first=0.01, retry_cap=0.05, letters=0.0)
+ASKED = Timing(poll=0.05, recheck=3600, letters=0.0)  # no letter goes by itself
 STORY = "create table story (id int primary key, title text, stars int)"
 PICKY = "create table story (id int primary key, title text, stars int constraint stars_check check (stars < 6))"
 

@@ -6,12 +6,9 @@ from typing import Any
 import pytest
 
 from daemon import dead_letters
-from daemon.progress import Timing
-from tests.integration.test_dead_letters import AT_ONCE, PICKY, STORY, asked, held, ids, letters
+from tests.integration.test_dead_letters import ASKED, AT_ONCE, PICKY, STORY, asked, held, ids, letters
 from tests.integration.test_out_emitted import on_target, turned
 from tests.pairs import Pair, Parts
-
-ASKED = Timing(poll=0.05, recheck=3600, letters=0.0)  # nothing goes by itself
 
 
 @pytest.fixture
