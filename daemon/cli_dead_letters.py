@@ -51,8 +51,8 @@ def list_(ctx: click.Context, *, of_table: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_context
 def show(ctx: click.Context, letters: Sequence[int], *, values: bool, as_json: bool) -> None:
-    """All changes that wait with LETTER…, in the order in which they will be sent."""
-    found = [asdict(one) for one in dead_letters.shown(_dsn(ctx), letters)]
+    """The changes that wait with LETTER…, in their order."""
+    found = [asdict(one) for one in dead_letters.shown(_dsn(ctx), letters, values=values)]
     if not found:
         raise click.UsageError("no such dead letter: `outboxd dead-letters list` names them")
     for one in found:
@@ -66,6 +66,8 @@ def show(ctx: click.Context, letters: Sequence[int], *, values: bool, as_json: b
         click.echo(
             "\n".join(f"{name:<{width}}  {'-' if value is None else value}" for name, value in one.items()) + "\n"
         )
+    if len(found) == dead_letters.SHOWN:
+        say(f"these are the first {len(found)}; there may be more")
     if not values:
         say("--values shows key, row and headers")
 

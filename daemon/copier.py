@@ -265,6 +265,12 @@ class Copier:
         return self._watched or set()
 
     @property
+    def renewed(self) -> set[str]:
+        """Tables of which letters may be older than what is on its way: changes were skipped, and a copy makes that good. It
+        would take a row that such a letter wrote for a new one."""
+        return self.out | {table for table, copy in self.copies.items() if copy.state == "copying" and copy.prune}
+
+    @property
     def told_out(self) -> set[str]:
         """Tables that are out by the target's own word."""
         return self.out - self._noting.keys()

@@ -16,6 +16,7 @@ from daemon.session import query
 from outbox import __version__
 from outbox.migrations import require
 
+SHOWN = 1000  # letters
 _LOOK = 0.1  # seconds between looks at what the relay has done
 
 
@@ -69,10 +70,11 @@ def listed(dsn: str, table: str | None = None) -> list[HeldKey]:
         return [HeldKey(*row) for row in conn.execute(query("letters_list"), {"table": table})]
 
 
-def shown(dsn: str, letters: Sequence[int]) -> list[LetterShown]:
-    """All changes of the keys that these letters belong to."""
+def shown(dsn: str, letters: Sequence[int], *, values: bool = True) -> list[LetterShown]:
+    """The changes of the keys that these letters belong to, SHOWN at most: there may be very many of one."""
+    asked = {"ids": list(letters), "values": values, "limit": SHOWN}
     with _connect(dsn) as conn:
-        return [LetterShown(*row) for row in conn.execute(query("letters_show"), {"ids": list(letters)})]
+        return [LetterShown(*row) for row in conn.execute(query("letters_show"), asked)]
 
 
 def ask(

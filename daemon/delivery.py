@@ -112,7 +112,6 @@ class Delivery:
         self.holds = 0  # how often keys were held
         self.captured: Callable[[], Collection[str]] = tuple  # tables whose keys the source's types have spelled
         self._types: Mapping[str, Types] = {}
-        self.out: Collection[str] = ()  # tables of which nothing may flow now
 
     def learn_tables(self, described: Mapping[str, Any]) -> None:
         """The order of the target's tables, parents first, from its own foreign keys."""
@@ -259,7 +258,7 @@ class Delivery:
             if load.singly:
                 raise exc  # the target has changed meanwhile
             load.singly = True
-        if not parcel.letters:  # those wait already
+        if not parcel.retried:  # those are held already
             await self._judge(exc, load, refused)
         return refused
 

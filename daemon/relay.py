@@ -206,7 +206,6 @@ class Relay:
         self.copier.learn(answer)
         self.verifier.learn(answer)
         self.status.pulse.taken = known(answer)
-        self._delivery.out = self.copier.out
         cursor = self._go_on_from(answer, identity.beginning())
         await self._source.begin(cursor)  # is it this source's? Else nothing may be done about its letters either
         await self._delivery.settle(cursor, self.copier.told_out)

@@ -99,8 +99,10 @@ class Retries:
         """Ask for letters whose cause may have gone."""
         now, holds = time.monotonic(), self._delivery.holds
         if not self._delivery.held:
-            self._holds = holds
+            self._holds, self._due, self._pause = holds, float("-inf"), self._recheck
             return
+        if self._due == float("-inf"):
+            self._due = now + self._recheck
         if holds != self._holds or now >= self._looked + self._recheck:
             self._holds, self._looked = holds, now
             before, self._structure = self._structure, await self._structured()
@@ -120,7 +122,7 @@ class Retries:
         if not delivery.held:
             return None
         before = len(delivery.held)
-        wanted = await self._letters.wanted(place.cursor, self._at_once, delivery.out)
+        wanted = await self._letters.wanted(place.cursor, self._at_once, self._copier.renewed)
         retried = {key_of(change) for change in wanted.retry}
         asked = retried | wanted.discard
         if stale := asked - delivery.held:

@@ -15,6 +15,7 @@ from tests.relaying import until
 from tests.silent import Silent
 
 AT_ONCE = Timing(poll=0.05, recheck=0.02, retry_first=0.01, retry_cap=0.05, letters=0.0)
+ASKED = Timing(poll=0.05, recheck=3600, letters=0.0)  # no letter goes by itself
 STORY = "create table story (id int primary key, title text, stars int)"
 PICKY = "create table story (id int primary key, title text, stars int constraint stars_check check (stars < 6))"
 
@@ -97,14 +98,8 @@ async def test_every_refused_row_of_a_batch_is_found_in_one_more_request(stories
 
         parts.target._ask = noted
         assert await parts.relay.drain() == 1980
-    assert modes == [
-        "cursor",
-        "claim",
-        "apply",
-        "isolate",
-        "apply",
-        "describe",
-    ]  # the last: to see when the table is another
+    # The last: to see when the table is another.
+    assert modes == ["cursor", "claim", "apply", "isolate", "apply", "describe"]
     assert len(held(stories)) == len(letters(stories)) == 20
 
 

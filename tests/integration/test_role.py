@@ -56,7 +56,8 @@ async def test_the_role_can_do_the_daemons_work(source: Database, least: str) ->
         _, found, _ = await reader.read_as_of(second.cursor, Question("public.story", "rows", None, 10, 10**6))
         assert [str(keys).split(GLUE.decode()) for _, keys, _, _ in found] == [['{"id":1}', '{"id":2}']]
         await reader.touch("public.story", ['{"id":1}'])
-        for copying in ("copy_wanted", "copy_notice", "verify_wanted", "letters_wake"):
+        await reader.ask("letters_wake", {"states": None})
+        for copying in ("copy_wanted", "copy_notice", "verify_wanted"):
             await reader.ask(copying)
         assert await reader.ask("copy_fit", {"tables": ["public.story"]}) == [("public.story", None, ["id", "title"])]
     finally:

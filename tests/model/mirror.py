@@ -16,7 +16,7 @@ from tests.model.database import TABLES, Key
 Group = tuple[dict[str, Any], list[dict[str, Any]]]
 
 DESCRIPTION = {
-    "tables": [{"table": table} for table in TABLES],
+    "tables": [{"table": table, "key": ["id"], "key_types": ["integer"]} for table in TABLES],
     "references": [{"child": TABLES[1], "parent": TABLES[0]}],
 }
 

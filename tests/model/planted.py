@@ -304,12 +304,12 @@ def flows_past_a_held_change() -> Iterator[None]:
 @contextmanager
 def letters_settled_without_the_cursor() -> Iterator[None]:
     """Letters of keys that are not held are removed, though the attempt that holds them may still arrive."""
-    real = Letters.forget
+    real = Letters.settle
 
-    async def forget(self: Letters, keys: Any, _: Cursor, *, wake: bool = True) -> None:
-        await real(self, keys, Cursor("99999:99999:"), wake=wake)
+    async def settle(self: Letters, held: Any, out: Any, _: Cursor) -> None:
+        await real(self, held, out, Cursor("99999:99999:"))
 
-    with patch.object(Letters, "forget", forget):
+    with patch.object(Letters, "settle", settle):
         yield
 
 
