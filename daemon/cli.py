@@ -181,9 +181,13 @@ def _say_watched(before: install.Watched | None, now: install.Watched, *, copied
         say(f"  {now.mapped}")
     if before and before.differs(now):
         say(
-            "  this differs from before: rows that are on the target already stay as they are until they are copied again"
-            + (", which the daemon does now" if copied else " (`outboxd backfill`)")
-            + ("; those that no longer pass the filter until `outboxd backfill --prune`" if now.where else "")
+            "  this differs from before: "
+            + (
+                "the daemon copies the table anew; rows that do not travel any more are deleted on the target, and columns "
+                "emptied where they may be null"
+                if copied
+                else "rows that are on the target already stay as they are until they are copied again (`outboxd backfill --prune`)"
+            )
         )
 
 

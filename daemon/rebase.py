@@ -94,7 +94,7 @@ async def _look(source: Source, target: Target) -> Outlook:
             f"the sequence of outbox.change.id stands at {drawn}, below change {highest}: rows were copied without it; "
             f"run  select setval('outbox.change_id_seq', {highest})  on the source, then rebase"
         )
-    if why and last and not may_write:
+    if again and last and not may_write:
         raise SourceUnfit(
             "the outbox came with a dump, so its transaction ids must be written anew, which this role may not: "
             "run `outboxd rebase` with the address of the outbox's owner (DATABASE_URL)"

@@ -75,7 +75,7 @@ def test_the_configuration_maps_a_table_and_options_win(bare: Pair, tmp_path: Pa
 
     said = outboxd(*given, "watch", "Story", "--mask", "authorEmail=redact")
     assert (
-        "differs from before: rows that are on the target already stay as they are until they are copied again, which the daemon does now; those"
+        "differs from before: the daemon copies the table anew; rows that do not travel any more are deleted"
         in said.err
     )
     assert outboxd("watched", "--json").json()[0]["mask"] == {"authorEmail": "redact"}

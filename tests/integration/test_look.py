@@ -72,7 +72,7 @@ def test_what_commits_between_the_snapshot_and_the_changes_is_for_the_next_look(
         between = next_xid(app)
     assert (found[0]["ids"], found[0]["ceiling"]) == ([1], 1)
     assert int(found[0]["snapshot"].split(":")[1]) < between
-    assert app.execute(LOOK.format(int(found[0]["snapshot"].split(":")[1]), LAST).encode()).fetchall()[0][9] == [2]
+    assert app.execute(LOOK.format(int(found[0]["snapshot"].split(":")[1]), LAST).encode()).fetchall()[0][10] == [2]
 
 
 def test_what_was_pruned_is_read_after_the_changes(pair, app):
