@@ -277,12 +277,15 @@ class Daemon:
         self.bell.on_fits = fits
         while True:
             if self.keeper.leads:
-                with contextlib.suppress(DaemonError, BreakerOpen):
+                try:
                     seen.origin = seen.origin or await origin(self.gauges)
                     seen.tables = await surveyor.look(copier.wishes, copier.copies if self.relay.stated else None)
+                    seen.unseen = None
+                except (DaemonError, BreakerOpen) as exc:
+                    seen.tables, seen.unseen = None, str(exc)
             else:
                 surveyor.forget()
-                seen.tables = None
+                seen.tables = seen.unseen = None
             await asyncio.sleep(_LOOK if seen.tables is None else _GAUGES)
 
     async def _ask_target(self) -> None:
