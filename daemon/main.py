@@ -268,7 +268,8 @@ class Daemon:
 
     async def _watch_tables(self) -> None:
         """Is every watched table captured and copied, and does it fit? For the verdict of whoever leads."""
-        surveyor, copier, seen = Surveyor(self.gauges, self.target), self.relay.copier, self.report.seen
+        surveyor = Surveyor(self.gauges, self.target, lambda: self.relay.described)
+        copier, seen = self.relay.copier, self.report.seen
 
         def fits() -> None:
             copier.recheck()

@@ -82,7 +82,8 @@ def test_what_is_broken_is_named_and_the_fix_mends_it(
     assert all(each == item or what in found[each]["what"] for each in found), found
     fix = mend or found[item]["fix"]
     if fix.startswith("outboxd "):
-        assert outboxd(*shlex.split(fix)[1:]).code == 0
+        agreed = ["--yes"] if "apply" in fix else []
+        assert outboxd(*shlex.split(fix)[1:], *agreed).code == 0
     else:
         run(database, fix)
     assert outboxd.found() == {}
