@@ -14,7 +14,7 @@ from psycopg.rows import dict_row
 from daemon.connection import cause, connect
 from daemon.errors import DaemonError, SourceUnavailable, TargetError, advice
 from daemon.identity import Identity
-from daemon.session import query
+from daemon.session import failure, query
 from daemon.source import Source
 from daemon.target import Target
 from daemon.wakeup import Bell
@@ -112,6 +112,13 @@ async def _source(dsn: str, items: list[Item], *, pooled_address: bool) -> tuple
     items.extend(_server(identity))
     if not identity.in_recovery:
         items.append(await _listener(dsn, pooled_address=pooled_address))
+    try:
+        return await _tables(dsn, items)
+    except psycopg.Error as exc:  # a right that is missing, a statement that takes too long: a finding like any other
+        raise failure(exc) from None
+
+
+async def _tables(dsn: str, items: list[Item]) -> tuple[list[Row], Labels]:
     conn = await connect(dsn, _NAME)
     async with conn:
         conn.row_factory = dict_row

@@ -213,6 +213,10 @@ def unwatch(ctx: click.Context, tables: Sequence[str]) -> None:
     """Stop recording changes of TABLE…; what is recorded already still travels."""
     for name in install.unwatch(_settings(ctx, "source").source_conninfo, tables):
         say(f"no longer watching {name}")
+        say(
+            "  its mirror and the rows there stay: `outboxd schema plan` offers to drop what is outboxd's of it (foreign keys,"
+        )
+        say("  policies, the map); while a foreign key stays, deletes of the rows it refers to are refused")
 
 
 @main.command()

@@ -125,12 +125,14 @@ class Verified:
         drifts: Counter[tuple[str, str]] = Counter()
         compared: Counter[str] = Counter()
         times: dict[str, float] = {}
+        ended = 0
         for one in self._report():
             table = self._label(one["table"])
             if one["drift"] is not None:
                 drifts.update({(table, kind): one["drift"][kind] for kind in DRIFTS})
                 compared[table] += one["rows"]
             if one["through"] is not None:
+                ended += 1
                 times[table] = min(one["through"], times.get(table, math.inf))
         for labels, many in drifts.items():
             drift.add_metric(labels, many)
@@ -138,7 +140,8 @@ class Verified:
             rows.add_metric([table], many)
         for table, at in times.items():
             through.add_metric([table], at)
-        return [drift, rows, through]
+        tables = GaugeMetricFamily("outboxd_verified_tables", "Tables that a pass has come to the end of.", value=ended)
+        return [drift, rows, through, tables]
 
 
 def tables_in(report: Report, state: str) -> float:

@@ -270,7 +270,8 @@ class Daemon:
 
     async def _watch_tables(self) -> None:
         """Is every watched table captured and copied, and does it fit? For the verdict of whoever leads."""
-        surveyor, copier, seen = Surveyor(self.gauges, self.target), self.relay.copier, self.report.seen
+        surveyor = Surveyor(self.gauges, self.target, lambda: self.relay.described)
+        copier, seen = self.relay.copier, self.report.seen
 
         def fits() -> None:
             copier.recheck()
@@ -279,12 +280,15 @@ class Daemon:
         self.bell.on_fits = fits
         while True:
             if self.keeper.leads:
-                with contextlib.suppress(DaemonError, BreakerOpen):
+                try:
                     seen.origin = seen.origin or await origin(self.gauges)
                     seen.tables = await surveyor.look(copier.wishes, copier.copies if self.relay.stated else None)
+                    seen.unseen = None
+                except (DaemonError, BreakerOpen) as exc:
+                    seen.tables, seen.unseen = None, str(exc)
             else:
                 surveyor.forget()
-                seen.tables = None
+                seen.tables = seen.unseen = None
             await asyncio.sleep(_LOOK if seen.tables is None else _GAUGES)
 
     async def _ask_target(self) -> None:

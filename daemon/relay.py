@@ -7,8 +7,9 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
@@ -97,6 +98,7 @@ class Relay:
         self._ahead_term = 0
         self._rewinding: str | None = None
         self._noted, self._remembered = 0, 0.0  # the batch number the source was told, and when
+        self.described: Mapping[str, Any] | None = None  # the target's tables, as it said last
         self.turns = 0
         self.beat = time.monotonic()  # when the loop last gave a sign of life
         self.status = Status()
@@ -240,6 +242,7 @@ class Relay:
         self._noted, self._remembered = batch_no, time.monotonic()
 
     def _learn(self, answer: Answer) -> None:
+        self.described = answer.more
         self._delivery.learn_tables(answer.more)
         self.copier.order = self.verifier.order = self._delivery.order
         self._observer.tables_known(self._delivery.order)

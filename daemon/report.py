@@ -142,10 +142,12 @@ class Judge:
 
 @dataclass(slots=True)
 class Seen:
-    """What a look at both sides has shown last (daemon/survey.py). `tables` None: nobody has looked yet."""
+    """What a look at both sides has shown last (daemon/survey.py). `tables` None: nobody has looked yet, or
+    can (`unseen`: why)."""
 
     tables: Tables | None = None
     origin: Origin | None = None
+    unseen: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,7 @@ class Report:
                 paused=status.state == "paused",
                 leads=self.keeper.leads or self.company.leader is not None,
                 tables=None if tables is None else tables.entries(copies, copier.wishes),
+                unseen=None if status.problem else self.seen.unseen,
                 verifications=self.verifications(),
                 held=status.held_keys,
                 backlog=backlog,

@@ -41,36 +41,45 @@ async def origin(source: Source) -> Origin:
 
 
 class Surveyor:
-    """Surveys again when it is time, sooner while something is amiss."""
+    """Surveys again when it is time, sooner while something is amiss. `told`: what the relay was told of the target last,
+    which costs no request; None: it does not answer even that."""
 
-    def __init__(self, source: Source, target: Target, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, source: Source, target: Target, told: Callable[[], Mapping[str, Any] | None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self._source = source
         self._target = target
+        self._told = told
         self._clock = clock
         self._seen: Tables | None = None
+        self._last_told: Mapping[str, Any] | None = None
         self._described: Mapping[str, Any] | None = None
         self._wished: frozenset[str] = frozenset()
         self._look_at = self._ask_at = float("-inf")
 
     def forget(self) -> None:
         """An old look would be a wrong one."""
-        self._seen = self._described = None
+        self._seen = None
         self._look_at = self._ask_at = float("-inf")
 
     async def look(self, wished: Collection[str], copies: Mapping[str, Copy] | None) -> Tables:
         """The tables as they were seen last. `wished`: those that the relay knows of: when these are others than before,
         it is looked at once. Raises what the source raises."""
-        now, seen = self._clock(), self._seen
+        now, seen, told = self._clock(), self._seen, self._told()
         others, self._wished = self._wished != frozenset(wished), frozenset(wished)
-        if seen is not None and not others and now < self._look_at:
+        news, self._last_told = told is not self._last_told, told
+        if seen is not None and not (others or news) and now < self._look_at:
             return seen
-        if others or now >= self._ask_at:
+        if news:
+            self._described, self._ask_at = told, now + _FITS
+        elif told is not None and (others or now >= self._ask_at):
             with contextlib.suppress(DaemonError, BreakerOpen):
                 self._described = (await self._target.describe()).more
             self._ask_at = now + _FITS
         self._seen = seen = await survey(self._source, self._described)
         states = {one.state for one in seen.entries(copies)}
         self._look_at = now + (_WELL if states <= {State.WELL} else _UNWELL)
-        if states & {State.MISSING, State.UNFIT, State.OUT} or self._described is None:
+        if states & {State.MISSING, State.UNFIT, State.OUT}:
             self._ask_at = min(self._ask_at, now + _DOES_NOT)
         return seen

@@ -35,7 +35,7 @@ class Finding:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """`setup`: what outboxd's own side lacks, each with its command; `foreign`: why this source is not the cursor's.
-    `leads`: does anybody? None: that cannot be known; `instead`: another relay does. `tables`: None while nobody has looked. `lag` and `small`: seconds."""
+    `leads`: does anybody? None: that cannot be known; `instead`: another relay does. `tables`: None while nobody has looked, or (`unseen`: why) can. `lag` and `small`: seconds."""
 
     away: Sequence[str] = ()
     setup: Sequence[str] = ()
@@ -46,6 +46,7 @@ class Facts:
     leads: bool | None = True
     instead: str | None = None
     tables: Sequence[Entry] | None = ()
+    unseen: str | None = None
     verifications: Sequence[Mapping[str, Any]] = ()
     held: int = 0
     backlog: int = 0
@@ -56,8 +57,13 @@ class Facts:
 def findings(facts: Facts) -> tuple[Finding, ...]:
     """All that keeps the stores from being called in sync, the worst first."""
     found = [*_stores(facts), *_moves(facts), *_tables(facts.tables or ()), *_rows(facts)]
-    if facts.tables is None and not found:
-        found.append(Finding("unknown", "the tables have not been looked at yet"))
+    if facts.tables is None and (facts.unseen or not found):
+        unseen = (
+            f"the tables cannot be looked at: {facts.unseen}"
+            if facts.unseen
+            else "the tables have not been looked at yet"
+        )
+        found.append(Finding("unknown", unseen))
     return tuple(sorted(found, key=lambda one: KINDS.index(one.kind)))
 
 

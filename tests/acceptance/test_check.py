@@ -82,7 +82,8 @@ def test_what_is_broken_is_named_and_the_fix_mends_it(
     assert all(each == item or what in found[each]["what"] for each in found), found
     fix = mend or found[item]["fix"]
     if fix.startswith("outboxd "):
-        assert outboxd(*shlex.split(fix)[1:]).code == 0
+        agreed = ["--yes"] if "apply" in fix else []
+        assert outboxd(*shlex.split(fix)[1:], *agreed).code == 0
     else:
         run(database, fix)
     assert outboxd.found() == {}
@@ -294,3 +295,30 @@ def test_the_database_of_another_project(rest: Pair, target_cluster: Cluster) ->
         assert "addresses" not in Cli({**rest.settings, "target_dsn": rest.target.dsn}).found()
     finally:
         target_cluster.drop_database("second_project")
+
+
+def test_a_schema_that_the_role_may_not_use_is_a_finding(direct: Pair) -> None:
+    """Neither check nor status ends in the server's words alone."""
+    assert Cli(direct.settings)("setup", "source", "--role").code == 0
+    direct.write(
+        "create schema hidden; create table hidden.thing (id int primary key); select outbox.watch('hidden.thing')"
+    )
+    settings = {**direct.settings, "source_dsn": direct.source.cluster.dsn(direct.source.name, "outboxd")}
+    try:
+        found = Cli(settings).found()
+        assert (
+            "permission denied for schema hidden"
+            in found.get("source", found.get("hidden.thing", {"what": ""}))["what"]
+        )
+        told = Cli(settings)("status", "--json", admin_port=str(free_port()))
+        assert told.code == 3
+        assert "hidden" in told.json()["verdict"]
+    finally:
+        run(direct.source, "drop owned by outboxd; drop role outboxd")
+
+
+def test_a_hook_of_the_build_that_an_older_python_can_read() -> None:
+    """pip runs it before it says which Python is needed: it must not end in a traceback there."""
+    hook = (Path(__file__).parents[2] / "deploy" / "bill_of_materials.py").read_text("utf-8")
+    assert "import UTC" not in hook
+    compile(hook, "bill_of_materials.py", "exec", dont_inherit=True)

@@ -123,7 +123,8 @@ def test_a_key_that_is_written_makes_it_full(
     reloaded = hang_up(outboxd)
     assert (reloaded["applied"], reloaded["lacking"]) == (["supabase_url", "supabase_key"], [])
     rest.arrives()
-    assert becomes(outboxd, "full")["verdict"] == "in sync: nothing needs you"
+    becomes(outboxd, "full")
+    wait_until(lambda: (outboxd.status() or {})["verdict"] == "in sync: nothing needs you")
     assert outboxd.get("/readyz")[0] == 200
     said = {page: outboxd.get(page)[1] for page in PAGES} | {"log": outboxd.log.read_text()}
     assert_clean(said, supabase.secret_key)

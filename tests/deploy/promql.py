@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.metrics import Metrics
+from daemon.verdict import KINDS
 from daemon.verification import Verification, shown
 
 # Series that are not the daemon's: Prometheus' own.
@@ -76,6 +77,7 @@ def series() -> list[tuple[str, dict[str, str]]]:
     metrics.rows_copied("public.story", 0)
     done = Verification("public.story", "running").done()
     metrics.show_verifications(lambda: [shown(done.table, done)])
+    metrics.show_verdict(KINDS, dict)
     families = text_string_to_metric_families(metrics.render()[0].decode())
     return [(sample.name, dict(sample.labels)) for family in families for sample in family.samples]
 

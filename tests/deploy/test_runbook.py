@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ FILLED = {
 }
 # Other programs that a step may name. What is not here is a typo, or belongs in the table of prerequisites.
 PROGRAMS = {"cd", "export", "curl", "install", "ln", "systemctl", "journalctl", "kill", "chmod", "psql", "python3", "/opt/outboxd/bin/pip", "/opt/outboxd-next/bin/pip",
-            "/opt/outboxd-next/bin/outboxd", "mv", "timedatectl"}  # fmt: skip
+            "/opt/outboxd-next/bin/outboxd", "mv", "test", "timedatectl"}  # fmt: skip
 # Of the heartbeat: agreed on, and not in this registry before its part is.
 HEARTBEAT = {
     "outboxd_heartbeat_written_timestamp_seconds", "outboxd_heartbeat_applied_timestamp_seconds",
@@ -202,6 +203,25 @@ def test_every_link_into_the_runbook_leads_somewhere() -> None:
     assert set(re.findall(r"\]\(#([\w-]+)\)", RUNBOOK)) <= anchors
     for path in re.findall(r"\]\(([^)#:]+)\)", RUNBOOK):
         assert (DEPLOY / path).exists(), path
+
+
+@pytest.mark.parametrize("before", ["a folder", "a link", "nothing"])
+def test_the_upgrade_puts_the_new_version_in_place(before: str, tmp_path: Path) -> None:
+    """Also where the first version was installed into a real folder, into which `ln -sfn` would put the link."""
+    [block] = [each.text for each in of("sh") if "outboxd-next /opt/outboxd" in each.text]
+    moved = [line.replace("/opt/", f"{tmp_path}/") for line in block.splitlines() if re.match(r"test|ln", line)]
+    for version in ("old", "next"):
+        (tmp_path / f"outboxd-{version}").mkdir()
+        (tmp_path / f"outboxd-{version}" / "version").write_text(version)
+    if before == "a folder":
+        (tmp_path / "outboxd-old").rename(tmp_path / "outboxd")
+    elif before == "a link":
+        (tmp_path / "outboxd").symlink_to(tmp_path / "outboxd-old")
+    for line in moved:
+        subprocess.run(["sh", "-c", line], check=True)
+    assert (tmp_path / "outboxd" / "version").read_text() == "next"
+    if before == "a folder":
+        assert (tmp_path / "outboxd-first" / "version").read_text() == "old"
 
 
 def test_it_stays_readable_and_names_no_machine() -> None:

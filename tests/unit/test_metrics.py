@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from daemon import series as module
 from daemon.metrics import Metrics
+from daemon.verdict import KINDS
 from outbox import __version__
 
 
@@ -436,3 +437,40 @@ def test_heartbeats_are_counted_apart(metrics):
     assert value(metrics, "heartbeat_applied_timestamp_seconds") == 1_800_000_000
     assert value(metrics, "heartbeat_latency_seconds") == 0.25
     assert value(metrics, "changes_read_total") == 0
+
+
+def verified(table: str, rows: int, through: float | None, missing: int = 0) -> dict[str, Any]:
+    drift = None if through is None else {"missing": missing, "different": 0, "extra": 0}
+    return {"table": table, "state": "done", "drift": drift, "rows": rows, "through": through}
+
+
+def test_verifications_name_as_many_tables_as_the_others_do() -> None:
+    """Fifty: what lies beyond is one, with its rows in sum and the earliest of its times; how many there are is told apart."""
+    metrics = Metrics()
+    tables = [verified(f"public.t{n:02}", n, 100.0 + n, n == 55) for n in range(60)] + [verified("public.new", 0, None)]
+    metrics.show_verifications(lambda: tables)
+    body = metrics.render()[0].decode()
+    named = re.findall(r'^outboxd_verified_rows\{table="([^"]+)"\}', body, re.MULTILINE)
+    assert len(named) == 51
+    assert "other" in named
+    assert f'outboxd_verified_rows{{table="other"}} {float(sum(range(50, 60)))}' in body
+    assert 'outboxd_verified_through_timestamp_seconds{table="other"} 150.0' in body
+    assert 'outboxd_drift_rows{kind="missing",table="other"} 1.0' in body
+    assert "outboxd_verified_tables 60.0" in body
+
+
+def test_the_verdict_in_numbers() -> None:
+    """Each kind from the start; in sync only when there is none; a standby is not asked."""
+    found: dict[str, int] | None = {}
+    metrics = Metrics()
+    metrics.show_verdict(KINDS, lambda: found)
+
+    def shown(series: str) -> str:
+        [line] = [line for line in metrics.render()[0].decode().splitlines() if line.startswith(f"{series} ")]
+        return line.rpartition(" ")[2]
+
+    assert (shown("outboxd_in_sync"), shown('outboxd_findings{kind="held"}')) == ("1.0", "0.0")
+    found = {"held": 3}
+    assert (shown("outboxd_in_sync"), shown('outboxd_findings{kind="held"}')) == ("0.0", "3.0")
+    found = None
+    assert (shown("outboxd_in_sync"), shown('outboxd_findings{kind="held"}')) == ("NaN", "0.0")
