@@ -133,7 +133,7 @@ def test_killed_in_the_middle_a_copy_goes_on_from_the_targets_record(stories: Pa
     stories.ask(stories.source, """select outbox.ask_copy('public."Story"')""")
     settings = {**stories.settings, "batch_changes": "100"}
     reached = []
-    for passing in (3, 5):
+    for passing in (4, 6):
         assert ended(start(settings, environment={VARIABLE: f"{edge}:kill:{passing}"})) == -9
         reached.append(copied(stories)[1])
     assert 0 < reached[0] < reached[1] < 2000
