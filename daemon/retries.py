@@ -14,7 +14,7 @@ brings nothing the next waits twice as long.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,10 +24,10 @@ from daemon.copier import Copier
 from daemon.copies import Copy, note
 from daemon.delivery import REFERENCES, Delivery, Load, Parcel
 from daemon.errors import CaptureLost, DaemonError, Kind, TargetError, advice
-from daemon.hold import key_of
+from daemon.hold import Letter, Why, key_of
 from daemon.letters import Letters, Wanted
 from daemon.plan import Plan
-from daemon.sheaf import Sheaves, bind
+from daemon.sheaf import Change, Sheaves, bind
 from daemon.target import Answer
 from outbox import Cursor
 
@@ -75,9 +75,8 @@ class Retries:
         self._holds = 0
         self._looked = self._due = float("-inf")
         self._pause = recheck
-        self._sent = self._woken_at = (
-            0  # batches of our own, and what was the number without them when letters were woken
-        )
+        self._sent = 0  # batches of letters of which none arrived
+        self._woken_at = 0  # the target's number without these, when letters were woken
 
     @property
     def any(self) -> bool:
@@ -138,10 +137,12 @@ class Retries:
             if self._cover is not None:
                 self._cover(sending, wanted, load)
             done = await sending
-        except TargetError as exc:
-            if exc.kind is Kind.SIZE:
+        except (TargetError, CaptureLost) as exc:
+            if isinstance(exc, TargetError) and exc.kind is Kind.SIZE:
                 self._at_once = max(1, self._at_once // 2)
-            raise
+            if not await self._stay(exc, changes):
+                raise
+            return None
         self._at_once = _RETRIED
         if len(delivery.held) < before:  # what arrived may be what others wait for
             self._pause = self._recheck
@@ -149,6 +150,22 @@ class Retries:
         else:
             self._sent += 1
         return done
+
+    async def _stay(self, exc: TargetError | CaptureLost, changes: Sequence[Change]) -> bool:
+        """Letters that are refused as a whole stay, and say why: they must neither stop the relay nor put their table out,
+        of which changes may well fit. False: that is not what is the matter."""
+        table: str | None = exc.table if isinstance(exc, CaptureLost) else exc.refusal.table
+        state = "OB007" if isinstance(exc, CaptureLost) else exc.refusal.sqlstate
+        reason = _misfit(exc)
+        if reason is None and isinstance(exc, TargetError) and exc.kind is Kind.DATA:
+            reason, table = f"the target refuses it together with others ({state})", None
+        if reason is None:
+            return False
+        why = Why(reason, state)
+        letters = [Letter(change, why) for change in changes if table in {None, change.table}]
+        if letters:
+            await self._letters.hold_again(letters)
+        return bool(letters)
 
     # -- of tables that are out ----------------------------------------------------------------------------
 

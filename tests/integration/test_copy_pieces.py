@@ -65,13 +65,9 @@ def in_pieces(conn: psycopg.Connection[Any], what: str, keys: list[str] | None, 
         sizes = [ABSENT] * len(sheaf) if sheaf.op == "delete" else sheaf.sizes
         rows |= {key: (key, body, size) for key, body, size in zip(split(sheaf.keys), bodies, sizes, strict=True)}
     if what in {"rows", "digests"}:
-        full = fetched(what, list(rows.values())) >= max_bytes
+        full = sum(size for _, _, size in rows.values()) >= max_bytes  # also of rows that are too large to be fetched
         assert read.whole == (read.seen is None and len(rows) < most and not full)
     return told(list(rows.values()), read.last, read.seen)
-
-
-def fetched(what: str, rows: list[Row]) -> int:
-    return sum(size for _, text, size in rows if text is not None or what == "digests")
 
 
 def row_by_row(conn: psycopg.Connection[Any], what: str, after: str | None, *bounds: int) -> Told:
@@ -92,7 +88,7 @@ def row_by_row(conn: psycopg.Connection[Any], what: str, after: str | None, *bou
         if not inside:
             continue
         body = digest if what == "digests" else None if size > row_bytes else made
-        total += size if body is not None else 0
+        total += size
         rows.append((key, body, size))
         if total >= max_bytes:
             return told(rows, rows[-1][0], None)
@@ -139,7 +135,7 @@ def test_these_rows_in_pieces_are_these_rows(
     for n, key in zip(wanted, keys, strict=True):
         ((size,),) = story.execute("select coalesce(max(octet_length((select row_to_json(x.*)::text from (select t.a, t.b, t.note, t.open) x))), -1) from story t where a = %s and b = 'b' and open", (n,)).fetchall()  # fmt: skip
         expected.append((key, bool(there.get(n)), 0 <= size <= row_bytes))
-        total += size if 0 <= size <= row_bytes else 0
+        total += max(0, size)
         if total >= max_bytes:
             break
     by_key = {key: (size >= 0, body is not None) for key, body, size in answer.rows}

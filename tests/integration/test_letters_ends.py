@@ -186,3 +186,20 @@ async def test_a_letter_older_than_what_was_skipped_is_not_sent_before_the_copy(
         await turned(parts, lambda: copies(stories, "select 1 from outboxd.copy where state = 'done'"))
         await turned(parts, lambda: not letters(stories) and not held(stories))
     stories.assert_equal("story")
+
+
+async def test_a_delete_that_the_target_refuses_while_it_is_repaired_is_a_letter(stories: Pair) -> None:
+    stories.write("insert into story values (1, 'a', 1)")
+    on_target(stories, "insert into story values (2, 'extra', 1), (3, 'extra', 1)")
+    on_target(stories, "create table likes (story_id int references story)", "insert into likes values (2)")
+    async with stories.relay(timing=ASKED) as parts:
+        await parts.relay.drain()
+        stories.write("select outbox.ask_verification('story', true)")
+        parts.relay.verifier.ring()
+        await turned(parts, lambda: held(stories))
+        await turned(parts, lambda: not parts.relay.verifier.asked)
+        assert ids(stories) == [1, 2]
+        assert [(key, op) for key, op, *_ in letters(stories)] == [('{"id":2}', "delete")]
+        on_target(stories, "delete from likes")
+        await asked(stories, parts, "retry")
+    stories.assert_equal("story")

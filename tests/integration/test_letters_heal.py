@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.integration.test_dead_letters import AT_ONCE, held, letters
-from tests.integration.test_out_emitted import on_target, turned
+from tests.integration.test_out_emitted import on_target, there, turned
 from tests.pairs import Pair
 
 # What the target does not take, and the statement there that mends it.
@@ -102,3 +102,20 @@ async def test_where_nothing_happens_nothing_is_tried(pair: Pair) -> None:
             await parts.relay.step()
         assert attempts() == tried
         assert tried[0][0] <= 2
+
+
+async def test_letters_of_columns_that_are_gone_stay_and_their_table_flows(pair: Pair) -> None:
+    """The table is not out for them: its other changes fit."""
+    pair.write("select outbox.map('public.card', array['id'])")
+    on_target(pair, "create table card (id int primary key, a text, b int check (b < 6))", "select outboxd.map('card')")
+    async with pair.relay(timing=AT_ONCE) as parts:
+        pair.write('select outbox.emit(\'public.card\', \'upsert\', \'{"id":1,"a":"x","b":9}\')')
+        await parts.relay.drain()
+        on_target(pair, "alter table card drop constraint card_b_check, drop column a")
+        pair.write("select outbox.emit('public.card', 'upsert', '{\"id\":2,\"b\":1}')")
+        await turned(parts, lambda: "has no column a" in letters(pair)[0][3])
+        assert [wanted for *_, wanted in letters(pair)] == [None]
+        assert parts.relay.copier.out == set()
+        on_target(pair, "alter table card add column a text")
+        await turned(parts, lambda: not letters(pair))
+    assert there(pair, "select id, a, b from card order by 1") == [(1, "x", 9), (2, None, 1)]

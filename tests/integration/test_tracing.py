@@ -24,7 +24,7 @@ from daemon.source import Source
 from daemon.tracing import Tracing
 from outbox import Change, aemit, emit
 from tests.captured import Connection
-from tests.integration.test_dead_letters import AT_ONCE
+from tests.integration.test_dead_letters import ASKED
 from tests.pairs import Pair
 from tests.relaying import Parts, assembled, install, until, within
 
@@ -334,7 +334,7 @@ async def test_dead_letters_sent_again_have_a_span(stores: Pair, spans: Spans) -
         stores.write(noted(1), "insert into item values (1, 424242)")
         stores.write(noted(2), "update item set n = 424243")
         stores.write(noted(3), "insert into item values (2, 424244)")
-        async with assembly(stores, spans, timing=AT_ONCE) as parts:
+        async with assembly(stores, spans, timing=ASKED) as parts:
             await carried(parts)
             first = len(spans.all())
             for many in (1, 2):
