@@ -196,7 +196,7 @@ def test_unwatch_stops_recording_and_loses_nothing_recorded(bare: Pair, start: S
     assert ended(start(bare.settings, "run", "--until-idle")) == 0
     assert bare.mirrored() == 2
     again = outboxd("unwatch", "Story")
-    assert (again.code, again.err) == (1, 'error: "Story" is not watched\n')
+    assert (again.code, again.err) == (1, 'error: public."Story" is not watched\n')
 
 
 @pytest.mark.parametrize(
