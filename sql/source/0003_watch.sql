@@ -308,6 +308,9 @@ declare
   known  boolean := coalesce(was.capture, false);
   copies boolean := current_setting('outbox.copy', true) is distinct from 'off';
   taken  text := outbox.trigger_taken(w.id, tbl);
+  -- Has all that is on the target passed this very filter?
+  steady boolean := case when known then was.filter is not distinct from w.filter and coalesce((was.mapping -> 'lasting')::bool, true)
+                         else not exists (select from outbox.shape s where s.table_name = w.table_name) end;
   filled boolean;
 begin
   if taken is not null then
@@ -316,7 +319,7 @@ begin
   if known then
     perform outbox.notice(w.table_name);  -- as it is found: who let its triggers sleep, or lost them, is seen now or never
   end if;
-  update outbox.watched k set mapping = outbox.compose_mapping(w, tbl) where k.id = w.id;
+  update outbox.watched k set mapping = outbox.compose_mapping(w, tbl, steady) where k.id = w.id;
   perform outbox.remove_triggers(w.id, array(select tbl union select relid from pg_partition_tree(tbl)));
   perform outbox.compose_capture(w.id, tbl);
   perform outbox.install_triggers(w.id, tbl);

@@ -5,7 +5,7 @@
 --   rename, constant, mask   as in outbox.watched
 --   inside, needs            the function that says whether a row passes the filter, and the columns it is given,
 --   types, texts             of which types these are, and which of them it is given as text
---   lasting                  the filter answers for ever what it once answered for a row
+--   lasting                  what the filter says of a row it has always said: it is immutable, and no other was before it
 --   at                       the numbers of the columns that these name, so that another of the same name is no stand-in
 
 -- The key of `hash`: one row, random, made when first wanted. To choose it, insert it before that. Whoever may read
@@ -362,8 +362,9 @@ begin
 end
 $$;
 
--- What capture is to be handed for a table watched so, or null. Makes the filter's function and the key of `hash`.
-create or replace function outbox.compose_mapping(w outbox.watched, tbl regclass) returns jsonb
+-- What capture is to be handed for a table watched so, or null. Makes the filter's function and the key of `hash`. Not
+-- `steady`: the target may have rows that came by another filter, so what this one says of them is no answer.
+create or replace function outbox.compose_mapping(w outbox.watched, tbl regclass, steady boolean) returns jsonb
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -374,6 +375,9 @@ begin
   perform outbox.drop_inside(w.id);
   if w.filter is not null then
     inside := outbox.compose_inside(w.id, tbl, w.filter) || jsonb_build_object('inside', 'outbox.inside_' || w.id);
+    if not steady then
+      inside := inside || '{"lasting": false}';
+    end if;
   end if;
   if exists (select from jsonb_each_text(w.mask) m where m.value = 'hash') then
     if not has_function_privilege('outbox.hashed(text)', 'execute') or not has_function_privilege('outbox.make_mask_key()', 'execute') then

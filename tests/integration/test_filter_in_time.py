@@ -73,6 +73,22 @@ def test_a_row_that_has_left_by_the_clock_is_deleted_when_it_is_written(app: Con
     assert_replays(app)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["watched again", "unwatched before"])
+def test_a_row_that_came_by_another_filter_is_deleted_when_it_is_written(app: Connection, *, again: bool) -> None:
+    """The new filter says nothing of what the old one let through."""
+    app.execute(CARD)
+    watch(app, "card", filter="id > 0")
+    assert lasting(app)
+    app.execute("insert into card select n, 'a' from generate_series(1, 6) n")
+    if again:
+        app.execute("select outbox.unwatch('card')")
+    watch(app, "card", filter="id > 3")
+    app.execute("update card set note = 'b' where id < 3; delete from card where id in (3, 5)")
+    assert {c.key for c in changes(app) if c.op == "delete"} == {f'{{"id":{n}}}' for n in (1, 2, 3, 5)}
+    watch(app, "card")
+    assert not lasting(app)
+
+
 async def test_what_the_clock_has_put_outside_is_no_extra_row_after_a_repair(pair: Pair) -> None:
     """A comparison asks the filter now: what has left by the clock alone is drift, and a copy with prune takes it away."""
     ddl = "create table card (id int primary key, expires_at timestamptz)"

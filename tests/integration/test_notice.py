@@ -3,9 +3,14 @@
 import time
 
 import pytest
+from structlog.testing import capture_logs
 
+from daemon.noticing import Noticing
 from daemon.session import query
+from daemon.source import Source
 from tests.captured import Connection, rows, value, watch
+from tests.databases import Database
+from tests.waiting import wait_until_async
 
 STORY = "create table story (id int primary key, title text, stars int)"
 TREE = """
@@ -248,3 +253,35 @@ def test_a_look_at_many_columns_is_quick(app: Connection) -> None:
     taken = time.perf_counter() - began
     # By the square it took 0.7 s for the twenty, and minutes for the wide one; 0.05 s is usual.
     assert taken < 0.5, taken
+
+
+async def test_looks_go_on_beside_the_relay(source: Database, app: Connection) -> None:
+    """The first is waited for, the others are not, and one that takes long is not begun twice. Sleeping triggers are logged once."""
+    app.execute(STORY)
+    watch(app, "story")
+    reader = Source(source.dsn)
+    noticing = Noticing(reader, aside=True)
+
+    async def looked() -> bool:
+        return noticing._looking is None or noticing._looking.done()
+
+    try:
+        with capture_logs() as log:
+            app.execute("alter table story disable trigger outbox_truncate")
+            await noticing.due(0.0, 15.0)
+            assert noticing.uncaptured == {"public.story": "trigger outbox_truncate of public.story is disabled"}
+            with source.connect(autocommit=False) as busy:
+                busy.execute("lock table outbox.watched in access exclusive mode")
+                await noticing.due(15.0, 15.0)
+                begun = noticing._looking
+                await noticing.due(30.0, 15.0)
+                assert noticing._looking is begun
+                assert not await looked()
+            await wait_until_async(looked)
+            watch(app, "story")
+            await noticing.due(45.0, 15.0)
+            await wait_until_async(looked)
+        assert noticing.uncaptured == {}
+        assert [entry["table"] for entry in log if entry["event"] == "table_uncaptured"] == ["public.story"]
+    finally:
+        await reader.close()

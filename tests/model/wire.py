@@ -89,6 +89,9 @@ class Connection:
         self.broken = False
         self._effects: list[Callable[[], None]] | None = None  # of the transaction that is open
 
+    def parameter_status(self, _: str) -> str:
+        return "UTF8"
+
     def register_loader(self, *_: Any) -> None:
         """psycopg's loaders are not needed: values come as they are."""
 
