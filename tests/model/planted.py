@@ -380,7 +380,7 @@ PLANTED = (
         context=digest_taken_on_trust,
     ),
     Planted("the batch before not compared", ("I1", "I3", "I4", "I5"), within=20_000, mirror=WithoutAfter),
-    Planted("the digest without the cursor", ("I4",), within=60_000, context=digest_without_the_cursor),
+    Planted("the digest without the cursor", ("I1", "I4"), within=20_000, context=digest_without_the_cursor),
     Planted("windows cut by id", ("atomicity",), context=cut_by_id),
     Planted("batch numbers not compared", ("I1", "I3", "I4", "I5"), mirror=Uncounted),
     Planted("unflushed commits sent", ("I1", "I2", "I5"), context=no_wait_for_the_disk),
