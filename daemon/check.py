@@ -261,7 +261,7 @@ def _target(described: Row, watched: list[Row], labels: Labels) -> Iterator[Item
 def _out(copies: Iterable[Row]) -> Iterator[Item]:
     for copy in copies:
         if copy["state"] == "out":
-            what = f"out, its changes are skipped: {copy['reason']}"
+            what = f"out, its changes do not flow: {copy['reason']}"
             yield Item(f"copy {copy['table']}", "FAIL", what, "it is copied by itself once that is mended")
 
 
