@@ -365,6 +365,10 @@ begin
   if cardinality(known) > 1 then
     raise exception '% is watched in several schemas: %', table_name, array_to_string(known, ', ') using errcode = 'invalid_parameter_value';
   end if;
+  -- Watched again it is copied, with prune: rows that go meanwhile are deleted nowhere else.
+  if exists (select from outbox.watched k where k.table_name = known[1] and k.capture) then
+    perform outbox.ask_copy(known[1], prune => true);
+  end if;
   delete from outbox.watched k where k.table_name = known[1] returning * into w;
   if not found then
     raise exception '% is not watched', table_name using errcode = 'invalid_parameter_value';
@@ -374,7 +378,6 @@ begin
   execute format('drop function if exists outbox.%I(tid)', 'row_' || w.id);
   perform outbox.drop_inside(w.id);
   execute format('drop function if exists outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id);
-  delete from outbox.copy c where c.table_name = known[1];
   delete from outbox.verification v where v.table_name = known[1];
   return known[1];
 end
