@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--changes", type=int, default=200_000, help="how many the soak test pushes through (default: 200000)"
     )
-    parser.addoption("--seeds", type=int, default=60, help="random sequences of tests/edges (default: 60)")
+    parser.addoption("--seeds", type=int, default=30, help="random sequences of tests/edges (default: 30)")
     parser.addoption("--backlog", type=int, default=100_000, help="changes of the deep backlog (default: 100000)")
 
 

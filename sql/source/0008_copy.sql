@@ -72,7 +72,7 @@ begin
       from pg_index i
      cross join lateral unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) with ordinality k(attnum, n)
       join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
-     where i.indrelid = to_regclass(w.table_name) and i.indisprimary;
+     where i.indrelid = outbox.table_named(w.table_name) and i.indisprimary;
   end if;
   return (select i.id || ':' || md5(jsonb_build_array(
             w.id, keys, (select jsonb_object_agg(c, true) from unnest(w.include) c), (select jsonb_object_agg(c, true) from unnest(w.exclude) c),
@@ -88,7 +88,7 @@ language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  tbl regclass := to_regclass(w.table_name);
+  tbl regclass := outbox.table_named(w.table_name);
 begin
   if num_nonnulls(w.include, w.exclude) = 0 or tbl is null then
     return '{}';

@@ -68,7 +68,8 @@ async def test_the_doctor_names_what_the_mapping_needs_on_the_target(mirrored: M
     )
     mirrored.on_target("select outboxd.map('public.account')")
     (elsewhere,) = [item for item in await mirrored.check() if "goes to" in item.what]
-    mirrored.on_target(elsewhere.fix)
+    assert elsewhere.fix == "outboxd schema apply"
+    mirrored.on_target("select outboxd.map('app.account_view', 'public.account')")
     assert await mirrored.check() == []
 
 
