@@ -339,7 +339,9 @@ begin
     if filled then
       perform outbox.ask_copy(w.table_name);
     end if;
-  elsif known and (was.target, was.include, was.exclude, was.rename, was.constant, was.mask, was.filter)
+  elsif not known then
+    delete from outbox.copy c where c.table_name = w.table_name;  -- what unwatch asked for
+  elsif (was.target, was.include, was.exclude, was.rename, was.constant, was.mask, was.filter)
                   is distinct from (w.target, w.include, w.exclude, w.rename, w.constant, w.mask, w.filter) then
     perform outbox.mapping_changed(w.table_name);
   end if;

@@ -298,7 +298,7 @@ def test_the_database_of_another_project(rest: Pair, target_cluster: Cluster) ->
 
 
 def test_a_schema_that_the_role_may_not_use_is_a_finding(direct: Pair) -> None:
-    """Neither check nor status ends in the server's words alone."""
+    """One right that is missing is that table's matter: neither check nor status ends in the server's words."""
     assert Cli(direct.settings)("setup", "source", "--role").code == 0
     direct.write(
         "create schema hidden; create table hidden.thing (id int primary key); select outbox.watch('hidden.thing')"
@@ -306,10 +306,8 @@ def test_a_schema_that_the_role_may_not_use_is_a_finding(direct: Pair) -> None:
     settings = {**direct.settings, "source_dsn": direct.source.cluster.dsn(direct.source.name, "outboxd")}
     try:
         found = Cli(settings).found()
-        assert (
-            "permission denied for schema hidden"
-            in found.get("source", found.get("hidden.thing", {"what": ""}))["what"]
-        )
+        assert "permission denied" not in str(found)
+        assert any("hidden.thing" in name for name in found)
         told = Cli(settings)("status", "--json", admin_port=str(free_port()))
         assert told.code == 3
         assert "hidden" in told.json()["verdict"]
