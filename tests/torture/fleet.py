@@ -29,10 +29,12 @@ _QUICK = {
 
 @dataclass(eq=False)
 class Member:
-    """One place in the fleet: a process, and after it the next. `expected`: exit codes that somebody asked for."""
+    """One place in the fleet: a process, and after it the next. `expected`: exit codes that somebody asked for;
+    `asked`: somebody sent it SIGTERM."""
 
     outboxd: Outboxd
     expected: set[int] = field(default_factory=set)
+    asked: bool = False
     retired: bool = False
 
     @property
@@ -48,8 +50,10 @@ class Member:
             return False
 
     @property
-    def started(self) -> bool:
-        return "daemon_started" in self.outboxd.log.read_text(errors="replace")
+    def listens(self) -> bool:
+        """Did it listen to signals to its end? Not before it has started, and not once it has failed and closes."""
+        said = self.outboxd.log.read_text(errors="replace")
+        return "daemon_started" in said and "daemon_failed" not in said
 
     @property
     def leads(self) -> bool:
@@ -106,8 +110,7 @@ class Fleet:
     def terminate(self, member: Member) -> None:
         """SIGTERM; SIGKILL for one that waits too long for a store that is away, as supervisors do."""
         member.expected |= {0, -signal.SIGKILL}
-        if not member.started:  # nothing listens to signals yet
-            member.expected.add(-signal.SIGTERM)
+        member.asked = True
         member.outboxd.stop()
 
     def stop(self) -> None:
@@ -139,6 +142,7 @@ class Fleet:
                         self._note(member)
                         successor = self._launch()
                         member.outboxd, member.expected = successor.outboxd, successor.expected
+                        member.asked = False
                         self.restarts += 1
 
     def _note(self, member: Member) -> None:
@@ -146,5 +150,6 @@ class Fleet:
         code = member.outboxd.returncode
         assert code is not None
         self.codes["kill -9" if code == -signal.SIGKILL else f"exit {code}"] += 1
-        if code not in member.expected | {AWAY}:
+        deaf = {-signal.SIGTERM} if member.asked and not member.listens else set()
+        if code not in member.expected | {AWAY} | deaf:
             self.wrong.append(f"{member.outboxd.log.stem} ended with {code}: {member.outboxd.last_words()[-300:]}")
