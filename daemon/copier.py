@@ -239,6 +239,10 @@ class Copier:
         begins = wish is not None and begun_by(copy, wish)
         return begins or table in self._noting or (copy is not None and copy.state != "done")
 
+    def vacant(self, table: str) -> Sequence[str]:
+        """Columns that once travelled and do not any more: rows that are written again set them to null."""
+        return self.copies[table].vacant if table in self.copies else ()
+
     # -- sending ---------------------------------------------------------------------------------------------
 
     def outgoing(self, batch: Batch) -> Outgoing:

@@ -40,7 +40,7 @@ class Copy:
     not told). `state` out: its changes are skipped until it fits again.
 
     `aim`: what it is of, as the source says; `here`: is its table on the target still the same one? Else it begins anew,
-    whatever the record says. `empties`: columns that no longer travel, which it sets to null."""
+    whatever the record says. `empties`: columns that no longer travel, which it sets to null; `emptied`: those that stay so."""
 
     table: str
     state: str = "wanted"
@@ -56,6 +56,12 @@ class Copy:
     aim: str | None = None
     here: bool = True
     empties: tuple[str, ...] = ()
+    emptied: tuple[str, ...] = ()
+
+    @property
+    def vacant(self) -> tuple[str, ...]:
+        """Columns of which the target is to have no values any more."""
+        return tuple(dict.fromkeys((*self.emptied, *self.empties)))
 
     def fits(self, wish: Wish) -> bool:
         """Is it of what is wanted? Where the source cannot say what that is, what is known stands."""
@@ -68,7 +74,7 @@ class Copy:
         prune = (self.prune and unfinished) or self.state == "out" or (self.state != "wanted" and not fits)
         return Copy(
             self.table, "copying", wish.number or self.wish, prune=prune or wish.missed(wish.prune, self), aim=wish.aim,
-            empties=self.empties if unfinished and fits else (),
+            empties=self.empties if unfinished and fits else (), emptied=self.emptied if fits else (),
         )  # fmt: skip
 
     def went_out(self, reason: str) -> "Copy":
@@ -114,7 +120,8 @@ class Page:
 def known(given: Sequence[Mapping[str, Any]]) -> dict[str, Copy]:
     """The records in an answer of the target, by table."""
     records = ({name: value for name, value in one.items() if name in _RECORD} for one in given)
-    return {one["table"]: Copy(**{**one, "empties": tuple(one.get("empties", ()))}) for one in records}
+    named = ("empties", "emptied")
+    return {one["table"]: Copy(**{**one, **{name: tuple(one.get(name, ())) for name in named}}) for one in records}
 
 
 def note(copy: Copy, *, begins: bool) -> Group:

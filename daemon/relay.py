@@ -67,7 +67,7 @@ class Relay:
         self._pruner = pruner
         self.copier = copier or Copier(source, target, recheck=self._timing.recheck)
         self.verifier = verifier or Verifier(source, target)
-        self.verifier.absent = self.copier.away
+        self.verifier.absent, self.verifier.vacant = self.copier.away, self.copier.vacant
         self._ranges = Ranges(source, (self.copier.begin, self.verifier.begin))
         self._pace = Pace()
         self._leads = asyncio.Event()

@@ -13,6 +13,7 @@ brings nothing the next waits twice as long.
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -129,10 +130,11 @@ class Retries:
         keys = frozenset(asked & delivery.held)
         if not keys:
             return None
-        changes = [change for change in wanted.retry if key_of(change) in keys]
+        waiting = [change for change in wanted.retry if key_of(change) in keys]
+        changes, shapes = vacated(waiting, wanted.shapes, self._copier.vacant)
         log.info("letters_retried", changes=len(changes), discarded_keys=len(wanted.discard & delivery.held))
         try:
-            load = await delivery.prepare(replace(place.parcel(bind(changes), dict(wanted.shapes)), retried=keys))
+            load = await delivery.prepare(replace(place.parcel(bind(changes), shapes), retried=keys))
             sending = asyncio.create_task(delivery.send(load))
             if self._cover is not None:
                 self._cover(sending, wanted, load)
@@ -210,6 +212,24 @@ class Retries:
         if done[1].what != "mismatch":
             self._copier.came_back(back)
         return done
+
+
+def vacated(
+    changes: Sequence[Change], shapes: Mapping[int, tuple[str, ...]], vacant: Callable[[str], Sequence[str]]
+) -> tuple[list[Change], dict[int, tuple[str, ...]]]:
+    """Rows that waited while columns were taken off: these are null in them, whatever the rows have."""
+    made, known = [], dict(shapes)
+    for change in changes:
+        names = vacant(change.table)
+        if names and change.row is not None and change.shape is not None:
+            columns = tuple(dict.fromkeys((*known[change.shape], *names)))
+            shape = next((number for number, there in known.items() if there == columns), -1 - len(known))
+            known[shape] = columns
+            # Spliced, not decoded: of a name that occurs twice json_to_recordset takes the second.
+            nulls = ",".join(f"{json.dumps(name, ensure_ascii=False)}:null" for name in names)
+            change = change._replace(shape=shape, row=f"{change.row.rstrip()[:-1]},{nulls}}}")  # noqa: PLW2901
+        made.append(change)
+    return made, known
 
 
 def _misfit(exc: DaemonError) -> str | None:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 
+import coverage
 import psycopg
 import pytest
 
@@ -56,7 +57,10 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
-    """Fail a run that leaves processes behind, and end them."""
+    """Fail a run that leaves processes behind, and end them. Under load a worker may take longer to end than xdist waits
+    (10 s) before it kills it: what it has measured is saved by then."""
+    if (measuring := coverage.Coverage.current()) is not None:
+        measuring.save()
     yield
     left = left_behind(_run_folder())
     if left:

@@ -99,6 +99,7 @@ $$;
 --   digest   keys, and the digest of each row's text: what differs may still be equal, written otherwise
 --   compare  rows: read with the types of the columns here, as writing them would; columns generated here are left out
 --   present  keys that the source does not have: those that are here
+-- Columns that no longer travel are to be null (outboxd.vacant).
 -- With `inside`, a condition over t: all rows, and of each whether it is not as here, and which row t inside it is.
 create or replace function outboxd.compare_sql(m outboxd.mirror, op text, names text[], inside text default null) returns text
 language plpgsql stable
@@ -111,11 +112,13 @@ declare
   given text;
   heads text;
   other text;
+  vacant text[] := array(select unnest(outboxd.vacant(m.table_name)) except select unnest(names));
 begin
   if op = 'compare' then
     select string_agg(c.definition, ', '), string_agg(quote_ident(c.name), ', '),
-           format('array_remove(array[%s]::text[], null)', string_agg(format('case when t.%I::text is distinct from (%s)::text then %L end', c.name, c.value, c.name), ', ')
-                                                    filter (where not c.generated))
+           format('array_remove(array[%s]::text[], null)', concat_ws(', ',
+             string_agg(format('case when t.%I::text is distinct from (%s)::text then %L end', c.name, c.value, c.name), ', ') filter (where not c.generated),
+             (select string_agg(format('case when t.%I is distinct from null then %1$L end', v), ', ') from unnest(vacant) v)))
       into given, heads, other from outboxd.columns_of(m, names) c;
   else
     select string_agg(c.definition, ', '), string_agg(quote_ident(c.name), ', '), 'null::text[]' into given, heads, other from outboxd.columns_of(m, m.key_columns) c;
@@ -126,6 +129,7 @@ begin
   end if;
   differs := case op when 'present' then 't."outboxd here"'
                      when 'digest' then format('t."outboxd here" is null or x."outboxd digest" is distinct from md5(%s)', outboxd.row_sql(m, names))
+                                         || (select coalesce(string_agg(format(' or t.%I is distinct from null', v), ''), '') from unnest(vacant) v)
                      else format('t."outboxd here" is null or cardinality(%s) > 0', other) end;
   return format(
     'select x."outboxd at", case when t."outboxd here" is null then ''missing'' else %L end, case when t."outboxd here" then %s end%s'

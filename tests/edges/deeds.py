@@ -123,9 +123,7 @@ async def map_anew(world: World) -> str:
     exclude, condition = None, None
     if table != "story" and world.rng.random() < 0.5:  # lines refer to stories: a filter there would need one here
         condition = f"n <> {world.rng.randrange(6)}"
-    elif (
-        world.rng.random() < 0.5 and table not in world.refusing
-    ):  # a row refused then would keep its note: a known gap
+    elif world.rng.random() < 0.5:
         exclude = ["note"]
     world.app.execute(
         "select outbox.watch(%s, exclude => %s::text[], filter => %s)", (table, exclude or [], condition or "")
@@ -160,9 +158,7 @@ async def asleep(world: World) -> str:
 async def refuse(world: World) -> str:
     table = world.rng.choice(tuple(KEYS))
     world.mirror.execute(f"alter table {table} drop constraint if exists lucky".encode())
-    world.refusing.discard(table)
-    if world.rng.random() < 0.7 and _has(world, table, "n") and table not in world.hidden:
-        world.refusing.add(table)
+    if world.rng.random() < 0.7 and _has(world, table, "n"):
         world.mirror.execute(f"alter table {table} add constraint lucky check (n <> {_REFUSED}) not valid".encode())
         return f"the target's {table} refuses {_REFUSED}"
     return f"the target's {table} refuses nothing"

@@ -64,8 +64,8 @@ class Way:
 
 @dataclass
 class World:
-    """`filters`: which rows of a table travel; `hidden`: tables whose `note` does not; `refusing`: those whose mirror refuses
-    a value; `story`: what was done."""
+    """`filters`: which rows of a table travel; `hidden`: tables whose `note` does not; `story`: what was
+    done."""
 
     pair: Pair
     app: Connection
@@ -73,7 +73,6 @@ class World:
     rng: random.Random
     filters: dict[str, str] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)
-    refusing: set[str] = field(default_factory=set)
     open: Connection | None = None  # a transaction that is under way
     story: list[str] = field(default_factory=list)
     parts: Parts | None = None

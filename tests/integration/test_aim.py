@@ -8,6 +8,7 @@ from psycopg.types.json import Jsonb
 from daemon.batch import Limits
 from daemon.copies import Copy
 from tests.integration.test_copy import filled
+from tests.integration.test_dead_letters import ASKED, asked
 from tests.integration.test_verify import ask
 from tests.pairs import Pair, Parts
 
@@ -212,6 +213,88 @@ async def test_what_is_excluded_leaves_the_target(pair: Pair, copied: bool) -> N
         await looked(parts)
         with pair.target.connect() as target:
             assert target.execute("select count(secret) from story").fetchone() == (300,), "that is nobody else's now"
+
+
+PRIVATE = "create table story (id int primary key, n int, secret text)"
+
+
+async def left_at_home(pair: Pair, parts: Parts) -> None:
+    """Three hundred rows whose secret has travelled, and is taken off."""
+    pair.create(PRIVATE, "story")
+    on_source(pair, "insert into story select n, n, 'secret' from generate_series(1, 300) n")
+    await parts.relay.drain()
+    on_source(pair, "select outbox.watch('story', exclude => array['secret'])")
+    await looked(parts)
+
+
+def secrets(pair: Pair) -> Any:
+    with pair.target.connect() as target:
+        return target.execute("select count(*), count(secret) from story").fetchone()
+
+
+@pytest.mark.parametrize("by_rows", [False, True], ids=["by digest", "by row"])
+async def test_a_column_that_was_taken_off_is_compared_with_null(pair: Pair, by_rows: bool) -> None:
+    """And repaired. Not one of its name that somebody has made anew: that is theirs."""
+    async with pair.relay(limits=SMALL) as parts:
+        await left_at_home(pair, parts)
+        on_target(pair, "update story set secret = 'back' where id in (7, 250)")
+        if by_rows:
+            parts.relay.verifier._by_rows.add("public.story")
+        ask(pair)
+        await looked(parts)
+        record = parts.relay.verifier.records["public.story"]
+        assert (record.state, record.rows, record.different, record.drift) == ("done", 300, 2, 2)
+        assert [(one["key"], tuple(one["columns"])) for one in record.samples] == [
+            ('{"id":7}', ("secret",)),
+            ('{"id":250}', ("secret",)),
+        ]
+        ask(pair, repair=True)
+        await looked(parts)
+        assert parts.relay.verifier.records["public.story"].repaired == 2
+        assert secrets(pair) == (300, 0)
+        on_target(pair, "alter table story drop column secret, add column secret text default 'theirs'")
+        ask(pair, repair=True)
+        await looked(parts)
+        record = parts.relay.verifier.records["public.story"]
+        assert (record.state, record.rows, record.drift) == ("done", 300, 0)
+        assert secrets(pair) == (300, 300)
+
+
+async def test_a_column_taken_off_stays_known_after_a_copy_and_another_leader(pair: Pair) -> None:
+    async with pair.relay(limits=SMALL) as parts:
+        await left_at_home(pair, parts)
+        on_source(pair, "select outbox.ask_copy('story', true)")
+        await looked(parts)
+    on_target(pair, "update story set secret = 'back' where id = 7")
+    async with pair.relay(limits=SMALL) as parts:
+        ask(pair, repair=True)
+        await looked(parts)
+        assert parts.relay.verifier.records["public.story"].repaired == 1
+        on_source(pair, "select outbox.watch('story', exclude => array[]::text[])")
+        await looked(parts)
+        assert parts.relay.copier.vacant("public.story") == ()
+    pair.assert_equal("story")
+
+
+async def test_a_row_that_was_refused_while_a_column_was_taken_off(pair: Pair) -> None:
+    """Its letters are from before and after: once one arrives, the target's row has no value of it left."""
+    pair.create(PRIVATE, "story")
+    async with pair.relay(limits=SMALL, timing=ASKED) as parts:
+        on_source(pair, "insert into story select n, n, 'secret' from generate_series(1, 9) n")
+        await parts.relay.drain()
+        on_target(pair, "alter table story add constraint lucky check (n <> 13) not valid")
+        on_source(pair, "update story set n = 13, secret = 'another' where id in (7, 8)")
+        await parts.relay.drain()
+        on_source(
+            pair, "select outbox.watch('story', exclude => array['secret'])", "update story set n = 13 where id = 8"
+        )
+        await looked(parts)
+        assert secrets(pair) == (9, 2), "they are held"
+        on_target(pair, "alter table story drop constraint lucky")
+        await asked(pair, parts, "retry")
+        assert secrets(pair) == (9, 0)
+        with pair.target.connect() as target:
+            assert target.execute("select id from story where n = 13 order by 1").fetchall() == [(7,), (8,)]
 
 
 async def test_a_comparison_of_another_mapping_begins_anew(pair: Pair) -> None:
