@@ -73,7 +73,7 @@ def _spawner() -> "queue.SimpleQueue[tuple[Command, Future[subprocess.Popen[byte
             command, answer = jobs.get()
             try:
                 answer.set_result(_start(command))
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001  whoever asked is told, and the thread serves the next
                 answer.set_exception(error)
 
     threading.Thread(target=serve, name="demo-spawner", daemon=True).start()
