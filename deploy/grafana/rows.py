@@ -82,8 +82,8 @@ THROUGHPUT = Row(
         ),
         Panel(
             "Applied, by table", "area", (Query(per_second("outboxd_changes_applied_total{@}", "table"), "{{table}}"),),
-            "Which table makes the load. A table that is missing here is not watched, or out.",
-            ("OutboxdTableOut",), unit="cps", width=12,
+            "Which table makes the load. A table that is missing here is not watched, not captured, or out.",
+            ("OutboxdTableOut", "OutboxdUncaptured"), unit="cps", width=12,
         ),
         Panel(
             "Changes per batch", "graph", quantiles("outboxd_batch_changes_bucket{@}"),

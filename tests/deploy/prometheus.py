@@ -69,7 +69,9 @@ def alerts() -> list[Mapping[str, Any]]:
 # What an hour is for in production must not take an hour to see. Only durations and thresholds are others: `for`, the
 # windows, and the numbers that are seconds, bytes or starts. Each must occur where it is said to, or this is stale.
 _WINDOWS = {"2m": "4s", "3m": "4s", "3m:": "4s:", "5m": "6s", "15m": "60s", "30m": "8s", "1h": "10s", "6h": "14s"}
-_FOR = {"150s": "2s", "1m": "1s", "2m": "1s", "5m": "3s", "10m": "3s", "15m": "2s", "30m": "2s", "1d": "20s"}
+_FOR = {
+    "150s": "2s", "1m": "1s", "2m": "1s", "3m": "2s", "5m": "3s", "10m": "3s", "15m": "2s", "30m": "2s", "1d": "20s",
+}  # fmt: skip
 _THRESHOLDS = {
     "OutboxdLag": ((":seconds > 60", ":seconds > 4"), ("unknown:seconds > 4", "unknown:seconds > 12")),
     "OutboxdLagCritical": ((":seconds > 600", ":seconds > 8"), ("unknown:seconds > 8", "unknown:seconds > 16")),

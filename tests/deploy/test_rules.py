@@ -26,7 +26,7 @@ CRITICAL = {
 WARNING = {
     "OutboxdLag", "OutboxdTargetSlow", "OutboxdFailures", "OutboxdTableOut", "OutboxdDeadLetters", "OutboxdListenerDown",
     "OutboxdLongTransaction", "OutboxdOutboxGrowing", "OutboxdRestarting", "OutboxdFreshnessBurning", "OutboxdDisabled",
-    "OutboxdDown", "OutboxdRowsDiffer", "OutboxdVerificationStale",
+    "OutboxdDown", "OutboxdRowsDiffer", "OutboxdUncaptured", "OutboxdVerificationStale",
 }  # fmt: skip
 
 
@@ -82,6 +82,7 @@ def test_promtool_reads_the_rules_in_a_hurry(tmp_path: Path) -> None:
         ("rows differ: a takeover", "expr: job_table:outboxd_drift_known:ratio", "expr: job_table:outboxd_drift:ratio", "OutboxdRowsDiffer"),
         ("rows differ: a table is", "verification_tables:count > 0", "verification_tables:count > 9", "OutboxdRowsDiffer"),
         ("rows differ: extra rows", 'sum by (job, instance, table) (outboxd_drift_rows{kind="extra"})', "0", "OutboxdRowsDiffer"),
+        ("uncaptured: a takeover", ' and on (job, instance) outboxd_leader == 1) > 0\n        for: 3m', ") > 0\n        for: 3m", "OutboxdUncaptured"),
         ("verification stale: each", ":bool[30m]) > 0.6", ":bool[30m]) > 0.99", "OutboxdVerificationStale"),
     ],
 )  # fmt: skip
