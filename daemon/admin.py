@@ -20,13 +20,14 @@ from starlette.routing import Route
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """What the server shows. `ready` answers (is it, why); `relay`: whose daemon this is."""
+    """What the server shows. `ready` answers (is it, why); `relay` and `installation`: whose daemon this is."""
 
     alive: Callable[[], bool]
     ready: Callable[[], tuple[bool, Mapping[str, Any]]]
     status: Callable[[], Mapping[str, Any]]
     metrics: Callable[[], tuple[bytes, str]]
     relay: str = "main"
+    installation: Callable[[], str | None] = lambda: None
 
 
 class _Server(uvicorn.Server):
@@ -47,7 +48,8 @@ def application(views: Views) -> Starlette:
 
     async def livez(_: Request) -> Response:
         alive = views.alive()
-        return JSONResponse({"alive": alive, "relay": views.relay}, status_code=200 if alive else 503)
+        whose = {"relay": views.relay, "installation": views.installation()}
+        return JSONResponse({"alive": alive, **whose}, status_code=200 if alive else 503)
 
     async def readyz(_: Request) -> Response:
         ready, why = views.ready()

@@ -184,7 +184,7 @@ def _say_watched(before: install.Watched | None, now: install.Watched, *, copied
             "  this differs from before: "
             + (
                 "the daemon copies the table anew; rows that do not travel any more are deleted on the target, and columns "
-                "emptied where they may be null"
+                "emptied where they may be null (`outboxd schema plan` says where they may not)"
                 if copied
                 else "rows that are on the target already stay as they are until they are copied again (`outboxd backfill --prune`)"
             )
@@ -284,7 +284,7 @@ def run(ctx: click.Context, *, until_idle: bool, strict: bool) -> None:
 def status(ctx: click.Context, *, as_json: bool, probe: bool) -> None:
     """Are both stores in sync, by their own word and, where it answers, the daemon's? 3: not, and the verdict says why."""
     if probe:
-        _probe(load_admin(ctx.obj))
+        _probe(ctx, load_admin(ctx.obj))
     from daemon.status import look
 
     seen = asyncio.run(look(load_without_target(ctx.obj)))
@@ -302,16 +302,25 @@ def status(ctx: click.Context, *, as_json: bool, probe: bool) -> None:
     sys.exit(AWAY if seen["away"] else FOUND if seen["findings"] else 0)
 
 
-def _probe(settings: Settings) -> NoReturn:
+def _probe(ctx: click.Context, settings: Settings) -> NoReturn:
     from daemon.probe import unwell
 
     if not settings.admin or not settings.admin_port:
         fail("a probe asks the daemon's own pages: set OUTBOXD_ADMIN=true and OUTBOXD_ADMIN_PORT", CONFIG)
     where = f"outboxd at {settings.admin_host}:{settings.admin_port}"
-    if problem := unwell(settings.admin_host, settings.admin_port, settings.relay):
+    if problem := unwell(settings.admin_host, settings.admin_port, settings.relay, lambda: _installation(ctx)):
         fail(f"{where} {problem}", FAILED)
     say(f"{where} is alive")
     sys.exit(0)
+
+
+def _installation(ctx: click.Context) -> str | None:
+    """Which one of schema outbox the daemon is to be of; None where that cannot be said at once. A daemon must not be
+    ended because the source is away, or because settings have gone bad."""
+    try:
+        return install.installation(_settings(ctx, "source").source_conninfo)
+    except ConfigError:
+        return None
 
 
 def _show_passes(passes: Sequence[Mapping[str, Any]]) -> None:
@@ -328,7 +337,7 @@ def _show_passes(passes: Sequence[Mapping[str, Any]]) -> None:
         )
         counts = ["-" if one[name] is None else str(one[name]) for name in ("rows", "held")]
         rows.append((one["table"], one["through"] or "never", counts[0], "-" if one["drift"] is None else str(drift),
-                     counts[1], f"{state}: {one['reason']}" if one["reason"] else state))  # fmt: skip
+                     counts[1], ": ".join(said for said in (state, one["reason"]) if said)))  # fmt: skip
     table(("TABLE", "VERIFIED THROUGH", "ROWS", "DRIFT", "HELD", "NOW"), rows)
 
 

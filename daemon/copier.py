@@ -28,6 +28,7 @@ from daemon.copies import (
     known,
     misfit,
     note,
+    slowly,
 )  # fmt: skip
 from daemon.errors import CaptureLost, CopyRefused, DaemonError, Kind, TargetError, advice
 from daemon.noticing import Noticing
@@ -137,7 +138,7 @@ class Copier:
             return Look(None, lambda _, end: _after(end, nothing)) if self._noting else None
         copy, begins = candidates[chosen.table]
         if begins:
-            copy = replace(copy, empties=await self._empties(copy))
+            copy = await self._emptying(copy)
         if copy.step == "rows":
             limits = self._source.limits
             most = min(limits.changes, max(1, int(self._rate / 5))) if self._rate else limits.changes
@@ -164,13 +165,16 @@ class Copier:
         self._only_held[copy.table] = held.difference(more["keys"])
         return (*more["keys"], *sorted(self._only_held[copy.table])), more.get("place")
 
-    async def _empties(self, copy: Copy) -> tuple[str, ...]:
-        """Columns that travelled before this copy and do not any more: what the target has in them goes, where it can."""
+    async def _emptying(self, copy: Copy) -> Copy:
+        """With columns that travelled before this copy and do not any more: what the target has in them goes, where it can."""
         before = self.copies.get(copy.table)
         if before is not None and (not before.here or before.aim == copy.aim):
-            return copy.empties
+            return copy
         left = {name for (name,) in await self._source.ask("copy_left_home", {"table": copy.table})}
-        return empties(copy.table, (await self._target.describe()).more, left) if left else ()
+        if not left:
+            return copy
+        goes, stays = empties(copy.table, (await self._target.describe()).more, left)
+        return replace(copy, empties=goes, kept=stays)
 
     def _refused(self, exc: CopyRefused) -> None:
         if exc.busy:
@@ -232,6 +236,16 @@ class Copier:
 
     def _goes_on(self) -> bool:
         return not self._rate and bool(self._candidates())
+
+    @property
+    def keeps(self) -> bool:
+        """Are there columns that are to be set to null as soon as they may be?"""
+        return any(copy.kept for copy in self.copies.values())
+
+    @property
+    def slow(self) -> Mapping[str, int]:
+        """Tables whose rows take too long to read: how many are read at once."""
+        return self._most
 
     def away(self, table: str) -> bool:
         """Is it out, or not yet copied as somebody wishes? Then it says nothing to compare it."""
@@ -372,7 +386,8 @@ class Copier:
             copy, wish = self.copies.get(table, Copy(table)), self.wishes.get(table)
             shown.append({
                 "table": table, "state": copy.state, "rows": copy.rows, "estimate": wish.estimate if wish else None,
-                "extra": copy.extra, "pruned": copy.pruned, "reason": copy.reason,
+                "extra": copy.extra, "pruned": copy.pruned, "reason": copy.reason or slowly(self._most.get(table)),
+                "slow": self._most.get(table),
             })  # fmt: skip
         return shown
 

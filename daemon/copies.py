@@ -40,7 +40,8 @@ class Copy:
     not told). `state` out: its changes are skipped until it fits again.
 
     `aim`: what it is of, as the source says; `here`: is its table on the target still the same one? Else it begins anew,
-    whatever the record says. `empties`: columns that no longer travel, which it sets to null; `emptied`: those that stay so."""
+    whatever the record says. `empties`: columns that no longer travel, which it sets to null; `emptied`: those that stay so;
+    `kept`: those that must have a value there; `freed`: that had to, and may be null by now."""
 
     table: str
     state: str = "wanted"
@@ -57,6 +58,8 @@ class Copy:
     here: bool = True
     empties: tuple[str, ...] = ()
     emptied: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    freed: tuple[str, ...] = ()
 
     @property
     def vacant(self) -> tuple[str, ...]:
@@ -72,10 +75,13 @@ class Copy:
         case: deletes were missed. What an unfinished copy was to do, this one does."""
         fits, unfinished = self.fits(wish), self.state == "copying"
         prune = (self.prune and unfinished) or self.state == "out" or (self.state != "wanted" and not fits)
-        return Copy(
-            self.table, "copying", wish.number or self.wish, prune=prune or wish.missed(wish.prune, self), aim=wish.aim,
-            empties=self.empties if unfinished and fits else (), emptied=self.emptied if fits else (),
-        )  # fmt: skip
+        begun = Copy(
+            self.table, "copying", wish.number or self.wish, prune=prune or wish.missed(wish.prune, self), aim=wish.aim
+        )
+        if not fits:
+            return begun
+        empties = (*(self.empties if unfinished else ()), *self.freed)
+        return replace(begun, empties=empties, emptied=self.emptied, kept=self.kept)
 
     def went_out(self, reason: str) -> "Copy":
         """From here on its changes are skipped."""
@@ -120,7 +126,7 @@ class Page:
 def known(given: Sequence[Mapping[str, Any]]) -> dict[str, Copy]:
     """The records in an answer of the target, by table."""
     records = ({name: value for name, value in one.items() if name in _RECORD} for one in given)
-    named = ("empties", "emptied")
+    named = ("empties", "emptied", "kept", "freed")
     return {one["table"]: Copy(**{**one, **{name: tuple(one.get(name, ())) for name in named}}) for one in records}
 
 
@@ -129,19 +135,20 @@ def note(copy: Copy, *, begins: bool) -> Group:
     told = {
         "state": copy.state, "wish": copy.wish, "step": copy.step, "after": copy.after, "rows": copy.rows,
         "extra": copy.extra, "pruned": copy.pruned, "prune": copy.prune, "reason": copy.reason, "begins": begins,
-        "aim": copy.aim, "empties": copy.empties,
+        "aim": copy.aim, "empties": copy.empties, "kept": copy.kept,
     }  # fmt: skip
     return Group(copy.table, "copy", 0, (), (json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode(),))
 
 
 def begun_by(copy: Copy | None, wish: Wish) -> bool:
     """Does this wish begin a copy, or begin one anew? One that finds its table being copied lets it go on, unless it asks
-    to begin anew. A copy of something else neither goes on nor counts."""
+    to begin anew. A copy of something else neither goes on nor counts; one that could not set a column to null begins anew
+    once it can."""
     if copy is None or copy.state == "wanted":
         return wish.number > 0
     if copy.state == "out":
         return False  # once it fits again
-    if not copy.fits(wish):
+    if not copy.fits(wish) or copy.freed:
         return True
     if copy.state == "copying":
         return wish.missed(wish.restart, copy)
@@ -183,10 +190,21 @@ def gone(table: str, keys: bytes, now_us: int) -> Sheaf:
     return Sheaf(table, "delete", None, none, none, now, none, False, keys, None)
 
 
-def empties(name: str, described: Mapping[str, Any], columns: Collection[str]) -> tuple[str, ...]:
-    """Which of these columns a copy can set to null on the target: its rows name them, and have no value for them."""
+def slowly(most: int | None) -> str | None:
+    """How a table goes of which no more than so many rows are read at once; None: as any other."""
+    if most is None:
+        return None
+    return f"slow: {'one row' if most == 1 else f'{most} rows'} at a time (large rows, or a slow filter)"
+
+
+def empties(
+    name: str, described: Mapping[str, Any], columns: Collection[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which of these columns a copy can set to null on the target: its rows name them, and have no value for them. And
+    which it cannot."""
     has = [column for table in described["tables"] if table["table"] == name for column in table["columns"] or ()]
-    return tuple(column["name"] for column in has if column["name"] in columns and column.get("nullable"))
+    known = {column["name"]: bool(column.get("nullable")) for column in has if column["name"] in columns}
+    return tuple(one for one in known if known[one]), tuple(one for one in known if not known[one])
 
 
 def misfit(name: str, described: Mapping[str, Any], columns: Collection[str]) -> str | None:

@@ -4,6 +4,8 @@ Knows which statements, in which order, and how to wait for a lock without makin
 nothing of settings or of printing.
 """
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -103,6 +105,20 @@ def installed_at(dsn: str) -> str | None:
             return str(row[0]) if row and row[0] else None
     except psycopg.Error:
         return None
+
+
+def installation(dsn: str, patience: float = 1.0) -> str | None:
+    """Which installation of schema outbox a source has. None: it does not say so within so many seconds."""
+    told: list[str | None] = []
+
+    def ask() -> None:
+        with contextlib.suppress(psycopg.Error, SourceUnavailable), connect(dsn) as conn:
+            told.extend(conn.execute(query("source_installation")).fetchone() or ())
+
+    asking = threading.Thread(target=ask, daemon=True)  # a name server that is away has no patience of ours
+    asking.start()
+    asking.join(patience)
+    return told[0] if told else None
 
 
 def _side(dsn: str) -> Seen:

@@ -240,7 +240,9 @@ class Daemon:
         if not self.settings.admin:
             return None
         report = self.report
-        views = Views(report.alive, report.ready, report.status, self.metrics.render, report.name)
+        views = Views(
+            report.alive, report.ready, report.status, self.metrics.render, report.name, report.seen.installation
+        )
         return Admin(views, self.settings.admin_host, self.settings.admin_port)
 
     async def _watch_gauges(self) -> None:
@@ -248,6 +250,7 @@ class Daemon:
         while True:
             self.judge.look()
             try:
+                self.report.seen.origin = await origin(self.gauges)  # each time: its schema may be another by now
                 if self.keeper.leads or self.doorway.lacking:
                     cursor = self.relay.status.cursor or await self.gauges.remembered_cursor(self.settings.relay)
                     backlog, age = await self.gauges.backlog(cursor)
@@ -276,12 +279,12 @@ class Daemon:
         def fits() -> None:
             copier.recheck()
             surveyor.forget()
+            self.relay.ask_again()
 
         self.bell.on_fits = fits
         while True:
             if self.keeper.leads:
                 try:
-                    seen.origin = seen.origin or await origin(self.gauges)
                     seen.tables = await surveyor.look(copier.wishes, copier.copies if self.relay.stated else None)
                     seen.unseen = None
                 except (DaemonError, BreakerOpen) as exc:

@@ -11,12 +11,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A source, as it says itself (sql/queries/source_origin.sql)."""
+    """A source, as it says itself (sql/queries/source_origin.sql). `installation`: of schema outbox there; None: it is not
+    there, or cannot be read."""
 
     system: str
     database: str
+    installation: str | None = None
 
-    def told(self) -> dict[str, str]:
+    def told(self) -> dict[str, str | None]:
         """For a status."""
         return asdict(self)
 
@@ -26,6 +28,15 @@ def stranger(told: Mapping[str, Any], relay: str, origin: Origin | None) -> str 
     if told.get("relay") != relay:
         return "another relay's daemon answers here"
     source = told.get("source")
-    if origin is not None and source is not None and source != origin.told():
+    if origin is None or source is None:
+        return None
+    if any(source.get(name) != getattr(origin, name) for name in ("system", "database")):
         return "the daemon of another source answers here"
+    if differs(source.get("installation"), origin.installation):
+        return "the daemon of another installation of schema outbox answers here"
     return None
+
+
+def differs(installation: str | None, other: str | None) -> bool:
+    """Are these two installations of schema outbox? None: that one is not known."""
+    return None not in (installation, other) and installation != other

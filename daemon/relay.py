@@ -41,6 +41,7 @@ log = structlog.get_logger()
 _TRAIN = 64  # batches
 _LAST_TRAIN = 8  # of one that is to stop: near by they go one after the other, and the clock is looked at in between
 _REMEMBER_EVERY = 60.0  # seconds: the source is told where the target stands
+_TOLD_EVERY = 300.0  # seconds until the target is asked what its tables are, where no heartbeat's answer tells it
 
 
 class Relay:
@@ -98,6 +99,7 @@ class Relay:
         self._ahead_term = 0
         self._rewinding: str | None = None
         self._noted, self._remembered = 0, 0.0  # the batch number the source was told, and when
+        self._told = float("-inf")  # when the target last said what of its tables is another by now
         self.described: Mapping[str, Any] | None = None  # the target's tables, as it said last
         self.turns = 0
         self.beat = time.monotonic()  # when the loop last gave a sign of life
@@ -119,7 +121,7 @@ class Relay:
         self.turns += 1
         term, sent = self._term, 0
         try:
-            if self._ahead is not None and self._ahead_term != term:
+            if (self._ahead is not None and self._ahead_term != term) or time.monotonic() >= self._told + _TOLD_EVERY:
                 await self._forget()
             while True:
                 patience = None
@@ -203,6 +205,7 @@ class Relay:
             answer = await self._target.cursor()
         else:
             answer = await self._claim(identity.beginning())
+        self._told = time.monotonic()
         await self._delivery.learn_held(answer)
         self._ranges.forget()
         self.copier.learn(answer)
@@ -337,7 +340,7 @@ class Relay:
             self._observer.batch_applied(batch, planned, answer, seconds)
         self._observer.left_out(flight.load.left_out)
         if (latency := arrived(batch, self._target.relay, answer, seconds, self.status.pulse)) is not None:
-            self._observer.heartbeat_arrived(batch, latency, seconds)
+            self._heartbeat_arrived(batch, latency, seconds)
         ids = [*(sheaf.ids[at] for sheaf in batch.sheaves for at in (0, -1)), *(beat.id for beat in batch.beats)]
         log.log(
             10 if alone(batch) else 20,
@@ -346,6 +349,12 @@ class Relay:
             torn=batch.torn, lag_s=round(self.status.behind_seconds, 4), duration_s=round(seconds, 4), **flight.trace,
         )  # fmt: skip
         await self.note(every=_REMEMBER_EVERY)
+
+    def _heartbeat_arrived(self, batch: Batch, latency: float, seconds: float) -> None:
+        """With its answer the target has said which tables are others by now, though not what of their columns is."""
+        self._observer.heartbeat_arrived(batch, latency, seconds)
+        if not self.copier.keeps:
+            self._told = time.monotonic()
 
     def _too_large(self, batch: Batch, exc: TargetError) -> None:
         """A batch did not arrive: was it because of its size?"""
@@ -505,6 +514,10 @@ class Relay:
             self._set("catching_up", because, str(Kind.TRANSIENT))
         if self._unled and self._unled[1] == Kind.AUTH:
             self._unled = None
+
+    def ask_again(self) -> None:
+        """The target's tables may be others: the next turn asks it what it has."""
+        self._told = float("-inf")
 
     def adjust(self, adjustment: Callable[[], Awaitable[None]]) -> None:
         """Have this done between two turns, when nothing is on its way. A wait for the next turn ends."""

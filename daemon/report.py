@@ -149,6 +149,10 @@ class Seen:
     origin: Origin | None = None
     unseen: str | None = None
 
+    def installation(self) -> str | None:
+        """Of schema outbox on the source."""
+        return self.origin.installation if self.origin else None
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -203,7 +207,7 @@ class Report:
                 problem=status.problem,
                 paused=status.state == "paused",
                 leads=self.keeper.leads or self.company.leader is not None,
-                tables=None if tables is None else tables.entries(copies, copier.wishes),
+                tables=None if tables is None else tables.entries(copies, copier.wishes, copier.slow),
                 unseen=None if status.problem else self.seen.unseen,
                 verifications=self.verifications(),
                 held=status.held_keys,

@@ -57,22 +57,31 @@ def _wanted(mirror: Mirror) -> dict[str, Policy]:
 
 def _extra(mirror: Mirror, there: Column) -> Iterator[Step]:
     name = mirror.name
-    if there.required and not _in_primary_key(mirror, there.name):
-        yield mirror.step(
-            "not_null",
-            there.name,
-            ddl.drop_not_null(name, there.name),
-            "it has no default, and the source does not send it",
-        )
+    default = there.default is not None and not there.generated
+    if not _in_primary_key(mirror, there.name):
+        sql, why = ddl.drop_not_null(name, there.name), None
+        if there.required:
+            why = "it has no default, and the source does not send it"
+        elif there.not_null and default and _left_at_home(mirror, there.name):
+            why = "it does not travel any more: once it may be null, what is there is emptied"
+        if why:
+            yield mirror.step("not_null", there.name, sql, why)
     if there.name in mirror.one.watched.sent:
         loses = f"the values of {there.name} ({mirror.rows}){_dependents(mirror, there.name)}"
         yield mirror.step(
             "drop_column",
             there.name,
             ddl.drop_column(name, there.name),
-            "it came from the source, which has it no longer",
+            "it came from the source, and does not travel any more",
             loses,
         )
+
+
+def _left_at_home(mirror: Mirror, column: str) -> bool:
+    """Has it travelled, and does the source still have it?"""
+    watched = mirror.one.watched
+    names = (watched.rename.get(each.name, each.name) for each in mirror.source.tables[watched.source].columns)
+    return column in watched.sent and column in names
 
 
 def _dependents(mirror: Mirror, column: str) -> str:

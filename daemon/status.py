@@ -14,7 +14,7 @@ import httpx
 from daemon import addresses, check, install
 from daemon.breaker import Breaker, BreakerOpen, Thresholds
 from daemon.configuration import Loaded
-from daemon.copies import Copy
+from daemon.copies import Copy, slowly
 from daemon.copies import known as copies_known
 from daemon.doorway import Doorway
 from daemon.errors import DaemonError, Kind, SourceUnavailable, SourceUnfit, TargetError, advice, passes
@@ -55,29 +55,47 @@ async def look(loaded: Loaded) -> dict[str, Any]:
         here = await _of_source(source, settings, there)
     finally:
         await source.close()
-    daemon = await _of_daemon(settings, here.origin)
+    daemon, slow = await _of_daemon(settings, here.origin)
     # The daemon's word on the mode counts more: it asks more often, and may have been told something else.
     seen = {"mode": there.worth.mode, "mode_because": there.worth.because} | {**daemon, **there.more, **here.more}
     # How long it took is a guess between the target's two times, of two clocks: the daemon's word counts more.
     of_daemon = {name: value for name, value in (seen.get("heartbeat") or {}).items() if value is not None}
     seen["heartbeat"] = {**(there.heartbeat or {}), **of_daemon} or None
     seen["held_keys"] = held = max(seen.get("held_keys", 0), sum(here.held.values()))
-    records = [{**shown(table, there.records.get(table)), "held": here.held.get(table, 0)} for table in here.captured]
-    records = records if there.answers else []
+    records = [_record(table, there, here, slow) for table in here.captured] if there.answers else []
     away = ["target"] * there.away + ["source"] * here.away
-    found = findings(_facts(settings, there, here, seen, records))
+    found = findings(_facts(settings, there, here, seen, records=records, slow=slow.copies))
     seen |= {
         "verdict": sentence(found), "findings": [{"kind": one.kind, "text": one.text} for one in found],
         "equal": as_of(equal(records, held)), "verifications": dated(records), "away": away,
     }  # fmt: skip
     if here.seen:
-        seen["copies"] = [copy for copy in seen.get("copies", ()) if copy["table"] in here.captured]
+        copies = [copy for copy in seen.get("copies", ()) if copy["table"] in here.captured]
+        seen["copies"] = [_slowed(copy, slow.copies) for copy in copies]
     return {name: seen[name] for name in dict.fromkeys((*_ORDER, *seen)) if name in seen}
 
 
+@dataclass(frozen=True, slots=True)
+class _Slow:
+    """Tables of which so many rows at most are copied, or compared, at once: what the leader alone knows."""
+
+    copies: Mapping[str, int] = field(default_factory=dict)
+    verifications: Mapping[str, int] = field(default_factory=dict)
+
+
+def _slowed(told: Mapping[str, Any], slow: Mapping[str, int]) -> dict[str, Any]:
+    most = slow.get(told["table"])
+    return {**told, "reason": told["reason"] or slowly(most), "slow": most}
+
+
+def _record(table: str, there: "_There", here: "_Here", slow: _Slow) -> dict[str, Any]:
+    return _slowed({**shown(table, there.records.get(table)), "held": here.held.get(table, 0)}, slow.verifications)
+
+
 def _facts(
-    settings: Settings, there: "_There", here: "_Here", seen: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
-) -> Facts:
+    settings: Settings, there: "_There", here: "_Here", seen: Mapping[str, Any],
+    *, records: Sequence[Mapping[str, Any]], slow: Mapping[str, int],
+) -> Facts:  # fmt: skip
     disabled = seen["mode_because"] if seen["mode"] == Mode.DISABLED else None
     leads = here.leads or seen.get("leads") or (_beats(settings, there) if here.leads is None else False)
     # A daemon that does not lead says nothing of the work that another one does.
@@ -91,7 +109,7 @@ def _facts(
         paused=seen.get("state") == "paused",
         leads=leads or None if here.leads is None else leads,
         instead=here.instead,
-        tables=here.seen.entries(there.copies if there.answers else None) if here.seen else (),
+        tables=here.seen.entries(there.copies if there.answers else None, slow=slow) if here.seen else (),
         verifications=records,
         held=seen["held_keys"],
         backlog=here.backlog,
@@ -257,14 +275,19 @@ def _target(settings: Settings) -> Target:
     return Target(open_door(settings), settings.relay, Breaker("target", Thresholds()))
 
 
-async def _of_daemon(settings: Settings, here: Origin | None) -> dict[str, Any]:
+async def _of_daemon(settings: Settings, here: Origin | None) -> tuple[dict[str, Any], _Slow]:
     """The daemon's own view, when it runs on this machine. Whoever answers on its port may be another's."""
     where = f"http://{settings.admin_host}:{settings.admin_port}"
     try:
         async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
             told = (await client.get(f"{where}/api/status")).json()
         if other := stranger(told, settings.relay, here):
-            return {"daemon": other}
-        return {"daemon": where, **{name: told.get(name) for name in _OF_DAEMON}}
+            return {"daemon": other}, _Slow()
+        slow = _Slow(_slow(told.get("copies")), _slow(told.get("verifications")))
+        return {"daemon": where, **{name: told.get(name) for name in _OF_DAEMON}}, slow
     except (httpx.HTTPError, json.JSONDecodeError, AttributeError):
-        return {"daemon": "none answers on this machine"}
+        return {"daemon": "none answers on this machine"}, _Slow()
+
+
+def _slow(told: Sequence[Mapping[str, Any]] | None) -> dict[str, int]:
+    return {one["table"]: one["slow"] for one in told or () if one.get("slow")}

@@ -11,7 +11,7 @@ from typing import Any
 
 from daemon.breaker import BreakerOpen
 from daemon.copies import Copy, Wish
-from daemon.errors import DaemonError
+from daemon.errors import DaemonError, SourceUnfit
 from daemon.origin import Origin
 from daemon.source import Source
 from daemon.target import Target
@@ -37,7 +37,10 @@ async def survey(source: Source, described: Mapping[str, Any] | None) -> Tables:
 async def origin(source: Source) -> Origin:
     """Which source this is."""
     [row] = await source.records("source_origin")
-    return Origin(**row)
+    installation = None
+    with contextlib.suppress(SourceUnfit):  # its schema is not there: a server and a database it is all the same
+        [(installation,)] = await source.ask("source_installation")
+    return Origin(**row, installation=installation)
 
 
 class Surveyor:

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from daemon.batch import Batch, Found, Question, stretch
-from daemon.copies import COLUMNS, choose
+from daemon.copies import COLUMNS, choose, slowly
 from daemon.errors import CopyRefused, Kind, TargetError
 from daemon.ranges import Look
 from daemon.sheaf import Sheaf, split
@@ -107,6 +107,7 @@ class Verifier:
         self._flying: deque[Checked] = deque()
         self._reading: object | None = None  # once it is another one, or none, what was being read counts no more
         self._unanswered = 0  # comparisons in a row
+        self._slow: set[str] = set()  # tables whose pass has met a range that took too long
         self._alone: set[str] = set()  # tables whose pass has begun here and met no row that the source may lack
         self._by_rows: set[str] = set()  # digests of these tables say nothing: the target writes the same otherwise
         self._busy: dict[str, float] = {}
@@ -465,6 +466,7 @@ class Verifier:
         """Once is an accident. Again and again, with nothing answered in between, it is what was asked: changes wait
         behind it each time."""
         self._unanswered += 1
+        self._slow.add(record.table)
         self._halve(record.table)
         if self._unanswered >= _UNANSWERED:
             self._unanswered = 0
@@ -530,7 +532,12 @@ class Verifier:
     def report(self) -> list[dict[str, Any]]:
         """One line a watched table: see daemon.verification.shown."""
         said = {table: record for table, record in self.records.items() if self._stands(record)}
-        return [shown(table, said.get(table)) for table in sorted(self.wanted or ())]
+        return [self._shown(table, said.get(table)) for table in sorted(self.wanted or ())]
+
+    def _shown(self, table: str, record: Verification | None) -> dict[str, Any]:
+        most = self._range(record or Verification(table)) if table in self._slow else None
+        told = shown(table, record)
+        return {**told, "reason": told["reason"] or slowly(most), "slow": most}
 
     def _stands(self, record: Verification) -> bool:
         """Is it of what is there now? What was found of something else says nothing."""
@@ -572,6 +579,7 @@ class Verifier:
         self._ended(failed)
 
     def _ended(self, record: Verification) -> None:
+        self._slow.discard(record.table)
         self._unsaved.add(record.table)
         self._due[record.table] = self._clock() + self._pause(record)
         if record.state == "done":

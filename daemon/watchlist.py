@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from daemon.copies import Copy, Wish, begun_by, misfit
+from daemon.copies import Copy, Wish, begun_by, misfit, slowly
 
 Level = Literal["OK", "WARN", "FAIL"]
 Row = Mapping[str, Any]
@@ -58,15 +58,19 @@ class Tables:
     labels: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
     described: Mapping[str, Any] | None = None
 
-    def entries(self, copies: Mapping[str, Copy] | None, wishes: Mapping[str, Wish] | None = None) -> tuple[Entry, ...]:
-        """Each of them, with its copy as it stands. `copies` None: the target has not said what it has."""
+    def entries(
+        self, copies: Mapping[str, Copy] | None, wishes: Mapping[str, Wish] | None = None, slow: Mapping[str, int] | None = None,
+    ) -> tuple[Entry, ...]:  # fmt: skip
+        """Each of them, with its copy as it stands. `copies` None: the target has not said what it has; `slow`: tables of
+        which so many rows at most are copied at once."""
         known = {**self.wishes, **(wishes or {})}
         found = []
         for row in self.rows:
             name = row["table_name"]
             amiss = self._amiss(row)
-            copied = Entry(name, State.WELL) if copies is None else _copied(name, copies.get(name), known.get(name))
-            found.append(amiss or copied)
+            if amiss is None and copies is not None:
+                amiss = _copied(name, copies.get(name), known.get(name), slowly((slow or {}).get(name)))
+            found.append(amiss or Entry(name, State.WELL))
         return tuple(found)
 
     def _amiss(self, row: Row) -> Entry | None:
@@ -86,18 +90,18 @@ class Tables:
             mirror = mirror_of(table, self.described)
             if mirror is None or not mirror["exists"]:
                 return Entry(table, State.MISSING, "it is not on the target", "outboxd schema apply")
-            reason = elsewhere(row, mirror) or misfit(table, self.described, columns)
+            reason = elsewhere(row, mirror) or misfit(table, self.described, columns) or unfilled(mirror, columns)
             if reason := reason or unspoken(self.labels.get(table, {}), mirror):
                 return Entry(table, State.UNFIT, reason, f"outboxd schema plan {named}")
         return None
 
 
-def _copied(table: str, copy: Copy | None, wish: Wish | None) -> Entry:
+def _copied(table: str, copy: Copy | None, wish: Wish | None, slow: str | None) -> Entry:
     if copy is not None and copy.state == "out":
         return Entry(table, State.OUT, copy.reason or "", f"outboxd schema plan {shlex.quote(table)}")
     if wish is not None and (begun_by(copy, wish) or (copy is not None and copy.state == "copying")):
         rows = copy.rows if copy is not None and copy.state == "copying" else 0
-        return Entry(table, State.UNCOPIED, f"{rows} rows")
+        return Entry(table, State.UNCOPIED, ", ".join([f"{rows} rows", *([slow] if slow else [])]))
     return Entry(table, State.WELL)
 
 
@@ -111,6 +115,14 @@ def elsewhere(row: Row, mirror: Row) -> str | None:
     if row["target"] in {None, mirror["target"]}:
         return None
     return f"goes to {mirror['target']}, and is watched to go to {row['target']}"
+
+
+def unfilled(mirror: Row, columns: Sequence[str]) -> str | None:
+    """Columns of the mirror that must have a value, and are sent none: new rows are refused. A trigger may give them one."""
+    lacks = [one["name"] for one in mirror["columns"] or () if one["required"] and one["name"] not in columns]
+    if not columns or not lacks or mirror["triggers"]:
+        return None
+    return f"{', '.join(lacks)} must have a value there, and none is sent"
 
 
 def by_table(rows: Iterable[Row]) -> dict[str, dict[str, Sequence[str]]]:

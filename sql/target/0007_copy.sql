@@ -18,6 +18,7 @@ create table if not exists outboxd.copy (
   place      text,
   empties    text[] not null default '{}',
   left_home  jsonb not null default '{}',
+  kept       jsonb not null default '{}',
   since      xid8 not null default pg_current_xact_id(),
   started_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
@@ -31,6 +32,7 @@ comment on column outboxd.copy.aim is 'what it is of, as the source says: the ou
 comment on column outboxd.copy.place is 'the table that it is in (outboxd.place); null: none that is still there';
 comment on column outboxd.copy.empties is 'columns that no longer travel, and that this copy sets to null';
 comment on column outboxd.copy.left_home is 'columns that were set to null and are to stay so, each with its number here: one that somebody makes anew is theirs';
+comment on column outboxd.copy.kept is 'columns that no longer travel and kept their values, being NOT NULL, each with its number here; set to null once they may be';
 comment on column outboxd.copy.since is 'the copy''s first transaction here: a row not written since may be one that the source does not have';
 
 revoke all on outboxd.copy from public;
@@ -57,6 +59,18 @@ as $$
                 order by 1)
 $$;
 
+-- Of the columns that kept their values those that still have to, or those that may be null by now (`freed`).
+create or replace function outboxd.kept(c outboxd.copy, freed boolean) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select array(select a.attname::text
+                 from jsonb_each_text(c.kept) l(name, number) join outboxd.mirror m on m.table_name = c.table_name
+                 join pg_attribute a on a.attrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table))
+                                    and a.attname = l.name and a.attnum = l.number::int and a.attgenerated = '' and a.attnotnull <> kept.freed
+                order by 1)
+$$;
+
 create or replace function outboxd.copies(relay_name text) returns json
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -64,8 +78,19 @@ as $$
   select coalesce(json_agg(json_build_object(
            'table', c.table_name, 'state', c.state, 'wish', c.wish, 'step', c.step, 'after', c.after, 'rows', c.rows, 'extra', c.extra,
            'pruned', c.pruned, 'prune', c.prune, 'reason', c.reason, 'aim', c.aim, 'here', coalesce(c.place = outboxd.place(c.table_name), false),
-           'empties', c.empties, 'emptied', outboxd.vacant(c.table_name)) order by c.table_name), '[]')
+           'empties', c.empties, 'emptied', outboxd.vacant(c.table_name),
+           'kept', outboxd.kept(c, false), 'freed', outboxd.kept(c, true)) order by c.table_name), '[]')
     from outboxd.copy c where c.relay = relay_name
+$$;
+
+-- Columns of a mirror, each with its number: one that somebody makes anew has another.
+create or replace function outboxd.numbered(name text, columns text[]) returns jsonb
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(jsonb_object_agg(a.attname, a.attnum), '{}')
+    from outboxd.mirror m join pg_attribute a on a.attrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table)) and a.attname = any (numbered.columns)
+   where m.table_name = numbered.name
 $$;
 
 -- Record how far the copy of a table has come, as a group of the batch says; `begins`: with this batch.
@@ -79,20 +104,20 @@ begin
   if name = 'outboxd.heartbeat' then
     return;  -- a daemon older than heartbeats takes one that it finds for a table, and that for out
   end if;
-  insert into outboxd.copy as c (relay, table_name, state, wish, step, after, rows, extra, pruned, prune, reason, aim, place, empties, left_home)
+  insert into outboxd.copy as c (relay, table_name, state, wish, step, after, rows, extra, pruned, prune, reason, aim, place, empties, left_home, kept)
   select relay_name, name, x.state, x.wish, x.step, x.after, x.rows, x.extra, x.pruned, x.prune, x.reason, x.aim,
          case when begins then outboxd.place(name) end, coalesce(x.empties, '{}'),
-         (select coalesce(jsonb_object_agg(a.attname, a.attnum), '{}') from outboxd.mirror m
-            join pg_attribute a on a.attrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table)) and a.attname = any (x.empties)
-           where m.table_name = name)
+         outboxd.numbered(name, x.empties), outboxd.numbered(name, x.kept)
     from json_to_recordset(entries) as x(state text, wish bigint, step text, after text, rows bigint, extra bigint, pruned bigint, prune boolean, reason text,
-                                         aim text, empties text[])
+                                         aim text, empties text[], kept text[])
   on conflict on constraint copy_pkey do update
      set state = excluded.state, wish = excluded.wish, step = excluded.step, after = excluded.after, rows = excluded.rows,
          extra = excluded.extra, pruned = excluded.pruned, prune = excluded.prune, reason = excluded.reason, updated_at = now(),
          aim = excluded.aim, empties = excluded.empties,
          left_home = case when not begins then c.left_home when c.aim = excluded.aim and c.place = excluded.place then c.left_home || excluded.left_home
                           else excluded.left_home end,
+         kept = case when not begins then c.kept when c.aim = excluded.aim and c.place = excluded.place then (c.kept || excluded.kept) - excluded.empties
+                     else excluded.kept end,
          place = case when begins then excluded.place else c.place end,
          since = case when begins then pg_current_xact_id() else c.since end,
          started_at = case when begins then now() else c.started_at end;

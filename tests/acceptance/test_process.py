@@ -87,7 +87,9 @@ def test_its_pages_tell_the_truth_while_all_is_well(direct: Pair, start: Start) 
     outboxd = streaming(start(direct.settings))
     direct.write(STORIES, 7)
     direct.arrives()
-    assert outboxd.get("/livez") == (200, '{"alive":true,"relay":"main"}')
+    ((installation,),) = direct.ask(direct.source, "select id::text from outbox.installation")
+    whose = f'"relay":"main","installation":"{installation}"'
+    assert outboxd.get("/livez") == (200, f'{{"alive":true,{whose}}}')
     code, body = outboxd.get("/readyz")
     assert (code, json.loads(body)["ready"]) == (200, True)
     applied = 'outboxd_changes_applied_total{op="upsert",table="public.\\"Story\\""}'

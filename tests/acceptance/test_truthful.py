@@ -175,6 +175,50 @@ def test_a_table_that_is_captured_no_more(direct: Pair, start: Start) -> None:
     well(direct, daemon)
 
 
+def test_a_table_whose_rows_take_too_long_to_be_copied(direct: Pair, start: Start) -> None:
+    """One row takes longer than a range may: it is set aside, and said to be. The verdict's kind is that of any copy."""
+    daemon = synced(direct, start, batch_changes="1")
+    direct.write(
+        "create function nap(int) returns boolean language plpgsql immutable as 'begin perform pg_sleep(4); return true; end'"
+    )
+    table = "create table tome (id int primary key, body text)"
+    direct.write(f"{table}; insert into tome values (1, 'quite private')")
+    with direct.target.connect() as conn:
+        conn.execute(table.encode())
+    assert Cli(direct.settings)("watch", "tome", "--where", "public.nap(id)").code == 0
+    slow = "slow: one row at a time (large rows, or a slow filter)"
+    wait_until(lambda: slow in (daemon.status() or {})["verdict"], 60)
+    told = becomes(direct, daemon, "uncopied")
+    assert told["verdict"].startswith(f"copying public.tome: 0 rows, {slow}")
+    [copy] = [one for one in (daemon.status() or {})["copies"] if one["table"] == "public.tome"]
+    assert (copy["reason"], copy["slow"]) == (slow, 1)
+    assert "quite private" not in str(told) + str(daemon.status())
+    with direct.target.connect() as conn:
+        conn.execute("drop table tome")
+
+
+def test_a_column_left_at_home_that_must_have_a_value(direct: Pair, start: Start) -> None:
+    """New rows will be refused: that is said before one is. The plan lets it be null, and then it is."""
+    table = "create table note (id int primary key, secret text not null)"
+    direct.write(f"{table}; insert into note select i, 'secret' from generate_series(1, 5) i")
+    with direct.target.connect() as conn:
+        conn.execute(table.encode())
+    assert Cli(direct.settings)("watch", "note").code == 0
+    daemon = synced(direct, start)
+    assert Cli(direct.settings)("watch", "note", "--exclude", "secret").code == 0
+    told = becomes(direct, daemon, "unfit")
+    said = "public.note does not fit on the target, secret must have a value there, and none is sent: `outboxd schema plan public.note`"
+    assert told["verdict"] == said
+    direct.write("insert into note values (6, 'another')")
+    wait_until(lambda: (daemon.status() or {})["held_keys"] == 1)
+    done = Cli(direct.settings)("schema", "apply", "--yes")
+    assert (done.code, "not null secret" in done.err) == (3, True), "to drop it is left to a person"
+    well(direct, daemon)
+    assert direct.ask(direct.target, "select count(*), count(secret) from note") == [(6, 0)]
+    with direct.target.connect() as conn:
+        conn.execute("drop table note")
+
+
 def test_whoever_answers_on_the_port_may_be_another(direct: Pair, start: Start) -> None:
     """Another relay's daemon: neither status nor the probe takes its word."""
     daemon = synced(direct, start, relay="other")
@@ -186,6 +230,43 @@ def test_whoever_answers_on_the_port_may_be_another(direct: Pair, start: Start) 
     assert probed.code == 1
     assert "is not this one: the daemon of relay other answers there" in probed.err
     assert Cli({"admin_port": str(daemon.port), "relay": "other"})("status", "--probe").code == 0
+
+
+def test_a_probe_asks_the_source_whose_daemon_it_is(direct: Pair, another: Database, start: Start) -> None:
+    """By the same relay's name another application's daemon answers. Where the source cannot say, the name has to do."""
+    daemon = synced(direct, start)
+    with another.connect() as conn:
+        conn.execute("update outbox.installation set id = gen_random_uuid()")
+
+    def probe(source: str) -> Said:
+        return Cli({"admin_port": str(daemon.port), "source_dsn": source})("status", "--probe")
+
+    said = probe(another.dsn)
+    assert said.code == 1
+    assert "is not this one: the daemon of another installation of schema outbox answers there" in said.err
+    assert probe(direct.source.dsn).code == 0
+    assert probe(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing").code == 0
+    assert Cli({"admin_port": str(daemon.port)})("status", "--probe").code == 0
+
+
+async def test_a_status_takes_no_other_installations_word(direct: Pair, start: Start) -> None:
+    """Its page is this daemon's, but for the installation. A page says which one is there now."""
+    daemon = await asyncio.to_thread(synced, direct, start)
+    page = daemon.status() or {}
+    page["source"]["installation"] = "00000000-0000-0000-0000-000000000000"
+    admin = Admin(Views(lambda: True, lambda: (True, {}), lambda: page, lambda: (b"", "")), "127.0.0.1", 0)
+    serving = asyncio.create_task(admin.run())
+    try:
+        said = await asyncio.to_thread(Cli(direct.settings), "status", "--json", admin_port=str(admin.port))
+        assert said.json()["daemon"] == "the daemon of another installation of schema outbox answers here"
+        assert "state" not in said.json()
+    finally:
+        serving.cancel()
+        await asyncio.wait([serving])
+    direct.write("update outbox.installation set id = '11111111-1111-1111-1111-111111111111'")
+    await asyncio.to_thread(
+        wait_until, lambda: (daemon.status() or {})["source"]["installation"].startswith("11111111-")
+    )
 
 
 async def test_a_probe_takes_no_other_servers_word() -> None:

@@ -274,7 +274,9 @@ def test_a_loop_that_stands_still_pings_no_more_and_the_next_process_goes_on(
     wait_until(lambda: supervisor.silent_for("WATCHDOG=1") > 2, PATIENCE)
     if failpoint.endswith("hang"):
         assert supervisor.silent_for("STATUS=") < supervisor.silent_for("WATCHDOG=1")
-        assert outboxd.get("/livez") == (503, '{"alive":false,"relay":"main"}')
+        ((installation,),) = pair.ask(pair.source, "select id::text from outbox.installation")
+        whose = f'"relay":"main","installation":"{installation}"'
+        assert outboxd.get("/livez") == (503, f'{{"alive":false,{whose}}}')
     assert pair.mirrored() == 0
     outboxd.send(signal.SIGABRT)
     outboxd.send(signal.SIGCONT)  # as systemd does after each of its signals

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 from psycopg.types.json import Jsonb
 
+from daemon import relay
 from daemon.batch import Limits
 from daemon.copies import Copy
 from tests.integration.test_copy import filled
-from tests.integration.test_dead_letters import ASKED, asked
+from tests.integration.test_dead_letters import ASKED, AT_ONCE, asked, held
+from tests.integration.test_out_emitted import there, turned
 from tests.integration.test_verify import ask
 from tests.pairs import Pair, Parts
 
@@ -295,6 +297,90 @@ async def test_a_row_that_was_refused_while_a_column_was_taken_off(pair: Pair) -
         assert secrets(pair) == (9, 0)
         with pair.target.connect() as target:
             assert target.execute("select id from story where n = 13 order by 1").fetchall() == [(7,), (8,)]
+
+
+MUST = "create table story (id int primary key, n int, secret text not null)"
+
+
+async def must_have(pair: Pair, parts: Parts) -> None:
+    """Three hundred rows whose secret is taken off, and cannot be emptied; a new row is refused."""
+    pair.create(MUST, "story")
+    on_source(pair, "insert into story select n, n, 'secret' from generate_series(1, 300) n")
+    await parts.relay.drain()
+    on_source(pair, "select outbox.watch('story', exclude => array['secret'])")
+    copy = await looked(parts)
+    assert (copy.state, copy.empties, secrets(pair)) == ("done", (), (300, 300))
+    on_source(pair, "insert into story values (301, 301, 'another')", "update story set n = -n where id = 7")
+    await parts.relay.drain()
+    assert [key for _, key in held(pair)] == ['{"id":301}']
+    assert secrets(pair) == (300, 300)
+
+
+@pytest.mark.parametrize("another", [False, True], ids=["the same leader", "another leader"])
+async def test_a_column_that_had_to_have_a_value_is_emptied_once_it_may_be_null(pair: Pair, another: bool) -> None:
+    """With what was refused meanwhile, and it stays so."""
+    free = "alter table story alter secret drop not null"
+    async with pair.relay(limits=SMALL, timing=AT_ONCE) as parts:
+        await must_have(pair, parts)
+        if not another:
+            on_target(pair, free)
+            parts.relay.ask_again()
+            await turned(parts, lambda: secrets(pair) == (301, 0))
+    if another:
+        on_target(pair, free)
+    async with pair.relay(limits=SMALL, timing=AT_ONCE) as parts:
+        await turned(parts, lambda: secrets(pair) == (301, 0) and not held(pair))
+        copy = await looked(parts)
+        assert (copy.state, copy.prune, copy.freed, copy.kept) == ("done", False, (), ())
+        assert parts.relay.copier.vacant("public.story") == ("secret",)
+        on_target(pair, "update story set secret = 'their own'")
+        parts.relay.ask_again()
+        await looked(parts)
+        assert secrets(pair) == (301, 301), "once it has been emptied, a copy does so no more; a comparison tells"
+    here, there = pair.rows("select id, n from story order by 1")
+    assert there == here
+
+
+async def test_a_column_of_that_name_that_somebody_makes_anew_is_theirs(pair: Pair) -> None:
+    async with pair.relay(limits=SMALL, timing=AT_ONCE) as parts:
+        await must_have(pair, parts)
+        on_target(pair, "alter table story drop column secret, add column secret text default 'theirs'")
+        parts.relay.ask_again()
+        await turned(parts, lambda: not held(pair))
+        await looked(parts)
+        assert secrets(pair) == (301, 301)
+
+
+async def test_without_heartbeats_a_table_of_the_target_made_anew_is_found_in_time(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written, and nobody claims: now and then the target is asked."""
+    filled(pair, many=300)
+    async with pair.relay(limits=SMALL) as parts:
+        await parts.relay.drain()
+        on_target(pair, "drop table story", "create table story (id int primary key, n int)")
+        monkeypatch.setattr(relay, "_TOLD_EVERY", 0.2)
+        await turned(parts, lambda: there(pair, "select count(*) from story") == [(300,)])
+    pair.assert_equal("story")
+
+
+async def test_the_target_is_asked_no_more_often_than_it_has_to_be(pair: Pair) -> None:
+    filled(pair, many=300)
+    async with pair.relay(limits=SMALL) as parts:
+        await parts.relay.drain()
+        asked, real = list[str](), parts.target.cursor
+
+        async def counted() -> Any:
+            asked.append("cursor")
+            return await real()
+
+        parts.target.cursor = counted  # type: ignore[method-assign]
+        for _ in range(20):
+            await parts.relay.drain()
+        assert asked == []
+        parts.relay.ask_again()
+        await parts.relay.drain()
+        assert asked == ["cursor"]
 
 
 async def test_a_comparison_of_another_mapping_begins_anew(pair: Pair) -> None:

@@ -9,6 +9,7 @@ from daemon.batch import Limits
 from tests.integration.test_dead_letters import AT_ONCE, held
 from tests.integration.test_out_emitted import turned
 from tests.integration.test_schema_drift import state
+from tests.integration.test_verify import ask
 from tests.pairs import Pair
 
 LIMITS = Limits(changes=40, bytes=200_000, row_bytes=100_000)
@@ -73,7 +74,40 @@ async def test_where_a_filter_is_slow_fewer_rows_are_read_at_once(pair: Pair) ->
         pair.write("insert into tale values (1)")
         await parts.relay.drain()
         pair.assert_equal("tale")
-        assert parts.relay.copier._most["public.story"] == 10
+        assert parts.relay.copier.slow == {"public.story": 10}
+        [told] = [one for one in parts.relay.copier.report() if one["table"] == "public.story"]
+        assert (told["state"], told["slow"]) == ("copying", 10) or told["state"] == "wanted"
+        assert told["reason"] == "slow: 10 rows at a time (large rows, or a slow filter)"
         await turned(parts, lambda: state(parts) == "done")
         assert parts.relay.copier.copies["public.story"].pruned == 41
+        assert parts.relay.copier.slow == {}
+        assert [one["reason"] for one in parts.relay.copier.report()] == [None] * len(parts.relay.copier.report())
     pair.assert_equal("story")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_comparison_that_takes_too_long_says_so_until_it_has_failed(pair: Pair) -> None:
+    """And why, without the values of a row."""
+    pair.write(
+        "create function slow(int) returns boolean language plpgsql immutable as 'begin perform pg_sleep(0.02); return true; end'"
+    )
+    ddl = "create table story (id int primary key, title text)"
+    pair.create(ddl, on_target=ddl)
+    pair.write("insert into story select n, 'private' from generate_series(1, 40) n")
+    with pair.source.connect() as conn, pair.target.connect() as mirror:
+        conn.execute("select outbox.watch('story', filter => 'public.slow(id)')")
+        mirror.execute("select outboxd.map('story')")
+    async with pair.relay(limits=LIMITS, timing=AT_ONCE) as parts:
+        await turned(parts, lambda: state(parts) == "done")
+        said: list[tuple[str, str]] = []
+
+        def failed() -> bool:
+            [told] = parts.relay.verifier.report()
+            said.append((told["state"], told["reason"]))
+            return bool(told["state"] == "failed")
+
+        ask(pair)
+        parts.relay.verifier.ring()
+        await turned(parts, failed)
+    assert said[-1] == ("failed", "the source does not answer in time when its rows are compared")
+    assert ("never", "slow: 40 rows at a time (large rows, or a slow filter)") in said

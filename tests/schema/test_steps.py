@@ -131,6 +131,30 @@ def test_not_null_where_the_source_has_null(schemas: Schemas) -> None:
     }
 
 
+def test_not_null_of_a_column_that_does_not_travel_any_more(schemas: Schemas) -> None:
+    """With a default as well: else what has travelled stays there for ever. Not one that never travelled, nor one that the
+    source has dropped."""
+    schemas.on_source(
+        "create table thing (id int primary key, a int not null, b int not null default 1, gone int not null default 2)"
+    )
+    schemas.watch("thing")
+    schemas.settle()
+    schemas.on_target("alter table thing add mine int not null default 3")
+    schemas.on_source(
+        "insert into thing values (1, 1)",
+        "alter table thing drop gone",
+        "select outbox.watch('thing', exclude => array['a', 'b'])",
+    )
+    found = [step for step in schemas.look().steps if step.kind == "not_null"]
+    assert [(step.what, step.destructive) for step in found] == [("a", False), ("b", False)]
+    assert "once it may be null" in found[1].reason
+    schemas.apply()
+    assert {step.kind for step in schemas.look().steps} == {"drop_column"}, "a person has to allow that"
+    assert schemas.columns("thing") == {
+        "id": "integer not null", "a": "integer", "b": "integer", "gone": "integer not null", "mine": "integer not null",
+    }  # fmt: skip
+
+
 def test_a_column_that_gets_wider(schemas: Schemas) -> None:
     """Done without being allowed, because nothing is written anew, also under a policy of ours on that column."""
     schemas.on_source(
