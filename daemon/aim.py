@@ -1,4 +1,4 @@
-"""What a copy or a comparison of a table is of, as the source says: `installation:digest` (outbox.aim_of). As text.
+"""What a copy or a comparison of a table is of, as the source says: `installation:digest` (outbox.aims). As text.
 
 Two are compared as a whole, with `=`. Of the parts one is asked for: numbers of wishes mean something within one
 installation of schema outbox alone. Pure.

@@ -58,6 +58,7 @@ comment on column outbox.change.slot is 'where the row lies until its slot is em
 
 -- Vacuum has nothing to do where rows only come and go all at once: without its visits after so many inserts, and
 -- without its giving back of pages, it never stands in the way of a writer or of prune.
+-- Nothing but rebase ever updates a row; where a publication is FOR ALL TABLES it may only with a replica identity.
 do $$
 begin
   for n in 0 .. 3 loop
@@ -65,6 +66,7 @@ begin
       'create table if not exists outbox.change_%s partition of outbox.change for values in (%s) with ('
       'autovacuum_vacuum_insert_threshold = -1, toast.autovacuum_vacuum_insert_threshold = -1,'
       ' vacuum_truncate = off, toast.vacuum_truncate = off)', n, n);
+    execute format('alter table outbox.change_%s replica identity full', n);
   end loop;
 end
 $$;

@@ -198,13 +198,17 @@ create or replace function outbox.unwanted_triggers(watched_id int, keep regclas
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  ours oid := to_regproc('outbox.capture_' || watched_id);
 begin
   return query
-    select g.tgname, g.tgrelid::regclass
-      from pg_trigger g join pg_proc p on p.oid = g.tgfoid and p.pronamespace = 'outbox'::regnamespace and p.proname ~ '^capture_[0-9]+$'
-     cross join lateral (select p.proname = 'capture_' || watched_id) o(ours)
-     where g.tgparentid = 0
-       and case when g.tgrelid = any (keep) then not ours or g.tgname <> all (array['outbox_row_' || watched_id, 'outbox_truncate', 'outbox_truncated']) else ours end;
+    select g.tgname, g.tgrelid::regclass from pg_trigger g
+     where g.tgparentid = 0 and g.tgfoid = ours
+       and (g.tgrelid <> all (keep) or g.tgname <> all (array['outbox_row_' || watched_id, 'outbox_truncate', 'outbox_truncated']))
+    union all
+    select g.tgname, g.tgrelid::regclass from pg_trigger g
+     where g.tgrelid = any (keep) and g.tgparentid = 0 and g.tgfoid is distinct from ours  -- no join: it would begin with every function
+       and (select p.pronamespace = 'outbox'::regnamespace and p.proname ~ '^capture_[0-9]+$' from pg_proc p where p.oid = g.tgfoid);
 end
 $$;
 

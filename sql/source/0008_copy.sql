@@ -57,28 +57,24 @@ begin
 end
 $$;
 
--- What a copy or a comparison of a watched table is of, as text to be compared with `=`: "installation:digest", of what was
+-- What a copy or a comparison of each captured table is of, as text to be compared with `=`: "installation:digest", of what was
 -- watched (not a table of its name that is watched anew), its key, what of its rows travels, as what, and to where. Null
--- while that cannot be said: the table is gone, or has no key.
-create or replace function outbox.aim_of(w outbox.watched) returns text
-language plpgsql stable security definer
+-- while that cannot be said: the table is gone, or has no key. All tables in one statement, for this is asked every second.
+create or replace function outbox.aims() returns table (table_name text, relid oid, aim text)
+language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-  keys text[] := w.key_columns;
-begin
-  if keys is null then  -- as outbox.primary_key, which costs more and is asked here every second
-    select array_agg(a.attname::text order by k.n) into keys
-      from pg_index i
-     cross join lateral unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) with ordinality k(attnum, n)
-      join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
-     where i.indrelid = outbox.table_named(w.table_name) and i.indisprimary;
-  end if;
-  return (select i.id || ':' || md5(jsonb_build_array(
-            w.id, keys, (select jsonb_object_agg(c, true) from unnest(w.include) c), (select jsonb_object_agg(c, true) from unnest(w.exclude) c),
-            w.target, w.rename, w.constant, w.mask, w.filter)::text)
-            from outbox.installation i where keys is not null);
-end
+  select w.table_name, r.relid, case when k.keys is not null then i.id || ':' || md5(jsonb_build_array(
+           w.id, k.keys, (select jsonb_object_agg(c, true) from unnest(w.include) c), (select jsonb_object_agg(c, true) from unnest(w.exclude) c),
+           w.target, w.rename, w.constant, w.mask, w.filter)::text) end
+    from outbox.installation i cross join outbox.watched w
+   cross join lateral (select outbox.table_named(w.table_name)::oid as relid offset 0) r
+    left join pg_index x on x.indrelid = r.relid and x.indisprimary
+   cross join lateral (
+     select coalesce(w.key_columns, (select array_agg(a.attname::text order by n.n)
+                                       from unnest((x.indkey::int2[])[0:x.indnkeyatts - 1]) with ordinality n(attnum, n)
+                                       join pg_attribute a on a.attrelid = x.indrelid and a.attnum = n.attnum)) as keys offset 0) k
+   where w.capture
 $$;
 
 -- Columns, as the target calls them, that once travelled and now are left at home (exclude, include): what the target has

@@ -34,6 +34,8 @@ create table if not exists outboxd.held (
 
 -- By a hash, because a key may be longer than an index entry can be.
 create unique index if not exists held_key on outboxd.held (relay, table_name, md5(key));
+-- What identifies a row where a publication is FOR ALL TABLES: else its rows could not be deleted.
+alter table outboxd.held replica identity full;
 
 -- Which tables may be written through the door, and under which key. Nothing else can be.
 create table if not exists outboxd.mirror (

@@ -411,7 +411,7 @@ def test_aims_differ_in_all_that_matters(pair: Pair) -> None:
             given = {name: watched.get(name) for name in columns}
             given = {name: Jsonb(value) if isinstance(value, dict) else value for name, value in given.items()}
             source.execute(f"update outbox.watched set {', '.join(f'{n} = %({n})s' for n in columns)}".encode(), given)
-            row = source.execute("select outbox.aim_of(w) from outbox.watched w").fetchone()
+            row = source.execute("select aim from outbox.aims()").fetchone()
             assert row is not None
             return str(row[0])
 

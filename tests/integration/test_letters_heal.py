@@ -119,3 +119,25 @@ async def test_letters_of_columns_that_are_gone_stay_and_their_table_flows(pair:
         on_target(pair, "alter table card add column a text")
         await turned(parts, lambda: not letters(pair))
     assert there(pair, "select id, a, b from card order by 1") == [(1, "x", 9), (2, None, 1)]
+
+
+async def test_rows_whose_key_has_a_label_that_the_target_lacks_come_with_it(pair: Pair) -> None:
+    """Inserted and moved there, changed while they wait; and what comes later goes the same way."""
+    pair.create("create type kind as enum ('a', 'b'); create table t (k kind, n int, v text, primary key (k, n))", "t")
+    pair.write("insert into t values ('a', 1, 'x'), ('b', 2, 'y')")
+    async with pair.relay(timing=AT_ONCE) as parts:
+        await parts.relay.drain()
+        pair.write("alter type kind add value 'c' before 'b'")
+        pair.write(
+            "insert into t values ('c', 1, 'z'), ('a', 3, 'q')",
+            "update t set k = 'c' where k = 'b'",
+            "update t set v = 'w' where n = 1",
+        )
+        await parts.relay.drain()
+        assert [key for _, key in held(pair)] == ['{"k":"c","n":1}', '{"k":"c","n":2}']
+        on_target(pair, "alter type kind add value 'c' before 'b'")
+        await turned(parts, lambda: not held(pair))
+        pair.write("delete from t where k = 'c' and n = 1")
+        await parts.relay.drain()
+    here, there = pair.rows("select * from t order by n")
+    assert here == there == [("a", 1, "w"), ("c", 2, "y"), ("a", 3, "q")]

@@ -113,3 +113,15 @@ def test_nondeterministic_collations_are_refused(version: int, app: Connection) 
         app.execute("insert into loosely values ('A')")
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="nondeterministic"):
         watch(app, "loosely")
+
+
+@pytest.mark.parametrize("version", [18], indirect=True, scope="module")
+def test_a_key_that_older_rows_may_lack_is_refused(version: int, app: Connection) -> None:
+    """NOT NULL NOT VALID: the column says NOT NULL, and rows without a value are there all the same."""
+    app.execute("create table halfway (id int primary key, code text unique); insert into halfway values (1, null)")
+    app.execute("alter table halfway add constraint coded not null code not valid")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="no key of"):
+        watch(app, "halfway", key_columns=["code"])
+    app.execute(
+        "update halfway set code = 'a'; alter table halfway validate constraint coded; select outbox.watch('halfway', '{code}')"
+    )

@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,9 @@ def main() -> int:
     seed = random.randrange(1_000_000) if given.seed is None else given.seed
     logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # connections break: that is what this is about
     out = sys.stderr if given.json else sys.stdout
+    signal.signal(
+        signal.SIGTERM, lambda number, _: sys.exit(128 + number)
+    )  # clears up on the way: a server may be frozen
     print(f"torture for {given.seconds:.0f} s, SEED={seed}", file=out, flush=True)
     folder = shared_folder("outboxd-torture-")
     try:

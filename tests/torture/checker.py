@@ -19,6 +19,9 @@ with accounts as (select balance from checking union all select balance from sav
      lists as (select key, numbers from list where key >= %s)
 select (select count(*) from accounts), (select sum(balance) from accounts), (select json_agg(l) from lists l)
 """
+# Seconds that the oldest number waits. Daemons that are killed every few seconds bring over less than writers write who never
+# pause: a long run on a busy machine would say something of the machine.
+_CROWDED, _CLEAR = 20.0, 5.0
 _LISTS = "select key, numbers from list where key >= %s"
 
 Lists = dict[int, list[int]]
@@ -45,6 +48,7 @@ class Checker:
         self._last: Lists = {}
         self._floor = 0
         self._arrived: set[int] = set()
+        self._weighed = float("-inf")
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="checker", daemon=True)
 
@@ -84,6 +88,7 @@ class Checker:
             if key >= self._floor:
                 self.wrong.append(f"shrunk: list {key} is gone")
         self._note_lag(seen.target)
+        self._weigh()
         self._last = seen.target
         # Lists that were full two generations ago are left to the verdict.
         newest = max(seen.target, default=0) // SLOTS
@@ -95,6 +100,12 @@ class Checker:
         acknowledged = self._world.ledger.snapshot()
         waiting = acknowledged.keys() - self._arrived
         return time.monotonic() - min(map(acknowledged.__getitem__, waiting)) if waiting else 0.0
+
+    def _weigh(self) -> None:
+        """Once a second: do writers pause?"""
+        ledger = self._world.ledger
+        if (now := time.monotonic()) >= self._weighed + 1.0:
+            self._weighed, ledger.crowded = now, self.lag > (_CLEAR if ledger.crowded else _CROWDED)
 
     def _note_lag(self, lists: Lists) -> None:
         """From the acknowledgement to the first look that shows the number."""

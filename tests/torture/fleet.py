@@ -101,7 +101,8 @@ class Fleet:
         self.terminate(member)
         self._note(member)
         with self._lock:
-            self._members.remove(member)
+            if member in self._members:  # else somebody else has, who ends the run
+                self._members.remove(member)
 
     def kill(self, member: Member) -> None:
         member.expected.add(-signal.SIGKILL)

@@ -18,7 +18,8 @@ class Drawn:
 
 
 class Ledger:
-    """`acknowledged` must be on the target at the end; `forbidden` must never be seen there."""
+    """`acknowledged` must be on the target at the end; `forbidden` must never be seen there. `crowded`: so much waits that
+    writers pause."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,6 +29,7 @@ class Ledger:
         self.unknown: set[int] = set()
         self.transactions: Counter[str] = Counter()
         self.harm: list[str] = []
+        self.crowded = False
         self._troubles = 0
         self._troubled = float("-inf")
 

@@ -84,7 +84,8 @@ class Writer:
                         conn.execute("set synchronous_commit = off")
                         conn.commit()
                     while not self._stopped.wait(self._random.expovariate(40.0)):
-                        self._turn(conn)
+                        if not self._ledger.crowded:
+                            self._turn(conn)
             except _Broken:
                 self._stopped.wait(0.1)
             except psycopg.Error as error:  # no connection to begin with
