@@ -8,6 +8,7 @@ import psycopg
 
 from tests.edges.tables import ADDED, KEYS, REFERENCE, WATCHED, ddl, has
 from tests.edges.world import World
+from tests.edges.writes import attempt
 
 
 async def add(world: World) -> str:
@@ -32,6 +33,8 @@ async def rename(world: World) -> str:
     was, name = mirrored.note, "memo" if mirrored.note == "note" else "note"
     world.app.execute(f"alter table {table} rename column {was} to {name}".encode())
     mirrored.note = name
+    # A known gap: hidden before a row has travelled under its new name, the values that it brought under the old one stay.
+    attempt(world.app, f"update {table} set n = n")
     mirrored.stale = mirrored.watched and mirrored.hidden
     if again and mirrored.stale:
         rewatch(world, table)

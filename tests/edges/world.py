@@ -21,7 +21,7 @@ from tests.edges.tables import FIRST, KEYS, SOURCE_ONLY, TABLES, TARGET_ONLY, WA
 from tests.pairs import Pair, Parts
 
 _TIMING = Timing(poll=0.01, recheck=0.0, retry_first=0.001, retry_cap=0.002, letters=0.0)
-_PATIENCE = 8.0  # seconds for one turn
+_PATIENCE = 60.0  # seconds for one turn
 _NEVER = Thresholds(consecutive_failures=10**9, minimum_calls=10**9)  # a breaker that opens only makes a test wait
 _STUMBLES = (BreakerOpen, TargetError, SourceUnavailable, SourceUnfit, CaptureLost)
 
