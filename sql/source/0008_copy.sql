@@ -443,6 +443,19 @@ begin
 end
 $$;
 
+-- A table and its partitions, by the catalogue alone: pg_partition_tree locks each of them, and would wait for whoever alters
+-- or truncates one. Who looks at all tables, again and again, must wait for none.
+create or replace function outbox.tree(root regclass) returns setof regclass
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  with recursive tree as (
+    select root as relid
+    union all
+    select i.inhrelid::regclass from tree t join pg_inherits i on i.inhparent = t.relid join pg_class c on c.oid = i.inhrelid and c.relispartition)
+  select relid from tree
+$$;
+
 -- Why changes of a watched table are not captured: no trigger for its rows there (or, of the table itself, for TRUNCATE),
 -- or one that does not fire always. (pg_restore and others let triggers sleep, and wake them as ordinary ones.) Empty: they are.
 create or replace function outbox.asleep(w outbox.watched) returns text[]
@@ -455,7 +468,7 @@ as $$
              when g.tgname is not null then format('trigger %I of %s does not fire always', g.tgname, t.relid)
              else format('%s has lost its trigger', t.relid) end
       from (select outbox.table_named(w.table_name) as root) r
-     cross join lateral (select r.root as relid union select p.relid from pg_partition_tree(r.root) p) t
+     cross join lateral outbox.tree(r.root) t(relid)
      cross join lateral (values (1), (0)) kind(row)
       left join lateral (select g.tgname, g.tgenabled as state from pg_trigger g
                           where g.tgrelid = t.relid and g.tgfoid = to_regproc('outbox.capture_' || w.id) and g.tgtype & 1 = kind.row
@@ -478,7 +491,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   with
     root as (select outbox.table_named(w.table_name) as relid),
-    tree as (select relid from root union select p.relid from root r, pg_partition_tree(r.relid) p),
+    tree as (select t.relid from root r, outbox.tree(r.relid) t(relid)),
     columns as (
       select a.*, a.xmin, d.adbin from root r
         join pg_attribute a on a.attrelid = r.relid and a.attnum > 0 and not a.attisdropped

@@ -1,17 +1,13 @@
 """Two stores, a relay that turns by hand on an unsteady way, and what must be true once nobody hurts anybody any more.
 
-Knows the tables, how each is mirrored at the moment, and the oracle: plain SQL over the source says what the target must
-hold. Must not know what is done to them.
+Knows how the tables are mirrored at the moment. Must not know what is done to them.
 """
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
-
-import psycopg
 
 from daemon.batch import Limits
 from daemon.breaker import BreakerOpen, Thresholds
@@ -21,22 +17,12 @@ from daemon.progress import Timing
 from daemon.session import query
 from daemon.target import PostgresDoor
 from tests.databases import Database
+from tests.edges.tables import FIRST, KEYS, SOURCE_ONLY, TABLES, TARGET_ONLY, WATCHED, Connection, Mirrored
 from tests.pairs import Pair, Parts
 
-Connection = psycopg.Connection[Any]
-
-TABLES = """
-create table story (id int primary key, n int not null, note text);
-create table line (id int primary key, story int not null references story on delete cascade on update cascade, n int not null, note text);
-create table item (j int, k text, n int not null, note text, primary key (j, k)) partition by list (j);
-create table item_0 partition of item for values in (0); create table item_1 partition of item for values in (1);
-create table card (id int primary key, n int not null, note text);
-"""
-KEYS = {"story": "id", "line": "id", "item": "j, k", "card": "id"}
-WATCHED = ("story", "line", "item")
 _TIMING = Timing(poll=0.01, recheck=0.0, retry_first=0.001, retry_cap=0.002, letters=0.0)
+_PATIENCE = 60.0  # seconds for one turn
 _NEVER = Thresholds(consecutive_failures=10**9, minimum_calls=10**9)  # a breaker that opens only makes a test wait
-_STEADY = 400  # turns: far more than any of them needs
 _STUMBLES = (BreakerOpen, TargetError, SourceUnavailable, SourceUnfit, CaptureLost)
 
 
@@ -64,26 +50,43 @@ class Way:
 
 @dataclass
 class World:
-    """`filters`: which rows of a table travel; `hidden`: tables whose `note` does not; `story`: what was
-    done."""
+    """`story`: what was done; `turns`: of the relay; `drifted`: tables of the target that somebody wrote to."""
 
     pair: Pair
     app: Connection
     mirror: Connection
     rng: random.Random
-    filters: dict[str, str] = field(default_factory=dict)
-    hidden: set[str] = field(default_factory=set)
+    tables: dict[str, Mirrored] = field(default_factory=lambda: {table: Mirrored(table) for table in KEYS})
+    drifted: set[str] = field(default_factory=set)
     open: Connection | None = None  # a transaction that is under way
     story: list[str] = field(default_factory=list)
+    turns: int = 0
     parts: Parts | None = None
     way: Way | None = None
 
-    async def turn(self) -> None:
-        """One turn of the relay, as `run` would make it."""
+    @property
+    def watched(self) -> list[str]:
+        """Tables that are captured now."""
+        return [table for table in WATCHED if self.tables[table].watched]
+
+    async def turn(self, batches: int | None = None) -> None:
+        """One turn of the relay, as `run` would make it: of so many batches, or of some."""
         assert self.parts is not None
-        self.parts.relay.copier.ring()
+        relay = self.parts.relay
+        self.turns += 1
+        relay.copier.ring()
+        relay.verifier.ring()
         with suppress(*_STUMBLES):
-            await self.parts.relay.step(self.rng.choice((1, 64)))
+            async with asyncio.timeout(_PATIENCE):
+                await relay.step(batches or self.rng.choice((1, 64)))
+
+    def beat(self) -> None:
+        """A heartbeat, as the daemon writes one every few seconds."""
+        assert self.parts is not None
+        relay = self.parts.relay
+        if relay.stated is not None:
+            told = {"relay": "main", "epoch": relay.status.epoch, "snapshot": relay.stated.snapshot}
+            self.app.execute(query("heartbeat"), told)
 
     async def interrupted(self) -> None:
         """A turn that is cancelled somewhere."""
@@ -94,53 +97,27 @@ class World:
         turn.cancel()
         await asyncio.gather(turn, return_exceptions=True)
 
-    def mirrored(self, table: str, condition: str | None, *, hidden: bool) -> None:
-        """From now on only these rows of it travel, with or without their notes."""
-        self.filters.pop(table, None)
-        self.hidden.discard(table)
-        if condition is not None:
-            self.filters[table] = condition
-        if hidden:
-            self.hidden.add(table)
-
-    def wanted(self, table: str) -> list[Any]:
-        """What the target must hold, by the source's own rows."""
-        note = "null" if table in self.hidden else "note"
-        others = {"story": "id, n", "line": "id, story, n", "item": "j, k, n", "card": "id, n"}[table]
-        condition = self.filters.get(table, "true")
-        return self.app.execute(
-            f"select {others}, {note} from {table} where {condition} order by {KEYS[table]}".encode()
-        ).fetchall()
-
-    def there(self, table: str) -> list[Any]:
-        """What it holds."""
-        others = {"story": "id, n", "line": "id, story, n", "item": "j, k, n", "card": "id, n"}[table]
-        return self.mirror.execute(f"select {others}, note from {table} order by {KEYS[table]}".encode()).fetchall()
-
     def wrong(self) -> list[str]:
         """Tables that differ, letters that are left, copies that are not done."""
-        found = [
-            f"{table}: {self.there(table)} instead of {self.wanted(table)}"
-            for table in KEYS
-            if self.there(table) != self.wanted(table)
-        ]
+        found = [said for table in self.tables.values() if (said := table.wrong(self.app, self.mirror)) is not None]
         letters = self.app.execute("select table_name, key, sqlstate from outbox.held").fetchall()
         copies = self.mirror.execute(
             "select table_name, state, reason from outboxd.copy where state <> 'done'"
         ).fetchall()
         return found + [f"letters: {letters}"] * bool(letters) + [f"copies: {copies}"] * bool(copies)
 
-    async def rest(self) -> list[str]:
-        """Turn, and ask for letters to be sent again, until all is as it must be; else what is not."""
+    async def until(self, wrong: Callable[[], list[str]], turns: int) -> list[str]:
+        """Turn, and ask for letters to be sent again, until nothing is wrong; else what is."""
         assert self.way is not None
         self.way.lose = ""
-        for turn in range(_STEADY):
+        for turn in range(turns):
             if turn % 10 == 9:
                 self.app.execute(query("letters_want"), {"wanted": "retry", "ids": None, "table": None})
+                self.beat()
             await self.turn()
-            if turn % 5 == 4 and not self.wrong():
+            if turn % 5 == 4 and not wrong():
                 return []
-        return self.wrong()
+        return wrong()
 
     async def again(self) -> None:
         """The relay's process ends, and another begins."""
@@ -158,12 +135,15 @@ class World:
 
 @asynccontextmanager
 async def opened(source: Database, target: Database, seed: int) -> AsyncIterator[World]:
-    """The tables are there, watched and mapped; the application's role and the target's are whom they are in life."""
+    """The tables are there, watched, mapped and written to; the application's role and the target's are whom they are in life."""
     pair = Pair(source, target)
     pair.create(TABLES, *WATCHED)
     with source.connect() as app, target.connect() as mirror:
+        app.execute(SOURCE_ONLY.encode())
         app.execute("select outbox.watch('card', capture => false)")
+        app.execute(FIRST.encode())
         app.execute("set lock_timeout = '30ms'")  # who would wait for the open transaction waits for this thread itself
+        mirror.execute(TARGET_ONLY.encode())
         mirror.execute("set lock_timeout = '5s'")
         mirror.execute("select outboxd.map('card')")
         world = World(pair, app, mirror, random.Random(seed))

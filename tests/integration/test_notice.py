@@ -236,6 +236,17 @@ def test_a_partition_comes_or_goes(tree: Connection, how: str) -> None:
     assert uncaptured(tree) == []
 
 
+@pytest.mark.parametrize("question", ["copy_notice", "uncaptured", "copy_wanted"])
+def test_who_has_a_partition_locked_holds_up_no_look(source: Database, tree: Connection, question: str) -> None:
+    """One that is truncated, or altered for long, must not keep the relay from looking at all others."""
+    tree.execute("set lock_timeout = '1ms'")
+    with source.connect(autocommit=False) as other:
+        other.execute("truncate story")
+        other.execute("lock table story_high in access exclusive mode")
+        tree.execute(query(question))
+        other.rollback()
+
+
 def test_a_look_at_many_columns_is_quick(app: Connection) -> None:
     """It grew with the square of the columns: 7.4 s for 200 tables of 100, for ever for one of 1,400."""
     app.execute("""
