@@ -269,13 +269,23 @@ class Copier:
         if batch.copied is None or batch.copied.copy is None:
             sheaves = tuple(sheaf for sheaf in batch.sheaves if sheaf.table not in self.out)
             aside = tuple(sheaf for sheaf in batch.sheaves if sheaf.table in self.out)
-            return Outgoing(sheaves, tuple(notes), aside)
+            return Outgoing(sheaves, (*notes, *self._first({sheaf.table for sheaf in sheaves})), aside)
         copy = batch.copied.copy
         if batch.copied.begins:
             self.out.discard(copy.table)
             self._fit.discard(copy.table)
         notes.append(note(copy, begins=batch.copied.begins))
         return Outgoing(batch.sheaves, tuple(notes))
+
+    def _first(self, tables: set[str]) -> list[Group]:
+        """Of tables that were empty when they were watched: rows go there from here on, so that it is known where to."""
+        first = []
+        for table in sorted(tables & self.wishes.keys() - self.copies.keys()):
+            wish = self.wishes[table]
+            if wish.number == 0 and wish.aim is not None:
+                self.copies[table] = Copy(table, "done", step="extra", aim=wish.aim)
+                first.append(note(self.copies[table], begins=True))
+        return first
 
     @property
     def captured(self) -> set[str]:
@@ -381,7 +391,8 @@ class Copier:
     def report(self) -> list[dict[str, Any]]:
         """One line a watched table that has been, is or will be copied, and one a table that is out."""
         shown = []
-        tables = {*self.copies, *(wish.table for wish in self.wishes.values() if wish.number)}
+        tables = {table for table, copy in self.copies.items() if not copy.never}
+        tables |= {wish.table for wish in self.wishes.values() if wish.number}
         for table in sorted(tables if self._watched is None else tables & (self._watched | self.out)):
             copy, wish = self.copies.get(table, Copy(table)), self.wishes.get(table)
             shown.append({

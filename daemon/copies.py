@@ -62,6 +62,11 @@ class Copy:
     freed: tuple[str, ...] = ()
 
     @property
+    def never(self) -> bool:
+        """Was there nothing to be copied, ever? All its rows came as changes."""
+        return self.state == "done" and not (self.wish or self.rows)
+
+    @property
     def vacant(self) -> tuple[str, ...]:
         """Columns of which the target is to have no values any more."""
         return tuple(dict.fromkeys((*self.emptied, *self.empties)))

@@ -121,8 +121,7 @@ class Relay:
         self.turns += 1
         term, sent = self._term, 0
         try:
-            if (self._ahead is not None and self._ahead_term != term) or time.monotonic() >= self._told + _TOLD_EVERY:
-                await self._forget()
+            await self._begin(term)
             while True:
                 patience = None
                 if sent < batches and term == self._term and not (sent and self._pruner and self._pruner.due):
@@ -145,6 +144,16 @@ class Relay:
                 self._observer.turn_failed(str(exc.kind) if isinstance(exc, TargetError) else "source")
                 return True  # the others go on without that table
             raise
+
+    async def _begin(self, term: int) -> None:
+        """Let go of what is out of date. What keeps failing may wait for a row that is held: then nothing but its letter
+        leads on."""
+        if (self._ahead is not None and self._ahead_term != term) or time.monotonic() >= self._told + _TOLD_EVERY:
+            await self._forget()
+        if self._failures and self._delivery.held:
+            if self._cursor is None or not self._claimed:
+                await self._resume()
+            await self._retry()
 
     async def _spared(self, exc: TargetError | CaptureLost) -> bool:
         """May the others go on without the table that is to blame?"""

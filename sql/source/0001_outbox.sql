@@ -100,6 +100,7 @@ create table if not exists outbox.watched (
   mask        jsonb,
   filter      text,
   mapping     jsonb,
+  left_home   text[],
   watched_at  timestamptz not null default now()
 );
 
@@ -111,6 +112,7 @@ comment on column outbox.watched.constant is '{"column of the target": "text"}';
 comment on column outbox.watched.mask is '{"column of the source": "null, hash or redact"}';
 comment on column outbox.watched.filter is 'only rows for which this is true travel';
 comment on column outbox.watched.mapping is 'made of these by outbox.watch: what capture is handed (0009)';
+comment on column outbox.watched.left_home is 'columns, as the target calls them, that travelled until it was watched again in another way';
 
 -- Two tables in one place would delete each other's rows. outbox.watch says so in a sentence; this holds where a snapshot
 -- does not show it the other one.

@@ -324,6 +324,10 @@ begin
     perform outbox.notice(w.table_name);  -- as it is found: who let its triggers sleep, or lost them, is seen now or never
   end if;
   update outbox.watched k set mapping = outbox.compose_mapping(w, tbl, steady) where k.id = w.id;
+  update outbox.watched k set left_home = nullif(array(
+           select c from (select unnest(outbox.projected(outbox.row_columns(tbl, was.include, was.exclude), was.mapping)) union select unnest(was.left_home)) travelled(c)
+            where c <> all (outbox.projected(outbox.row_columns(tbl, k.include, k.exclude), k.mapping)) order by c), '{}')
+   where k.id = w.id and known;
   perform outbox.remove_triggers(w.id, array(select tbl union select relid from pg_partition_tree(tbl)));
   perform outbox.compose_capture(w.id, tbl);
   perform outbox.install_triggers(w.id, tbl);

@@ -86,13 +86,14 @@ as $$
 declare
   tbl regclass := outbox.table_named(w.table_name);
 begin
-  if num_nonnulls(w.include, w.exclude) = 0 or tbl is null then
+  if num_nonnulls(w.include, w.exclude) = 0 and w.left_home is null or tbl is null then
     return '{}';
   end if;
   return array(
-    select distinct c from outbox.shape s cross join unnest(s.columns) c
-     where s.table_name = w.table_name and c = any (outbox.column_names(tbl))
-       and c <> all (outbox.projected(outbox.row_columns(tbl, w.include, w.exclude), w.mapping))
+    select c from (select unnest(s.columns) from outbox.shape s where s.table_name = w.table_name and num_nonnulls(w.include, w.exclude) > 0
+                   intersect select unnest(outbox.column_names(tbl))
+                   union select unnest(w.left_home)) travelled(c)
+     where c <> all (outbox.projected(outbox.row_columns(tbl, w.include, w.exclude), w.mapping))
      order by c);
 end
 $$;

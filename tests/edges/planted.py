@@ -70,10 +70,10 @@ def back_without_pruning() -> Iterator[None]:
 def excluded_values_stay() -> Iterator[None]:
     """A column that no longer travels keeps what the target has in it."""
 
-    async def none(*_: Any) -> tuple[str, ...]:
-        return ()
+    async def same(_: Copier, copy: Copy) -> Copy:
+        return copy
 
-    with patch.object(Copier, "_empties", none):
+    with patch.object(Copier, "_emptying", same):
         yield
 
 

@@ -383,6 +383,52 @@ async def test_the_target_is_asked_no_more_often_than_it_has_to_be(pair: Pair) -
         assert asked == ["cursor"]
 
 
+@pytest.mark.parametrize("beats", [True, False], ids=["told by a heartbeat", "told to who leads next"])
+async def test_a_mirror_made_anew_of_a_table_that_was_empty_when_watched(pair: Pair, beats: bool) -> None:
+    """Nobody ever asked for a copy of it: where its rows went is on record all the same."""
+    pair.create("create table story (id int primary key, n int)", "story")
+    async with pair.relay(limits=SMALL) as parts:
+        on_source(pair, "insert into story select n, n from generate_series(1, 300) n")
+        await parts.relay.drain()
+        assert [one["table"] for one in parts.relay.copier.report()] == []
+        on_target(
+            pair, "drop table story", "create table story (id int primary key, n int)", "select outboxd.map('story')"
+        )
+        if beats:
+            parts.relay.ask_again()
+            await looked(parts)
+    if not beats:
+        async with pair.relay(limits=SMALL) as parts:
+            await looked(parts)
+    pair.assert_equal("story")
+
+
+@pytest.mark.parametrize("way", ["renamed before", "under another name", "a constant"])
+async def test_what_is_taken_off_under_a_name_that_no_row_has_had(pair: Pair, way: str) -> None:
+    """Columns leave by what they are called on the target when the table is watched in another way."""
+    pair.create(
+        "create table story (id int primary key, note text)",
+        "story",
+        on_target="create table story (id int primary key, note text, memo text)",
+    )
+    before, after, column = {
+        "renamed before": ("select outbox.watch('story')", "select outbox.watch('story', exclude => array['memo'])", "memo"),
+        "under another name": ("""select outbox.watch('story', rename => '{"note": "memo"}')""",
+                               "select outbox.watch('story', rename => '{}', exclude => array['note'])", "memo"),
+        "a constant": ("""select outbox.watch('story', constant => '{"memo": "x"}')""", "select outbox.watch('story', constant => '{}')", "memo"),
+    }[way]  # fmt: skip
+    async with pair.relay(limits=SMALL) as parts:
+        on_source(pair, before, "insert into story select n, 'private' from generate_series(1, 9) n")
+        await parts.relay.drain()
+        if way == "renamed before":
+            on_source(pair, "alter table story rename note to memo")
+            on_target(pair, "alter table story drop memo", "alter table story rename note to memo")
+        on_source(pair, after)
+        await looked(parts)
+    with pair.target.connect() as target:
+        assert target.execute(f"select count(*), count({column}) from story".encode()).fetchone() == (9, 0)
+
+
 async def test_a_comparison_of_another_mapping_begins_anew(pair: Pair) -> None:
     """In the middle of a pass, and after it: what is said is said of what travels now."""
     filled(pair)

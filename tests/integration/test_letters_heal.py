@@ -1,5 +1,6 @@
 """Dead letters of everyday migrations go by themselves, once what refused them may be gone; and cost little while it is not."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from tests.integration.test_dead_letters import AT_ONCE, held, letters
 from tests.integration.test_out_emitted import on_target, there, turned
 from tests.pairs import Pair
+from tests.relaying import until
 
 # What the target does not take, and the statement there that mends it.
 CAUSES = {
@@ -141,3 +143,25 @@ async def test_rows_whose_key_has_a_label_that_the_target_lacks_come_with_it(pai
         await parts.relay.drain()
     here, there = pair.rows("select * from t order by n")
     assert here == there == [("a", 1, "w"), ("c", 2, "y"), ("a", 3, "q")]
+
+
+async def test_what_halts_goes_on_once_the_row_that_it_waits_for_may_arrive(pair: Pair) -> None:
+    """A parent is held, its child halts the relay: no turn succeeds until the parent's letter has gone."""
+    family = "create table parent (id int primary key, n int{}); create table child (id int primary key, parent int references parent)"
+    pair.create(family.format(""), "parent", "child", on_target=family.format(" constraint small check (n < 6)"))
+    pair.write(
+        "select outbox.watch('child')", "update outbox.watched set on_error = 'halt' where table_name = 'public.child'"
+    )
+    async with pair.relay(timing=AT_ONCE) as parts:
+        pair.write("insert into parent values (1, 9)")
+        await parts.relay.drain()
+        pair.write("insert into child values (1, 1)", "insert into parent values (2, 2)")
+        running = asyncio.create_task(parts.relay.run())
+        parts.relay.lead()
+        await until(lambda: parts.relay.status.state == "paused")
+        on_target(pair, "alter table parent drop constraint small")
+        await until(lambda: not letters(pair) and there(pair, "select * from child") == [(1, 1)])
+        parts.relay.stop()
+        await running
+    pair.assert_equal("parent")
+    pair.assert_equal("child")

@@ -31,15 +31,16 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  row_key text := to_jsonb(new) ->> tg_argv[0];
-  last    bigint;
+  of_table text := tg_table_name;  -- a name compares by another collation than the index
+  row_key  text := to_jsonb(new) ->> tg_argv[0];
+  last     bigint;
 begin
-  select s.version into last from torture.seen s where s.table_name = tg_table_name and s.key = row_key;
+  select s.version into last from torture.seen s where s.table_name = of_table and s.key = row_key;
   if new.version <= last then
     insert into torture.violation (what, said)
     values (case when new.version = last then 'repeated' else 'backwards' end, format('%s %s: version %s after %s', tg_table_name, row_key, new.version, last));
   end if;
-  insert into torture.seen as s (table_name, key, version) values (tg_table_name, row_key, new.version)
+  insert into torture.seen as s (table_name, key, version) values (of_table, row_key, new.version)
   on conflict (table_name, key) do update set version = greatest(s.version, excluded.version), writes = s.writes + 1;
   return null;
 end
