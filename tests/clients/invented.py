@@ -158,6 +158,10 @@ class Table:
         return ident(self.schema, self.name)
 
     @property
+    def names(self) -> list[str]:
+        return [column.name for column in self.columns]
+
+    @property
     def ordered(self) -> str:
         return ", ".join(map(ident, self.key))
 

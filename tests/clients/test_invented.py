@@ -3,19 +3,18 @@ process that an operator has. `--tables N` makes it larger, `--schemas N` plays 
 
 import random
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from daemon.demo.child import Outboxd
 from tests.acceptance.cli import Cli
-from tests.acceptance.conftest import QUICK, Start, wait_until
-from tests.clients.invented import Invented, Table, insert, write
+from tests.acceptance.conftest import QUICK, Start
+from tests.clients.alike import arrives, differs, unsettled
+from tests.clients.invented import Invented, insert, write
 from tests.databases import Database
-from tests.fidelity.stores import SPELLING, Connection, dump, first_difference
+from tests.fidelity.stores import Connection
 
 ROWS, WRITES = 8, 15  # of each table
 _STRUCTURE = (Path(__file__).parent / "structure.sql").read_text()
@@ -59,20 +58,13 @@ def test_whatever_the_schema(
         arrives(running, lambda: unsettled(app, mirror, filled))
 
         assert min(done[kind] for kind in ("insert", "update", "delete")) > len(names) / 2, done
-        assert [line for table in made.tables if (line := differs(app, mirror, table))] == []
+        found = [differs(app, mirror, table.called, table.names, table.key) for table in made.tables]
+        assert list(filter(None, found)) == []
         assert structure(mirror) == structure(app)
         planned = outboxd("schema", "plan")
         assert "nothing to do" in planned.out + planned.err, planned.out
         assert outboxd.found() == {}
         assert outboxd("verify", "--timeout", "60").code == 0
-
-
-def arrives(running: Outboxd, left: Callable[[], list[Any]]) -> None:
-    """Wait until nothing is left; or say what is."""
-    try:
-        wait_until(lambda: running.returncode is not None or not left(), 120)
-    finally:
-        assert (running.returncode, left()) == (None, []), running.last_words()
 
 
 def fill(app: Connection, made: Invented, rng: random.Random) -> Counter[str]:
@@ -108,31 +100,6 @@ def _run(app: Connection, statements: list[tuple[str, str]]) -> Counter[str]:
     except psycopg.errors.IntegrityError:  # a constraint that has waited for the end
         return Counter()
     return done
-
-
-_REACHED = "select coalesce(max(cursor::json ->> 'snapshot'), '3:3:') from outboxd.cursor"
-_WAITING = "select exists (select from outbox.change where not pg_visible_in_snapshot(xid, %s))"
-
-
-def unsettled(app: Connection, mirror: Connection, tables: int) -> list[Any]:
-    """Tables that are not copied, what is held, whether anything waits."""
-    copies = mirror.execute("select table_name, state, reason from outboxd.copy order by 1").fetchall()
-    found: list[Any] = [copy for copy in copies if copy[1] != "done"] + [tables - len(copies)] * (len(copies) != tables)
-    found += app.execute("select table_name, key, sqlstate, reason from outbox.held limit 9").fetchall()
-    reached = mirror.execute(_REACHED).fetchone()
-    assert reached is not None
-    return found + ["changes wait"] * (app.execute(_WAITING, reached).fetchone() == (True,))
-
-
-def differs(app: Connection, mirror: Connection, table: Table) -> str:
-    columns = ", ".join(f'"{column.name.replace(chr(34), chr(34) * 2)}"' for column in table.columns)
-    query = f"copy (select {columns} from {table.called} order by {table.ordered}) to stdout"
-    found = []
-    for conn in (app, mirror):
-        with conn.transaction(force_rollback=True):
-            conn.execute(SPELLING)
-            found.append(dump(conn, query))
-    return "" if found[0] == found[1] else f"{table.called}: {first_difference(*found)}"
 
 
 def structure(conn: Connection) -> list[Any]:
