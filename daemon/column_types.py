@@ -8,7 +8,7 @@ from typing import Literal
 
 Verdict = Literal["fits", "widen", "rewrite"]
 
-_SPELLED = re.compile(r"(.+?)(?:\((\d+)(?:,\s?(-?\d+))?\))?( with(?:out)? time zone)?((?:\[\])*)")
+_SPELLED = re.compile(r"(.+?)(?:\((\d+)(?:,\s?(-?\d+))?\))?( with(?:out)? time zone)?((?:\[\])*)", re.DOTALL)
 _INTEGERS = ("smallint", "integer", "bigint")
 _LENGTHS = {"character varying", "bit varying"}  # any length without one
 _TIMES = {"timestamp", "time", "interval"}  # six digits without a number

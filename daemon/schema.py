@@ -34,7 +34,7 @@ def plan(
     everything = project(source, watched, audiences, target.place)
     chosen = [one for one in everything if only is None or one.watched.name in only]
     here = tuple(one for one in everything if one in chosen or one.name in target.tables)
-    taken = dict(target.place.relations)
+    taken = {**target.place.relations, **{one.name: one.name[1] for one in chosen}}
     steps: list[Step] = []
     notes = [note for one in chosen for note in one.notes]
     problems = []
@@ -76,8 +76,7 @@ def _steps(
         yield from column_steps(mirror)
         yield from key_steps(mirror)
     else:
-        taken[one.name[0], one.key.name] = one.name[1]
-        made = ddl.create_table(one.table, one.key)
+        made = ddl.create_table(one.table, replace(one.key, name=mirror.free(one.key.name)))
         yield Step(one.watched.name, "table", ".".join(one.name), made, "the target has no such table")
     yield from _the_rest(mirror)
 

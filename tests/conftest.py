@@ -43,6 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--changes", type=int, default=200_000, help="how many the soak test pushes through (default: 200000)"
     )
     parser.addoption("--seeds", type=int, default=30, help="random sequences of tests/edges (default: 30)")
+    parser.addoption("--schemas", type=int, default=1, help="random schemas of tests/clients (default: 1)")
+    parser.addoption("--tables", type=int, default=40, help="tables of each of them (default: 40)")
     parser.addoption("--backlog", type=int, default=100_000, help="changes of the deep backlog (default: 100000)")
 
 

@@ -13,7 +13,8 @@ case ${1-} in
   postgres-15) package=postgresql-15 program=usr/lib/postgresql/15/bin/postgres version=--version along='^(postgresql-client-15|lib[^:]*)$' skipped="tests on version 15" ;;
   # promtool stands alone but for libc; what else the package depends on is for its pages.
   prometheus) package=prometheus program=usr/bin/promtool version=--version skipped="tests of the alert rules, and \`make rehearse\`" ;;
-  *) echo "usage: $0 nginx|pgbouncer|postgres-15|prometheus" >&2; exit 64 ;;
+  sysbench) package=sysbench program=usr/bin/sysbench version=--version along='^(libaio|libluajit|libmariadb|libpq5)' skipped="sysbench beside the daemon" ;;
+  *) echo "usage: $0 nginx|pgbouncer|postgres-15|prometheus|sysbench" >&2; exit 64 ;;
 esac
 folder=.cache/$1
 

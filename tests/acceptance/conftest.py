@@ -22,8 +22,8 @@ from tests.waiting import wait_until as wait
 QUICK = {"breaker__open_first": "0.2", "breaker__open_cap": "0.5", "poll_interval": "0.2", "heartbeat_interval": "0"}
 
 _numbers = count(1)
-_REACHED = "select coalesce(max(cursor::json ->> 'snapshot'), '3:3:') from outboxd.cursor"
-_WAITING = "select exists (select from outbox.change where not pg_visible_in_snapshot(xid, %s))"
+REACHED = "select coalesce(max(cursor::json ->> 'snapshot'), '3:3:') from outboxd.cursor"
+WAITING = "select exists (select from outbox.change where not pg_visible_in_snapshot(xid, %s))"
 
 
 @dataclass(eq=False)
@@ -48,8 +48,8 @@ class Pair:
     def waits(self) -> bool:
         """Whether something is committed on the source and not applied."""
         try:
-            ((reached,),) = self.ask(self.target, _REACHED)
-            ((waiting,),) = self.ask(self.source, _WAITING, reached)
+            ((reached,),) = self.ask(self.target, REACHED)
+            ((waiting,),) = self.ask(self.source, WAITING, reached)
             return bool(waiting)
         except psycopg.OperationalError:  # a store that restarts
             return True

@@ -350,6 +350,23 @@ def test_names_that_others_have_on_the_target(schemas: Schemas) -> None:
     assert schemas.ask("select count(*) from pg_index where indrelid = 'thing'::regclass") == 3
 
 
+def test_names_of_new_tables_keys_are_not_taken(schemas: Schemas) -> None:
+    """Long ones are cut, to the same; and a table may be called as another one's key would be."""
+    long = "n" * 58
+    schemas.on_source(
+        f"create table {long} (id int primary key)",
+        f"create table {long}63 (id int primary key)",
+        "create table thing_pkey (id int primary key)",
+        "create table thing (id int primary key)",
+    )
+    schemas.watch(long, f"{long}63", "thing", "thing_pkey")
+    schemas.settle()
+    assert (
+        schemas.ask("select count(*) from pg_constraint where contype = 'p' and connamespace = 'public'::regnamespace")
+        == 4
+    )
+
+
 def test_foreign_keys_wait_and_never_act(schemas: Schemas) -> None:
     """Also one to a unique constraint, which then cannot wait; and one of a table to itself."""
     schemas.on_source(

@@ -41,6 +41,7 @@ from daemon.wanted import constant, home
         ("real", "double precision", "fits"),
         ('public."Mood"', "text", "fits"),
         ('public."Mood"', "public.mood", "rewrite"),
+        ('public."line\nbreak"', "text", "fits"),
         ("uuid", "integer", "rewrite"),
         ("integer[]", "integer", "rewrite"),
     ],
