@@ -79,6 +79,25 @@ def test_a_column_is_given_values(story: Connection, how: str) -> None:
     assert noticed(story) is expected
 
 
+@pytest.mark.parametrize("how", ["in one migration", "seen in between", "watched in between", "watched at once"])
+def test_a_column_goes_and_one_of_its_name_comes(story: Connection, how: str) -> None:
+    """It has no values, and the target's has those of the one before."""
+    story.execute("alter table story drop column title")
+    if how == "seen in between":
+        assert noticed(story) is NOT_ASKED
+    if how == "watched in between":
+        watch(story, "story")
+    story.execute("alter table story add column title text")
+    if how == "watched at once":
+        watch(story, "story")
+        assert rows(story, "select table_name from outbox.copy") == [("public.story",)]
+    else:
+        assert noticed(story) is COPIED
+    story.execute("alter table story add column subtitle text")
+    story.execute("delete from outbox.copy")
+    assert noticed(story) is NOT_ASKED, "nobody has had a name like that"
+
+
 @pytest.mark.parametrize(
     "how", ["a default that went at once", "a volatile default that went at once", "the same type, other values"]
 )
