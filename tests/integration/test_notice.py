@@ -290,7 +290,7 @@ async def test_looks_go_on_beside_the_relay(source: Database, app: Connection) -
     app.execute(STORY)
     watch(app, "story")
     reader = Source(source.dsn)
-    noticing = Noticing(reader, aside=True)
+    noticing = Noticing(reader, aside=True, clock=lambda: 0.0)
 
     async def looked() -> bool:
         return noticing._looking is None or noticing._looking.done()
@@ -313,5 +313,19 @@ async def test_looks_go_on_beside_the_relay(source: Database, app: Connection) -
             await wait_until_async(looked)
         assert noticing.uncaptured == {}
         assert [entry["table"] for entry in log if entry["event"] == "table_uncaptured"] == ["public.story"]
+    finally:
+        await reader.close()
+
+
+async def test_a_look_that_takes_long_is_followed_by_a_long_pause(source: Database, app: Connection) -> None:
+    """Two seconds of the source for hundreds of tables: the next after a hundred."""
+    app.execute(STORY)
+    watch(app, "story")
+    reader, times = Source(source.dsn), [0.0, 2.0, 101.0, 101.1, 117.0, 117.1]
+    noticing = Noticing(reader, clock=lambda: times.pop(0))
+    try:
+        for now, left in ((0.0, 4), (15.0, 4), (99.0, 4), (101.0, 2), (117.0, 0)):
+            await noticing.due(now, 15.0)
+            assert len(times) == left, now
     finally:
         await reader.close()
