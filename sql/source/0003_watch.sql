@@ -334,6 +334,13 @@ begin
            select c from (select unnest(outbox.projected(outbox.row_columns(tbl, was.include, was.exclude), was.mapping)) union select unnest(was.left_home)) travelled(c)
             where c <> all (outbox.projected(outbox.row_columns(tbl, k.include, k.exclude), k.mapping)) order by c), '{}')
    where k.id = w.id and known;
+  if has_table_privilege('outbox.travelled', 'select') and has_table_privilege('outbox.travelled', 'insert') and has_table_privilege('outbox.travelled', 'update') then
+    insert into outbox.travelled (relid, title, number, name)
+    select tbl, r.value, a.attnum, r.key from outbox.watched k cross join jsonb_each_text(k.mapping -> 'rename') r join pg_attribute a on a.attrelid = tbl and a.attname = r.key
+     where k.id = w.id
+    union all select tbl, c, 0, '' from outbox.watched k cross join jsonb_object_keys(k.mapping -> 'constant') c where k.id = w.id
+    on conflict on constraint travelled_pkey do update set number = excluded.number, name = excluded.name;
+  end if;
   perform outbox.remove_triggers(w.id, array(select tbl union select relid from pg_partition_tree(tbl)));
   perform outbox.compose_capture(w.id, tbl);
   perform outbox.install_triggers(w.id, tbl);
