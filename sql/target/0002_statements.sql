@@ -59,7 +59,7 @@ as $$
 $$;
 
 -- Rows with these columns have been written.
-create or replace function outboxd.note_filled(m outboxd.mirror, names text[]) returns void
+create or replace function outboxd.note_filled(relay_name text, m outboxd.mirror, names text[]) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -69,12 +69,12 @@ declare
   written jsonb := (select jsonb_object_agg(a.attname, a.attnum) from pg_attribute a
                      where a.attrelid = there and a.attname = any (names) and a.attnum > 0 and not a.attisdropped);
 begin
-  if exists (select from outboxd.filled f where f.place = there and f.title = called and f.columns @> written) then
+  if exists (select from outboxd.filled f where f.relay = relay_name and f.place = there and f.title = called and f.columns @> written) then
     return;
   end if;
-  insert into outboxd.filled as f (place, title, columns) values (there, called, outboxd.ours(m) || written)
+  insert into outboxd.filled as f (relay, place, title, columns) values (relay_name, there, called, outboxd.ours(m) || written)
   on conflict on constraint filled_pkey do update set title = excluded.title, columns = excluded.columns;
-  delete from outboxd.filled f where f.title = called and not exists (select from pg_class c where c.oid = f.place);
+  delete from outboxd.filled f where f.relay = relay_name and f.title = called and not exists (select from pg_class c where c.oid = f.place);
 end
 $$;
 

@@ -396,7 +396,7 @@ begin
   for at, names in
     select distinct h ->> 'table', array(select json_array_elements_text(h -> 'columns')) from unnest(heads) h where h ->> 'op' = 'upsert'
   loop
-    perform outboxd.note_filled(outboxd.mirror_of(at), names);
+    perform outboxd.note_filled(c.relay, outboxd.mirror_of(at), names);
   end loop;
   if marks then
     beat := outboxd.note_held(c.relay, parts);
