@@ -9,7 +9,7 @@ import asyncio
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -46,11 +46,13 @@ _LOOK = 1.0  # seconds between two looks at the source's wishes
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """What of a batch is sent: without changes of tables that are out (`aside`), with what is to be noted."""
+    """What of a batch is sent: without changes of tables that are out (`aside`), with what is to be noted, and which columns its
+    rows set to null (`vacates`)."""
 
     sheaves: Sheaves
     notes: tuple[Group, ...]
     aside: Sheaves = ()
+    vacates: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Copier:
@@ -168,7 +170,7 @@ class Copier:
     async def _emptying(self, copy: Copy) -> Copy:
         """With columns that travelled before this copy and do not any more: what the target has in them goes, where it can."""
         before = self.copies.get(copy.table)
-        if before is not None and (not before.here or before.aim == copy.aim):
+        if before is not None and before.here and before.aim == copy.aim:
             return copy
         left = {name for (name,) in await self._source.ask("copy_left_home", {"table": copy.table})}
         if not left:
@@ -211,7 +213,7 @@ class Copier:
         self.copies[copy.table] = then
         if not (read.sheaves or begins or read.whole):
             return None  # looked further, and that is nothing to tell
-        shapes = {COLUMNS: (*read.columns, *copy.empties)}
+        shapes = {COLUMNS: read.columns}
         return _after(end, Progress(then, begins, read.count), read.sheaves, shapes, more=self._goes_on())
 
     def _slow_down(self, table: str) -> None:
@@ -266,7 +268,8 @@ class Copier:
         self._telling |= self._noting
         self._noting = {}
         if batch.checked is not None:
-            return Outgoing(batch.sheaves, (*notes, *batch.checked.notes))
+            vacates = {table: self.vacant(table) for table in {sheaf.table for sheaf in batch.sheaves}}
+            return Outgoing(batch.sheaves, (*notes, *batch.checked.notes), vacates=vacates)
         if batch.copied is None or batch.copied.copy is None:
             sheaves = tuple(sheaf for sheaf in batch.sheaves if sheaf.table not in self.out)
             aside = tuple(sheaf for sheaf in batch.sheaves if sheaf.table in self.out)
@@ -276,7 +279,7 @@ class Copier:
             self.out.discard(copy.table)
             self._fit.discard(copy.table)
         notes.append(note(copy, begins=batch.copied.begins))
-        return Outgoing(batch.sheaves, tuple(notes))
+        return Outgoing(batch.sheaves, tuple(notes), vacates={copy.table: copy.empties})
 
     def _first(self, tables: set[str]) -> list[Group]:
         """Of tables that were empty when they were watched: rows go there from here on, so that it is known where to."""

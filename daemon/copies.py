@@ -85,12 +85,14 @@ class Copy:
         )
         if not fits:
             return begun
-        empties = (*(self.empties if unfinished else ()), *self.freed)
-        return replace(begun, empties=empties, emptied=self.emptied, kept=self.kept)
+        empties = (*(self.empties if self.state != "done" else ()), *self.freed)
+        return replace(begun, empties=empties, emptied=self.vacant, kept=self.kept)
 
     def went_out(self, reason: str) -> "Copy":
-        """From here on its changes are skipped."""
-        return replace(self, state="out", step="rows", after=None, seen=None, reason=reason)
+        """From here on its changes are skipped. What a copy had not come to its end with is still to be done."""
+        left = () if self.state == "done" else self.empties
+        out = replace(self, state="out", step="rows", after=None, seen=None, reason=reason)
+        return replace(out, empties=left, emptied=self.vacant)
 
     def less_pruned(self, refused: int) -> "Copy":
         """So many of the rows that were to be deleted are there still."""
@@ -205,8 +207,7 @@ def slowly(most: int | None) -> str | None:
 def empties(
     name: str, described: Mapping[str, Any], columns: Collection[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Which of these columns a copy can set to null on the target: its rows name them, and have no value for them. And
-    which it cannot."""
+    """Which of these columns a copy can set to null on the target, as far as they are outboxd's own there. And which it cannot."""
     has = [column for table in described["tables"] if table["table"] == name for column in table["columns"] or ()]
     known = {column["name"]: bool(column.get("nullable")) for column in has if column["name"] in columns}
     return tuple(one for one in known if known[one]), tuple(one for one in known if not known[one])

@@ -50,7 +50,7 @@ class Parcel:
 
     `notes` are recorded with it. `copied`: these are rows as of the cursor; held keys among them flow again; `copy` is how
     far they lead. `picked`: they are single rows that differed, so that all being refused
-    says nothing of their table. `aside`: changes of tables that are out, `reasons` why.
+    says nothing of their table. `vacates`: columns of tables that these rows set to null. `aside`: changes of tables that are out, `reasons` why.
     """
 
     sheaves: Sheaves
@@ -66,6 +66,7 @@ class Parcel:
     copy: Copy | None = None
     picked: bool = False
     aside: Sheaves = ()
+    vacates: Mapping[str, Sequence[str]] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -174,8 +175,9 @@ class Delivery:
         if load.unpruned and load.parcel.copy is not None:
             notes = (*notes, note(load.parcel.copy.less_pruned(load.unpruned), begins=False))
         load.planned = plan(
-            load.flow, self.order, load.parcel.shapes, hold=load.hold, release=load.release, notes=notes
-        )
+            load.flow, self.order, load.parcel.shapes, hold=load.hold, release=load.release, notes=notes,
+            vacates=load.parcel.vacates,
+        )  # fmt: skip
         self._listener.stage("plan", time.monotonic() - started)
 
     async def _spelled(self, sheaves: Sheaves) -> Sheaves:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from daemon.errors import CaptureLost
@@ -26,7 +26,7 @@ class Group:
     held from here on (`hold`) or no longer (`release`).
 
     `rank` is the table's: parents have a lower one than their children. `anew`: rows that were deleted before, so that what
-    these lack is as in a new row. `texts` are the rows in pieces, `named` their
+    these lack is as in a new row. `vacates`: columns that are set to null in them, as far as nobody else made them. `texts` are the rows in pieces, `named` their
     keys (see daemon.sheaf).
     """
 
@@ -38,6 +38,7 @@ class Group:
     named: bytes = b""
     span: tuple[str | None, str | None] | None = None
     anew: bool = False
+    vacates: tuple[str, ...] = ()
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -56,6 +57,8 @@ class Group:
             head["span"] = self.span
         if self.anew:
             head["anew"] = True
+        if self.vacates:
+            head["vacates"] = self.vacates
         yield json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
         yield SEPARATOR + b"["
         for at, piece in enumerate(self.texts):
@@ -116,11 +119,12 @@ def plan(
     hold: Collection[tuple[str, str]] = (),
     release: Collection[tuple[str, str]] = (),
     notes: Iterable[Group] = (),
+    vacates: Mapping[str, Sequence[str]] | None = None,
 ) -> Plan:
     """What is left of every key: upserts parents first, then truncates and deletes children first.
 
     `hold` and `release` are keys (table, key) that the target records as held, or strikes out, with the batch; `notes`
-    further groups that say no rows. Raises CaptureLost. Promise I4: per key, id order is commit order, so the last
+    further groups that say no rows; `vacates` columns that rows of a table set to null. Raises CaptureLost. Promise I4: per key, id order is commit order, so the last
     change is the row's newest state; a delete never touches a key upserted in the same plan, because of each key
     only one thing is left.
     """
@@ -132,6 +136,8 @@ def plan(
     ranked = sorted((order.get(table, len(order)), table) for table in of_table)
     left = {table: _left(of_table[table], rank, shapes) for rank, table in ranked}
     writes = [group for rest in left.values() for group in rest.upserts]
+    if vacates:
+        writes = [replace(group, vacates=tuple(vacates.get(group.table, ()))) for group in writes]
     removals = [group for rest in reversed(left.values()) for group in rest.removals]
 
     groups = (*writes, *removals, *_marks("release", release), *_marks("hold", hold), *notes)

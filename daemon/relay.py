@@ -68,7 +68,7 @@ class Relay:
         self._pruner = pruner
         self.copier = copier or Copier(source, target, recheck=self._timing.recheck)
         self.verifier = verifier or Verifier(source, target)
-        self.verifier.absent, self.verifier.vacant = self.copier.away, self.copier.vacant
+        self.verifier.absent = self.copier.away
         self._ranges = Ranges(source, (self.copier.begin, self.verifier.begin))
         self._pace = Pace()
         self._leads = asyncio.Event()
@@ -307,7 +307,8 @@ class Relay:
             notes=(*outgoing.notes, *notes(batch, self._target.relay, self.status.pulse)),
             copy=batch.copied.copy if batch.copied else None,
             copied=batch.copied is not None or batch.checked is not None, picked=batch.checked is not None,
-            aside=outgoing.aside, reasons={table: self.copier.copies[table].reason or "" for table in self.copier.out},
+            aside=outgoing.aside, vacates=outgoing.vacates,
+            reasons={table: self.copier.copies[table].reason or "" for table in self.copier.out},
         )  # fmt: skip
         load = await self._delivery.prepare(parcel)
         self._flights.launch(batch, load, self._delivery.send(load))

@@ -134,7 +134,8 @@ class Retries:
         changes, shapes = vacated(waiting, wanted.shapes, self._copier.vacant)
         log.info("letters_retried", changes=len(changes), discarded_keys=len(wanted.discard & delivery.held))
         try:
-            load = await delivery.prepare(replace(place.parcel(bind(changes), shapes), retried=keys))
+            vacates = {table: self._copier.vacant(table) for table, _ in keys}
+            load = await delivery.prepare(replace(place.parcel(bind(changes), shapes), retried=keys, vacates=vacates))
             sending = asyncio.create_task(delivery.send(load))
             if self._cover is not None:
                 self._cover(sending, wanted, load)
@@ -217,12 +218,13 @@ class Retries:
 def vacated(
     changes: Sequence[Change], shapes: Mapping[int, tuple[str, ...]], vacant: Callable[[str], Sequence[str]]
 ) -> tuple[list[Change], dict[int, tuple[str, ...]]]:
-    """Rows that waited while columns were taken off: these are null in them, whatever the rows have."""
+    """Rows that waited while columns were taken off: these are null in them, whatever the rows have, and are no columns of
+    theirs any more: where they are outboxd's own the target sets them to null."""
     made, known = [], dict(shapes)
     for change in changes:
         names = vacant(change.table)
         if names and change.row is not None and change.shape is not None:
-            columns = tuple(dict.fromkeys((*known[change.shape], *names)))
+            columns = tuple(name for name in known[change.shape] if name not in names)
             shape = next((number for number, there in known.items() if there == columns), -1 - len(known))
             known[shape] = columns
             # Spliced, not decoded: of a name that occurs twice json_to_recordset takes the second.

@@ -95,7 +95,6 @@ class Verifier:
         self._clock = clock
         self.order: Mapping[str, int] = {}
         self.absent: Callable[[str], bool] = lambda _: False  # is this table out, or being copied?
-        self.vacant: Callable[[str], Sequence[str]] = lambda _: ()  # columns that a repaired row sets to null
         self.records: dict[str, Verification] = {}
         self.wanted: dict[str, Wanted] | None = None  # None: not looked yet
         self.stopping = False
@@ -334,8 +333,7 @@ class Verifier:
             read = stretch(asked, found, end.read_us)
             if suspects.stage == "mend":
                 checked = Checked(before, then, (), None, read.count, mends=True, again=True)
-                shapes = {COLUMNS: (*read.columns, *self.vacant(then.table))}
-                return self._sends(replace(end, sheaves=read.sheaves, shapes=shapes), checked)
+                return self._sends(replace(end, sheaves=read.sheaves, shapes={COLUMNS: read.columns}), checked)
             kind = (
                 "delete" if suspects.op == "present" else "upsert"
             )  # the others are on both sides by now, or on neither

@@ -145,6 +145,16 @@ create table if not exists outbox.audience (
 
 comment on table outbox.audience is 'What [tables] said of access when it was last applied to the target';
 
+-- Under what other names a table's columns have travelled (and constants: number 0), also once it is watched no longer, or is
+-- called otherwise: what they have left on the target is to go when they are left at home.
+create table if not exists outbox.travelled (
+  relid  oid not null,
+  title  text not null,
+  number int not null,
+  name   text not null,
+  primary key (relid, title)
+);
+
 -- No unique constraint: two transactions that meet a new set of columns must not wait for each other.
 create table if not exists outbox.shape (
   id         int generated always as identity primary key,

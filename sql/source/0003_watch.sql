@@ -225,7 +225,8 @@ begin
 end
 $$;
 
--- Columns that were left out and are gone for good need not be left out any more. One that was renamed does.
+-- Of the columns that are left out those that are to be there. One that is gone for good need not be, and stays left out all
+-- the same: another of its name may come. One that was renamed is to be said anew.
 create or replace function outbox.still_left_out(tbl regclass, exclude text[], mapping jsonb) returns text[]
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -255,6 +256,7 @@ declare
   was    outbox.watched;
   w      outbox.watched;
   keys   text[];
+  there  text[] := watch.exclude;
   reason text;
 begin
   perform pg_advisory_xact_lock(1869968482, 3);  -- who watches and who unwatches take turns
@@ -265,8 +267,12 @@ begin
   end if;
   w.key_columns := nullif(coalesce(watch.key_columns, was.key_columns), '{}');
   w.include := nullif(case when num_nonnulls(watch.include, watch.exclude) = 0 then was.include else watch.include end, '{}');
-  w.exclude := nullif(case when num_nonnulls(watch.include, watch.exclude) = 0 then outbox.still_left_out(tbl, was.exclude, was.mapping)
-                           else watch.exclude end, '{}');
+  w.exclude := watch.exclude;
+  if num_nonnulls(watch.include, watch.exclude) = 0 then
+    there := outbox.still_left_out(tbl, was.exclude, was.mapping);
+    w.exclude := case when watch.capture then was.exclude else there end;
+  end if;
+  w.exclude := nullif(w.exclude, '{}');
   w.capture := watch.capture;
   w.target := case when watch.target is null then was.target else outbox.target_of(w.table_name, watch.target) end;
   w.rename := nullif(coalesce(watch.rename, was.rename), '{}');
@@ -275,7 +281,7 @@ begin
   w.filter := nullif(coalesce(watch.filter, was.filter), '');
   keys := coalesce(w.key_columns, outbox.primary_key(tbl));
   reason := coalesce(
-    outbox.unfit(tbl, keys, w.include, w.exclude),
+    outbox.unfit(tbl, keys, w.include, nullif(there, '{}')),
     outbox.place_taken(w.table_name, w.target),
     case when not w.capture and num_nonnulls(w.rename, w.constant, w.mask, w.filter) > 0
          then 'what the application emits travels as it is given: watch it with triggers, or without rename, constant, mask and filter'
@@ -328,6 +334,13 @@ begin
            select c from (select unnest(outbox.projected(outbox.row_columns(tbl, was.include, was.exclude), was.mapping)) union select unnest(was.left_home)) travelled(c)
             where c <> all (outbox.projected(outbox.row_columns(tbl, k.include, k.exclude), k.mapping)) order by c), '{}')
    where k.id = w.id and known;
+  if has_table_privilege('outbox.travelled', 'select') and has_table_privilege('outbox.travelled', 'insert') and has_table_privilege('outbox.travelled', 'update') then
+    insert into outbox.travelled (relid, title, number, name)
+    select tbl, r.value, a.attnum, r.key from outbox.watched k cross join jsonb_each_text(k.mapping -> 'rename') r join pg_attribute a on a.attrelid = tbl and a.attname = r.key
+     where k.id = w.id
+    union all select tbl, c, 0, '' from outbox.watched k cross join jsonb_object_keys(k.mapping -> 'constant') c where k.id = w.id
+    on conflict on constraint travelled_pkey do update set number = excluded.number, name = excluded.name;
+  end if;
   perform outbox.remove_triggers(w.id, array(select tbl union select relid from pg_partition_tree(tbl)));
   perform outbox.compose_capture(w.id, tbl);
   perform outbox.install_triggers(w.id, tbl);

@@ -77,22 +77,24 @@ as $$
    where w.capture
 $$;
 
--- Columns, as the target calls them, that once travelled and now are left at home (exclude, include): what the target has
--- in them is to go.
+-- Columns, as the target calls them, that this table's rows do not have, or no longer under that name: what outboxd itself
+-- has put into them there is to go. Not those that were dropped or renamed here: they stay there as they are.
 create or replace function outbox.left_home(w outbox.watched) returns text[]
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  tbl regclass := outbox.table_named(w.table_name);
+  tbl   regclass := outbox.table_named(w.table_name);
+  names text[];
 begin
-  if num_nonnulls(w.include, w.exclude) = 0 and w.left_home is null or tbl is null then
+  if tbl is null then
     return '{}';
   end if;
+  names := outbox.column_names(tbl);
   return array(
-    select c from (select unnest(s.columns) from outbox.shape s where s.table_name = w.table_name and num_nonnulls(w.include, w.exclude) > 0
-                   intersect select unnest(outbox.column_names(tbl))
-                   union select unnest(w.left_home)) travelled(c)
+    select c from (select unnest(names)
+                   union select unnest(w.left_home)
+                   union select t.title from outbox.travelled t where t.relid = tbl and (t.number = 0 or names[t.number] = t.name)) travelled(c)
      where c <> all (outbox.projected(outbox.row_columns(tbl, w.include, w.exclude), w.mapping))
      order by c);
 end

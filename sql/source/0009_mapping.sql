@@ -393,7 +393,9 @@ begin
   end if;
   return jsonb_strip_nulls(jsonb_build_object(
     'rename', w.rename, 'constant', w.constant, 'mask', w.mask,
-    'at', (select jsonb_object_agg(a.attname, a.attnum) from pg_attribute a where a.attrelid = tbl and a.attname = any (named))) || inside);
+    -- Of a column that is left out and gone its last number: that it is gone, and not renamed, is known by it.
+    'at', (select jsonb_object_agg(c.name, coalesce(to_jsonb(a.attnum), w.mapping -> 'at' -> c.name))
+             from unnest(named) c(name) left join pg_attribute a on a.attrelid = tbl and a.attname = c.name)) || inside);
 end
 $$;
 

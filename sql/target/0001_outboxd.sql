@@ -47,6 +47,18 @@ create table if not exists outboxd.mirror (
 
 comment on column outboxd.mirror.table_name is 'the table''s name on the source, as outbox.change has it';
 
+-- Which columns of the target's tables outboxd itself has filled: what it has written it may take away again. By number: one
+-- that somebody makes anew has another, and is theirs.
+create table if not exists outboxd.filled (
+  relay   text not null,
+  place   oid not null,
+  title   text not null,
+  columns jsonb not null,
+  primary key (relay, place)
+);
+
+comment on table outboxd.filled is 'Columns that outboxd has written to, {"name": number}, of each table (place: its oid, title: its name). A row for each relay: none waits for another';
+
 -- Even a role that may use the schema sees nothing but through the door.
 revoke all on all tables in schema outboxd from public;
 

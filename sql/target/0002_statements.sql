@@ -42,6 +42,54 @@ as $$
   select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = m.target_schema and c.relname = m.target_table
 $$;
 
+-- Columns of a mirror's table that outboxd has filled, {"name": number}, as they are called now. A table that was made anew
+-- under its name has been filled from the one before: of it those of the same names.
+create or replace function outboxd.ours(m outboxd.mirror) returns jsonb
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce((select jsonb_object_agg(a.attname, a.attnum)
+                     from outboxd.filled f cross join jsonb_each_text(f.columns) c
+                     join pg_attribute a on a.attrelid = f.place and a.attnum = c.value::int and not a.attisdropped
+                    where f.place = outboxd.place_of(m)),
+                  (select jsonb_object_agg(a.attname, a.attnum) from pg_attribute a
+                    where a.attrelid = outboxd.place_of(m) and a.attnum > 0 and not a.attisdropped
+                      and exists (select from outboxd.filled f
+                                   where f.title = format('%I.%I', m.target_schema, m.target_table) and f.columns ? a.attname)), '{}')
+$$;
+
+-- Rows with these columns have been written.
+create or replace function outboxd.note_filled(relay_name text, m outboxd.mirror, names text[]) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  called  text := format('%I.%I', m.target_schema, m.target_table);
+  there   oid := outboxd.place_of(m);
+  written jsonb := (select jsonb_object_agg(a.attname, a.attnum) from pg_attribute a
+                     where a.attrelid = there and a.attname = any (names) and a.attnum > 0 and not a.attisdropped);
+begin
+  if exists (select from outboxd.filled f where f.relay = relay_name and f.place = there and f.title = called and f.columns @> written) then
+    return;
+  end if;
+  insert into outboxd.filled as f (relay, place, title, columns) values (relay_name, there, called, outboxd.ours(m) || written)
+  on conflict on constraint filled_pkey do update set title = excluded.title, columns = excluded.columns;
+  delete from outboxd.filled f where f.relay = relay_name and f.title = called and not exists (select from pg_class c where c.oid = f.place);
+end
+$$;
+
+-- A group with the columns that its rows set to null because they no longer travel (`vacates`): those that are ours.
+create or replace function outboxd.vacating(m outboxd.mirror, g json) returns json
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case when g -> 'vacates' is null then g else
+    (g::jsonb || jsonb_build_object('columns', (g -> 'columns')::jsonb || coalesce((
+       select jsonb_agg(a.attname order by a.attnum) from pg_attribute a cross join outboxd.ours(m) o(columns)
+        where a.attrelid = outboxd.place_of(m) and a.attnum = (o.columns ->> a.attname::text)::int
+          and (g -> 'vacates')::jsonb ? a.attname and not (g -> 'columns')::jsonb ? a.attname), '[]')))::json end
+$$;
+
 -- The mirror of a table, or an error whose text names the statement that would allow it.
 create or replace function outboxd.mirror_of(name text) returns outboxd.mirror
 language plpgsql stable

@@ -283,9 +283,10 @@ begin
         if coalesce(g ->> 'op', '') not in ('upsert', 'delete', 'truncate') then
           perform outboxd.unknown_op(at);
         end if;
+        m := outboxd.mirror_of(at);
+        g := outboxd.vacating(m, g);
         heads[i] := g;
         bodies[i] := parts[i + 1]::json;
-        m := outboxd.mirror_of(at);
         writers[i] := case when attempt < 3 and not outboxd.is_anew(m, g) then outboxd.writer_of(m, g, attempt = 2) end;
         if writers[i] is null then
           perform outboxd.require_key(m, g, bodies[i]);
@@ -392,6 +393,11 @@ begin
   if state is not null then
     return outboxd.refused(c, gear, at, state, message, context, wrong_schema, wrong_table, wrong_column, wrong_constraint);
   end if;
+  for at, names in
+    select distinct h ->> 'table', array(select json_array_elements_text(h -> 'columns')) from unnest(heads) h where h ->> 'op' = 'upsert'
+  loop
+    perform outboxd.note_filled(c.relay, outboxd.mirror_of(at), names);
+  end loop;
   if marks then
     beat := outboxd.note_held(c.relay, parts);
     seen := outboxd.compared(parts);

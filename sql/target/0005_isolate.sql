@@ -81,6 +81,7 @@ begin
     continue when g ->> 'op' not in ('upsert', 'delete');
     begin
       m := outboxd.mirror_of(g ->> 'table');
+      g := outboxd.vacating(m, g);
       perform outboxd.require_key(m, g, parts[i + 1]::json);
       names := array(select json_array_elements_text(g -> 'columns'));
       if g ->> 'op' = 'delete' then

@@ -83,13 +83,14 @@ as $$
     from outboxd.copy c where c.relay = relay_name
 $$;
 
--- Columns of a mirror, each with its number: one that somebody makes anew has another.
+-- Of these columns of a mirror those that outboxd has filled, each with its number.
 create or replace function outboxd.numbered(name text, columns text[]) returns jsonb
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(jsonb_object_agg(a.attname, a.attnum), '{}')
     from outboxd.mirror m join pg_attribute a on a.attrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table)) and a.attname = any (numbered.columns)
+                               and a.attnum = (outboxd.ours(m) ->> a.attname::text)::int
    where m.table_name = numbered.name
 $$;
 

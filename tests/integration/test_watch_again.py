@@ -35,13 +35,14 @@ def test_columns_that_did_not_travel_do_not_when_it_is_watched_again(scratch: Co
     assert rows(scratch, SAID) == [(None, None, None, "halt")]
 
 
-def test_a_column_left_out_that_is_gone_is_forgotten_and_one_renamed_is_not(scratch: Connection) -> None:
-    """Its values travel under no other name."""
+def test_a_column_left_out_that_is_gone_stands_in_nobodys_way_and_one_renamed_does(scratch: Connection) -> None:
+    """Its values travel under no other name; one of the name that is gone may come again."""
     scratch.execute(STORY)
     watch(scratch, "story", exclude=["title", "secret"])
     scratch.execute("alter table story drop title")
-    watch(scratch, "story")
-    assert rows(scratch, SAID) == [(None, None, ["secret"], "hold")]
+    for _ in range(3):
+        watch(scratch, "story")
+        assert rows(scratch, SAID) == [(None, None, ["title", "secret"], "hold")]
     scratch.execute("alter table story rename secret to private")
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="has no column secret"), scratch.transaction():
         watch(scratch, "story")
