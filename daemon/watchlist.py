@@ -90,7 +90,11 @@ class Tables:
             mirror = mirror_of(table, self.described)
             if mirror is None or not mirror["exists"]:
                 return Entry(table, State.MISSING, "it is not on the target", "outboxd schema apply")
-            reason = elsewhere(row, mirror) or misfit(table, self.described, columns) or unfilled(mirror, columns)
+            reason = (
+                elsewhere(row, mirror)
+                or misfit(table, self.described, columns, row.get("key") or ())
+                or unfilled(mirror, columns)
+            )
             if reason := reason or unspoken(self.labels.get(table, {}), mirror):
                 return Entry(table, State.UNFIT, reason, f"outboxd schema plan {named}")
         return None

@@ -22,6 +22,8 @@ select w.table_name,
                 and t.tgrelid not in (select relid from pg_partition_tree(outbox.table_named(w.table_name)))) as detached,
        outbox.draws(outbox.table_named(w.table_name)) as draws,
        w.target,
+       array(select coalesce(w.rename ->> k.name, k.name)
+               from unnest(coalesce(w.key_columns, outbox.primary_key(outbox.table_named(w.table_name)))) with ordinality k(name, n) order by k.n) as key,
        (select outbox.projected(outbox.row_columns(outbox.table_named(w.table_name), w.include, w.exclude), w.mapping)) as columns,
        (select json_object_agg(c.name, c.type) from outbox.projected_columns(outbox.table_named(w.table_name), w.include, w.exclude, w.mapping) c) as types,
        greatest((select c.reltuples from pg_class c where c.oid = outbox.table_named(w.table_name)), 0)::bigint as rows_estimate
