@@ -114,9 +114,9 @@ begin
      set state = excluded.state, wish = excluded.wish, step = excluded.step, after = excluded.after, rows = excluded.rows,
          extra = excluded.extra, pruned = excluded.pruned, prune = excluded.prune, reason = excluded.reason, updated_at = now(),
          aim = excluded.aim, empties = excluded.empties,
-         left_home = case when not begins then c.left_home when c.aim = excluded.aim and c.place = excluded.place then c.left_home || excluded.left_home
+         left_home = case when not begins then c.left_home when split_part(c.aim, ' ', 1) = split_part(excluded.aim, ' ', 1) and c.place = excluded.place then c.left_home || excluded.left_home
                           else excluded.left_home end,
-         kept = case when not begins then c.kept when c.aim = excluded.aim and c.place = excluded.place then (c.kept || excluded.kept) - excluded.empties
+         kept = case when not begins then c.kept when split_part(c.aim, ' ', 1) = split_part(excluded.aim, ' ', 1) and c.place = excluded.place then (c.kept || excluded.kept) - excluded.empties
                      else excluded.kept end,
          place = case when begins then excluded.place else c.place end,
          since = case when begins then pg_current_xact_id() else c.since end,
@@ -125,8 +125,9 @@ end
 $$;
 
 -- Rows of a mirror that have not been written since its copy began: those the source does not have are among them.
--- From a place on ("oid tid" of a table or partition and a row's place; null: the beginning), through some of the
--- table, in the order in which it lies on disk: no sorting, and no comparing of keys. Such rows do not move.
+-- From a place on ("oid tid file" of a table or partition, a row's place, and the file that this is in; null: the beginning),
+-- through some of the table, in the order in which it lies on disk: no sorting, and no comparing of keys. Such rows do not
+-- move, but for those of a table that is written anew (VACUUM FULL, CLUSTER): it is gone through from its beginning then.
 create or replace function outboxd.extra(relay_name text, name text, place text) returns json
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -142,6 +143,7 @@ declare
   upto  tid;
   keys  text[];
   last  tid;
+  file  oid;
 begin
   leaf := coalesce(split_part(place, ' ', 1)::oid, 0);
   at := coalesce(split_part(place, ' ', 2)::tid, '(0,0)');
@@ -150,7 +152,10 @@ begin
    where r.relid::oid >= leaf;
   if leaf is null then
     return json_build_object('keys', array[]::text[]);
-  elsif leaf::text <> coalesce(split_part(place, ' ', 1), '') then
+  end if;
+  execute format('select from only %s limit 0', leaf::regclass);  -- it keeps its file until this has ended
+  file := pg_relation_filenode(leaf::regclass);
+  if concat_ws(' ', leaf, file) is distinct from concat_ws(' ', split_part(place, ' ', 1), split_part(place, ' ', 3)) then
     at := '(0,0)';
   end if;
   upto := format('(%s,0)', split_part(ltrim(at::text, '('), ',', 1)::bigint + many)::tid;
@@ -161,8 +166,8 @@ begin
     (select string_agg(format('t.%I', k), ', ') from unnest(m.key_columns) k), leaf::regclass)
     into keys, last using at, upto, since, most;
   return json_build_object('keys', coalesce(keys, '{}'), 'place',
-    case when cardinality(keys) >= most then format('%s %s', leaf, last)
-         when pg_relation_size(leaf::regclass) > 8192 * split_part(ltrim(upto::text, '('), ',', 1)::bigint then format('%s %s', leaf, upto)
+    case when cardinality(keys) >= most then format('%s %s %s', leaf, last, file)
+         when pg_relation_size(leaf::regclass) > 8192 * split_part(ltrim(upto::text, '('), ',', 1)::bigint then format('%s %s %s', leaf, upto, file)
          else format('%s (0,0)', leaf::bigint + 1) end);
 end
 $$;
