@@ -256,7 +256,8 @@ class Copier:
 
     def vacant(self, table: str) -> Sequence[str]:
         """Columns that once travelled and do not any more: rows that are written again set them to null."""
-        return self.copies[table].vacant if table in self.copies else ()
+        copy, wish = self.copies.get(table), self.wishes.get(table)
+        return copy.vacant if copy is not None and wish is not None and copy.fits(wish) else ()
 
     # -- sending ---------------------------------------------------------------------------------------------
 

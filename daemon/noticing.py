@@ -6,7 +6,8 @@ relay, whose turns wait for none but the first: what that finds is wanted before
 
 import asyncio
 import shlex
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -16,20 +17,32 @@ from daemon.source import Source
 
 log = structlog.get_logger()
 
+_QUICK, _SHARE = (
+    0.5,
+    50.0,
+)  # seconds of a look that are none; of a longer one, so many times as long passes until the next
+
+
+def rest(every: float, took: float) -> float:
+    """Seconds between two looks of which one takes `took`: hundreds of tables must not keep the source busy."""
+    return every if took <= _QUICK else max(every, _SHARE * took)
+
 
 class Noticing:
     """`uncaptured`: tables whose changes are not captured now, and why."""
 
-    def __init__(self, source: Source, *, aside: bool = False) -> None:
+    def __init__(self, source: Source, *, aside: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._source = source
         self._aside = aside
         self._looking: asyncio.Task[None] | None = None
+        self._clock = clock
         self._looked = float("-inf")
+        self._took = 0.0
         self.uncaptured: Mapping[str, str] = {}
 
     async def due(self, now: float, every: float) -> None:
-        """A look, when the last one was `every` seconds ago and has ended."""
-        if now < self._looked + every or not (self._looking is None or self._looking.done()):
+        """A look, when the last one was `every` seconds ago, or long enough for as long as it took, and has ended."""
+        if now < self._looked + rest(every, self._took) or not (self._looking is None or self._looking.done()):
             return
         first, self._looked = self._looked == float("-inf"), now
         if not self._aside:
@@ -46,6 +59,7 @@ class Noticing:
             log.debug("notice_failed", error=str(exc))
 
     async def _look(self) -> None:
+        began = self._clock()
         for (table,) in await self._source.ask("copy_notice"):
             log.warning("copy_wanted", table=table, because="its rows changed without firing a trigger")
         before = self.uncaptured
@@ -55,3 +69,4 @@ class Noticing:
                 "table_uncaptured", table=table, reason=self.uncaptured[table],
                 advice=f"its changes are lost until `outboxd watch {shlex.quote(table)}`, which copies it again",
             )  # fmt: skip
+        self._took = self._clock() - began

@@ -28,7 +28,7 @@ from daemon.report import as_of, dated, heartbeat
 from daemon.settings import Settings
 from daemon.source import Source
 from daemon.survey import origin, survey
-from daemon.target import Target, require_schema
+from daemon.target import Standing, Target, require_schema, unknown
 from daemon.verdict import SMALL, Facts, equal, findings, sentence
 from daemon.verification import Verification, known, shown
 from daemon.watchlist import Tables
@@ -161,16 +161,18 @@ async def _of_source(source: Source, settings: Settings, there: "_There") -> _He
         more = {"backlog_changes": backlog, "lag_seconds": round(lag, 3), **told}
         here = replace(here, backlog=backlog, lag=lag, leads=leads, instead=instead, held=held, more=more)
         here = replace(here, seen=await survey(source, there.described))
-        return replace(here, foreign=await _foreign(source, there.cursor) if there.answers else None)
+        return replace(here, foreign=await _foreign(source, settings.relay, there) if there.answers else None)
     except SourceUnavailable as exc:
         return replace(here, away=True, more={**here.more, "source": str(exc)})
     except SourceUnfit as exc:
         return replace(here, lacks=(str(exc),), more={**here.more, "source": str(exc)})
 
 
-async def _foreign(source: Source, cursor: Cursor | None) -> str | None:
-    """Why this source is not the one that the target's cursor speaks of."""
-    return None if cursor is None else await source.judge(cursor)
+async def _foreign(source: Source, relay: str, there: "_There") -> str | None:
+    """Why this source is not the one that the target's cursor speaks of, or this target not the one that the source knows."""
+    if there.standing is not None and (said := unknown(there.standing, there.place, await source.remembered(relay))):
+        return said
+    return None if there.cursor is None else await source.judge(there.cursor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +183,19 @@ class _There:
     answers: bool = False
     away: bool = False
     lacks: tuple[str, ...] = ()
-    cursor: Cursor | None = None
+    standing: Standing | None = None
+    place: str = ""
     described: Mapping[str, Any] | None = None
     copies: Mapping[str, Copy] = field(default_factory=dict)
     records: Mapping[str, Verification] = field(default_factory=dict)
     heartbeat: dict[str, Any] | None = None
     beat_ago: float | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def cursor(self) -> Cursor | None:
+        """Where it stands."""
+        return self.standing.cursor if self.standing else None
 
 
 async def _of_target(loaded: Loaded) -> _There:
@@ -207,7 +215,8 @@ async def _of_target(loaded: Loaded) -> _There:
     return _There(
         Worth(Mode.FULL),
         answers=True,
-        cursor=standing.cursor,
+        standing=standing,
+        place=doorway.place,
         described=described.more,
         copies=copies_known(answer.more.get("copies", ())),
         records={table: record for table, (record, _) in known(answer.more.get("verifications", ())).items()},

@@ -12,6 +12,7 @@ from typing import Any
 from daemon.breaker import BreakerOpen
 from daemon.copies import Copy, Wish
 from daemon.errors import DaemonError, SourceUnfit
+from daemon.noticing import rest
 from daemon.origin import Origin
 from daemon.source import Source
 from daemon.target import Target
@@ -80,9 +81,11 @@ class Surveyor:
             with contextlib.suppress(DaemonError, BreakerOpen):
                 self._described = (await self._target.describe()).more
             self._ask_at = now + _FITS
+        began = self._clock()
         self._seen = seen = await survey(self._source, self._described)
+        took = self._clock() - began
         states = {one.state for one in seen.entries(copies)}
-        self._look_at = now + (_WELL if states <= {State.WELL} else _UNWELL)
+        self._look_at = now + rest(_WELL if states <= {State.WELL} else _UNWELL, took)
         if states & {State.MISSING, State.UNFIT, State.OUT}:
             self._ask_at = min(self._ask_at, now + _DOES_NOT)
         return seen

@@ -73,16 +73,25 @@ def require_known(standing: Standing, place: str, known: tuple[int, int, str]) -
     """Is it the target of this relay that the source knows (epoch, batch number, address)? One that stands behind it was
     restored from a backup, which is no matter; at another address it is a copy, and the one it is of may go on without
     what this one would be sent."""
+    if standing.cursor is not None and (said := unknown(standing, place, known)):
+        raise TargetError(
+            Kind.CONTRACT, "the target is not the one that the source knows", Refusal("OB010", message=said)
+        )
+
+
+def unknown(standing: Standing, place: str, known: tuple[int, int, str]) -> str | None:
+    """Why this target is not the one that the source knows; None: it is, as far as can be told. One that stands nowhere is
+    a new one, and may be meant: whoever claims it begins there."""
     epoch, batch_no, before = known
     behind = standing.epoch < epoch or standing.batch_no < batch_no
-    if standing.cursor is None or not behind or not place or not before or place == before:
-        return
-    said = (
-        f"the target at {place} stands at batch {standing.batch_no}, and the one that the source knows, at {before}, at batch "
+    if not behind or not place or not before or place == before:
+        return None
+    stands = "is new to this relay" if standing.cursor is None else f"stands at batch {standing.batch_no}"
+    return (
+        f"the target at {place} {stands}, and the one that the source knows, at {before}, at batch "
         f"{batch_no}: it is another one, or was restored into another project; where {place} is to take its place, "
         "`outboxd rebase` (a dry run first) leads on; else set the target's address (SUPABASE_URL, SUPABASE_DB_URL) right"
     )
-    raise TargetError(Kind.CONTRACT, "the target is not the one that the source knows", Refusal("OB010", message=said))
 
 
 def _behind(after: str | None) -> dict[str, str]:

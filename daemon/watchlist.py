@@ -6,6 +6,7 @@ nobody, and prints nothing: `check` and the verdict are made of the same finding
 
 import enum
 import shlex
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -64,16 +65,16 @@ class Tables:
         """Each of them, with its copy as it stands. `copies` None: the target has not said what it has; `slow`: tables of
         which so many rows at most are copied at once."""
         known = {**self.wishes, **(wishes or {})}
-        found = []
+        found, shared = [], self._shared()
         for row in self.rows:
             name = row["table_name"]
-            amiss = self._amiss(row)
+            amiss = self._amiss(row, shared)
             if amiss is None and copies is not None:
                 amiss = _copied(name, copies.get(name), known.get(name), slowly((slow or {}).get(name)))
             found.append(amiss or Entry(name, State.WELL))
         return tuple(found)
 
-    def _amiss(self, row: Row) -> Entry | None:
+    def _amiss(self, row: Row, shared: Mapping[str, Sequence[str]]) -> Entry | None:
         """What keeps the table from being captured, or from being written there."""
         table = str(row["table_name"])
         named = shlex.quote(table)
@@ -90,14 +91,28 @@ class Tables:
             mirror = mirror_of(table, self.described)
             if mirror is None or not mirror["exists"]:
                 return Entry(table, State.MISSING, "it is not on the target", "outboxd schema apply")
+            rivals = [
+                f"{other} goes to {mirror['target']} as well"
+                for other in shared.get(mirror["target"], ())
+                if other != table
+            ]
             reason = (
                 elsewhere(row, mirror)
+                or ", ".join(rivals)
                 or misfit(table, self.described, columns, row.get("key") or ())
                 or unfilled(mirror, columns)
             )
             if reason := reason or unspoken(self.labels.get(table, {}), mirror):
                 return Entry(table, State.UNFIT, reason, f"outboxd schema plan {named}")
         return None
+
+    def _shared(self) -> dict[str, list[str]]:
+        """Tables of the target to which several watched ones go, and which: each deletes the others' rows."""
+        watched, places = {row["table_name"] for row in self.rows}, defaultdict[str, list[str]](list)
+        for one in (self.described or {}).get("tables", ()):
+            if one["table"] in watched:
+                places[one["target"]].append(one["table"])
+        return {place: tables for place, tables in places.items() if len(tables) > 1}
 
 
 def _copied(table: str, copy: Copy | None, wish: Wish | None, slow: str | None) -> Entry:

@@ -20,6 +20,9 @@ begin
     raise exception 'cannot map %: name its key columns', name using errcode = 'invalid_parameter_value';
   elsif bad is not null then
     raise exception 'cannot map %: %', name, bad using errcode = 'invalid_parameter_value';
+  elsif exists (select from outbox.watched w where w.table_name = name and w.capture) and outbox.table_named(name) is not null then
+    raise exception 'cannot map %: its triggers record it already, by the key that it is watched by; outbox.emit needs no map there', name
+      using errcode = 'invalid_parameter_value', hint = format('where the application alone is to send it: select outbox.watch(%L, capture => false)', name);
   end if;
   insert into outbox.watched as w (table_name, key_columns, capture) values (name, map.key_columns, false)
   on conflict on constraint watched_table_name_key do update set key_columns = excluded.key_columns;

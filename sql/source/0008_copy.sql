@@ -499,6 +499,7 @@ $$;
 --   types     of those: an enum's labels, a composite's attributes
 --   parts     the tables that hold the rows, and the file of each
 --   triggers  ours, and the transaction that last altered each
+--   former    names of columns that once travelled and are gone
 --   asleep    why changes are not captured
 create or replace function outbox.layout_of(w outbox.watched) returns jsonb
 language sql stable
@@ -530,6 +531,10 @@ as $$
                    from (select g.tgrelid::oid::text as relid, jsonb_object_agg(g.oid::text, g.xmin::text) as triggers
                            from pg_trigger g
                           where g.tgrelid in (select relid from tree) and g.tgfoid = to_regproc('outbox.capture_' || w.id) group by 1) own), '{}'),
+    'former', coalesce((select jsonb_agg(f.name order by f.name) from (
+                select jsonb_array_elements_text(w.layout -> 'former') as name
+                union select c.value ->> 0 from jsonb_each(w.layout -> 'columns') c
+                except select c.attname::text from columns c) f), '[]'),
     'asleep', to_jsonb(outbox.asleep(w)))
 $$;
 
@@ -557,8 +562,8 @@ as $$
 $$;
 
 -- Between two layouts of a table, an older one and that of now:
---   given   rows may have got other values: a column added with one, renamed, of another type, computed otherwise; a label
---           renamed; a column altered and the rows written anew
+--   given   rows may have got other values: a column added with one, renamed, of another type, computed otherwise; one of a
+--           name that another had before; a label renamed; a column altered and the rows written anew
 --   gone    rows may have gone, or changes of them are not recorded: a partition detached or dropped, the table made anew,
 --           a trigger that slept, a partition truncated that no trigger for TRUNCATE guards, a filter's column given other values
 --   came    a partition came with rows
@@ -577,7 +582,8 @@ begin
    where case when o.was is not null
               then (o.was - 4 - 3) <> (c.value - 4 - 3) or c.value -> 3 <> 'null' and o.was -> 3 <> c.value -> 3
                    or rewritten and o.was -> 4 <> c.value -> 4
-              else rewritten
+              else rewritten or older -> 'former' ? (c.value ->> 0)
+                   or exists (select from jsonb_each(older -> 'columns') b where b.value ->> 0 = c.value ->> 0)
                    or exists (select from pg_attribute a where a.attrelid = outbox.table_named(w.table_name) and a.attnum = c.key::int
                                  and (a.atthasdef or a.attidentity <> '' or a.attnotnull))
                    or exists (select from jsonb_object_keys(now -> 'parts') p(relid) join pg_attribute a on a.attrelid = p.relid::oid

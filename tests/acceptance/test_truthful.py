@@ -31,6 +31,17 @@ def another(_source_template: Database) -> Iterator[Database]:
         yield database
 
 
+@pytest.fixture
+def empty(_target_template: Database) -> Iterator[Database]:
+    """Another project: the tables are there, mapped, and no row."""
+    with clone(_target_template) as database:
+        database.install("example_mirror.sql")
+        with database.connect() as conn:
+            for title in ("Story", "Prompt", "Scenario", "VideoAsset"):
+                conn.execute("select outboxd.map(%s)", (f'public."{title}"',))
+        yield database
+
+
 def status(pair: Pair, daemon: Outboxd | None = None, **settings: str) -> tuple[int, dict[str, Any]]:
     port = daemon.port if daemon else free_port()
     said: Said = Cli(pair.settings)("status", "--json", **{"admin_port": str(port), **settings})
@@ -76,6 +87,19 @@ def test_in_sync_is_said_by_all_of_them(direct: Pair, start: Start) -> None:
     well(direct, daemon)
     code, told = status(direct, daemon)
     assert (code, told["verdict"], told["findings"], told["away"]) == (0, IN_SYNC, [], [])
+
+
+def test_a_target_that_nobody_writes(direct: Pair, start: Start, empty: Database) -> None:
+    """A shell with the address of another project, while the daemon leads at the right one and nothing waits."""
+    daemon = synced(direct, start, heartbeat_interval="0.2", retention="2")
+    direct.write(STORIES, 3)
+    direct.arrives()
+    left = "select from outbox.change where table_name <> 'outboxd.heartbeat'"
+    wait_until(lambda: not direct.ask(direct.source, left))
+    well(direct, daemon)
+    code, told = status(direct, target_dsn=empty.dsn)
+    assert (code, kinds(told)[:1]) == (3, ["source"])
+    assert "is new to this relay" in told["verdict"]
 
 
 def test_nobody_leads(direct: Pair, start: Start) -> None:

@@ -169,6 +169,15 @@ def test_a_map_needs_a_schema_and_a_key(app: Connection, table: str, keys: list[
         app.execute("select outbox.map(%s, %s)", (table, keys))
 
 
+def test_what_its_triggers_record_is_not_mapped(app: Connection) -> None:
+    """It would take the key away from beneath them; emit knows it without."""
+    app.execute("create table shelf (id int primary key, code text unique not null)")
+    watch(app, "shelf")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="its triggers record it already"), app.transaction():
+        app.execute("select outbox.map('public.shelf', array['code'])")
+    assert rows(app, "select key_columns from outbox.watched where table_name = 'public.shelf'") == [(None,)]
+
+
 def test_headers_travel(app: Connection) -> None:
     """Those of the change; else those set for the transaction."""
     app.execute("""set local outbox.headers = '{"trace": "all"}'""")

@@ -79,6 +79,25 @@ def test_a_column_is_given_values(story: Connection, how: str) -> None:
     assert noticed(story) is expected
 
 
+@pytest.mark.parametrize("how", ["in one migration", "seen in between", "watched in between", "watched at once"])
+def test_a_column_goes_and_one_of_its_name_comes(story: Connection, how: str) -> None:
+    """It has no values, and the target's has those of the one before."""
+    story.execute("alter table story drop column title")
+    if how == "seen in between":
+        assert noticed(story) is NOT_ASKED
+    if how == "watched in between":
+        watch(story, "story")
+    story.execute("alter table story add column title text")
+    if how == "watched at once":
+        watch(story, "story")
+        assert rows(story, "select table_name from outbox.copy") == [("public.story",)]
+    else:
+        assert noticed(story) is COPIED
+    story.execute("alter table story add column subtitle text")
+    story.execute("delete from outbox.copy")
+    assert noticed(story) is NOT_ASKED, "nobody has had a name like that"
+
+
 @pytest.mark.parametrize(
     "how", ["a default that went at once", "a volatile default that went at once", "the same type, other values"]
 )
@@ -271,7 +290,7 @@ async def test_looks_go_on_beside_the_relay(source: Database, app: Connection) -
     app.execute(STORY)
     watch(app, "story")
     reader = Source(source.dsn)
-    noticing = Noticing(reader, aside=True)
+    noticing = Noticing(reader, aside=True, clock=lambda: 0.0)
 
     async def looked() -> bool:
         return noticing._looking is None or noticing._looking.done()
@@ -294,5 +313,19 @@ async def test_looks_go_on_beside_the_relay(source: Database, app: Connection) -
             await wait_until_async(looked)
         assert noticing.uncaptured == {}
         assert [entry["table"] for entry in log if entry["event"] == "table_uncaptured"] == ["public.story"]
+    finally:
+        await reader.close()
+
+
+async def test_a_look_that_takes_long_is_followed_by_a_long_pause(source: Database, app: Connection) -> None:
+    """Two seconds of the source for hundreds of tables: the next after a hundred."""
+    app.execute(STORY)
+    watch(app, "story")
+    reader, times = Source(source.dsn), [0.0, 2.0, 101.0, 101.1, 117.0, 117.1]
+    noticing = Noticing(reader, clock=lambda: times.pop(0))
+    try:
+        for now, left in ((0.0, 4), (15.0, 4), (99.0, 4), (101.0, 2), (117.0, 0)):
+            await noticing.due(now, 15.0)
+            assert len(times) == left, now
     finally:
         await reader.close()

@@ -8,8 +8,11 @@ from psycopg import IsolationLevel
 
 from daemon import install
 from daemon.selection import Selection, plain
+from daemon.survey import survey
+from daemon.watchlist import State
 from tests.captured import Connection, changes, rows, value, watch
 from tests.databases import Database
+from tests.pairs import Pair
 
 STORY = "create table story (id int primary key, code text not null unique, title text, secret text)"
 SAID = "select key_columns, include, exclude, on_error from outbox.watched"
@@ -113,3 +116,21 @@ def test_nor_do_two_that_are_watched_at_one_time(source: Database, app: Connecti
         watch(app, "a", target="app.x")
         with pytest.raises(psycopg.errors.UniqueViolation):
             watch(old, "b", target="app.x")
+
+
+async def test_two_that_are_mapped_to_one_place_are_named(pair: Pair) -> None:
+    """Which nothing on the target refuses: a name there may be left from before."""
+    pair.create("create table a (id int primary key); create table b (id int primary key)", "a", "b")
+    with pair.target.connect() as target:
+        target.execute("create table x (id int primary key); select outboxd.map('x', 'public.a')")
+    async with pair.relay() as parts:
+        described = (await parts.target.describe()).more
+        assert {one.state for one in (await survey(parts.source, described)).entries({})} == {State.WELL}
+        with pair.target.connect() as target:
+            target.execute("select outboxd.map('x', 'public.b')")
+        described = (await parts.target.describe()).more
+        said = {one.table: (one.state, one.what) for one in (await survey(parts.source, described)).entries({})}
+    assert said == {
+        "public.a": (State.UNFIT, "public.b goes to public.x as well"),
+        "public.b": (State.UNFIT, "public.a goes to public.x as well"),
+    }
