@@ -355,7 +355,8 @@ class Copier:
     def _put_out(self, table: str, reason: str) -> bool:
         if table in self.out and self.copies[table].state == "out":
             return False  # none of its changes was sent: it cannot be that
-        self.copies[table] = self._noting[table] = self.copies.get(table, Copy(table)).went_out(reason)
+        aim = self.wishes[table].aim if table in self.wishes else None  # with it: a copy is to bring what is skipped
+        self.copies[table] = self._noting[table] = self.copies.get(table, Copy(table, aim=aim)).went_out(reason)
         self.out.add(table)
         self._fit.discard(table)
         self._rechecked = time.monotonic()

@@ -27,7 +27,7 @@ create table if not exists outboxd.copy (
 
 comment on column outboxd.copy.state is 'out: the table''s changes are skipped, because it does not fit; it will be copied again';
 comment on column outboxd.copy.wish is 'number of the wish on the source (outbox.copy) that this copy fulfils';
-comment on column outboxd.copy.after is 'how far it has come: the last key (rows), or the place in the table (extra)';
+comment on column outboxd.copy.after is 'how far it has come: the last key (rows), or the place in the table (extra); out: the cursor up to which nothing was skipped';
 comment on column outboxd.copy.aim is 'what it is of, as the source says: the outbox, what was watched, key and mapping';
 comment on column outboxd.copy.place is 'the table that it is in (outboxd.place); null: none that is still there';
 comment on column outboxd.copy.empties is 'columns that no longer travel, and that this copy sets to null';
@@ -105,13 +105,15 @@ begin
     return;  -- a daemon older than heartbeats takes one that it finds for a table, and that for out
   end if;
   insert into outboxd.copy as c (relay, table_name, state, wish, step, after, rows, extra, pruned, prune, reason, aim, place, empties, left_home, kept)
-  select relay_name, name, x.state, x.wish, x.step, x.after, x.rows, x.extra, x.pruned, x.prune, x.reason, x.aim,
+  select relay_name, name, x.state, x.wish, x.step,
+         case when x.state = 'out' then (select k.cursor from outboxd.cursor k where k.relay = relay_name) else x.after end, x.rows, x.extra, x.pruned, x.prune, x.reason, x.aim,
          case when begins then outboxd.place(name) end, coalesce(x.empties, '{}'),
          outboxd.numbered(name, x.empties), outboxd.numbered(name, x.kept)
     from json_to_recordset(entries) as x(state text, wish bigint, step text, after text, rows bigint, extra bigint, pruned bigint, prune boolean, reason text,
                                          aim text, empties text[], kept text[])
   on conflict on constraint copy_pkey do update
-     set state = excluded.state, wish = excluded.wish, step = excluded.step, after = excluded.after, rows = excluded.rows,
+     set state = excluded.state, wish = excluded.wish, step = excluded.step,
+         after = case when excluded.state = 'out' and c.state = 'out' then c.after else excluded.after end, rows = excluded.rows,
          extra = excluded.extra, pruned = excluded.pruned, prune = excluded.prune, reason = excluded.reason, updated_at = now(),
          aim = excluded.aim, empties = excluded.empties,
          left_home = case when not begins then c.left_home when split_part(c.aim, ' ', 1) = split_part(excluded.aim, ' ', 1) and c.place = excluded.place then c.left_home || excluded.left_home
