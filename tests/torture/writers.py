@@ -78,14 +78,16 @@ class Writer:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
+            if self._ledger.crowded:  # without a connection: it might die meanwhile, and that would be found too late
+                self._stopped.wait(0.1)
+                continue
             try:
                 with psycopg.connect(self._dsn, connect_timeout=10, application_name=f"teller {self.number}") as conn:
                     if not self._durable:
                         conn.execute("set synchronous_commit = off")
                         conn.commit()
-                    while not self._stopped.wait(self._random.expovariate(40.0)):
-                        if not self._ledger.crowded:
-                            self._turn(conn)
+                    while not (self._stopped.wait(self._random.expovariate(40.0)) or self._ledger.crowded):
+                        self._turn(conn)
             except _Broken:
                 self._stopped.wait(0.1)
             except psycopg.Error as error:  # no connection to begin with
