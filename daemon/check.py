@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
 from daemon.connection import cause, connect
+from daemon.copies import other_key
 from daemon.errors import DaemonError, SourceUnavailable, TargetError, advice
 from daemon.identity import Identity
 from daemon.session import failure, query
@@ -248,9 +249,13 @@ def _target(described: Row, watched: list[Row], labels: Labels) -> Iterator[Item
     columns = {
         row["table_name"]: {name: row["types"][name] for name in row["columns"]} for row in watched if row["columns"]
     }
+    keys = {row["table_name"]: row.get("key") or () for row in watched}
     for name, mirror in mirrors.items():
         found = list(_mirror(name, mirror, columns.get(name), str(described["role"])))
-        if lacks := mirror["exists"] and unspoken(labels.get(name, {}), mirror):
+        lacks = mirror["exists"] and (
+            unspoken(labels.get(name, {}), mirror) or other_key(name, mirror, keys.get(name, ()))
+        )
+        if lacks:
             found = [item for item in found if item.level != "OK"]
             found.append(Item(f"target {name}", "FAIL", lacks, "outboxd schema apply"))
         yield from found

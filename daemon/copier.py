@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from daemon.aim import same_rows
 from daemon.batch import Batch, Found, Question, stretch
 from daemon.copies import (
     COLUMNS,
@@ -170,7 +171,7 @@ class Copier:
     async def _emptying(self, copy: Copy) -> Copy:
         """With columns that travelled before this copy and do not any more: what the target has in them goes, where it can."""
         before = self.copies.get(copy.table)
-        if before is not None and before.here and before.aim == copy.aim:
+        if before is not None and before.here and same_rows(before.aim, copy.aim):
             return copy
         left = {name for (name,) in await self._source.ask("copy_left_home", {"table": copy.table})}
         if not left:
@@ -357,7 +358,8 @@ class Copier:
     def _put_out(self, table: str, reason: str) -> bool:
         if table in self.out and self.copies[table].state == "out":
             return False  # none of its changes was sent: it cannot be that
-        self.copies[table] = self._noting[table] = self.copies.get(table, Copy(table)).went_out(reason)
+        aim = self.wishes[table].aim if table in self.wishes else None  # with it: a copy is to bring what is skipped
+        self.copies[table] = self._noting[table] = self.copies.get(table, Copy(table, aim=aim)).went_out(reason)
         self.out.add(table)
         self._fit.discard(table)
         self._rechecked = time.monotonic()
@@ -381,8 +383,8 @@ class Copier:
             self._mended_at = now
             self._mending = asyncio.create_task(self._mended(self._mend, sorted(waiting)))
         described = (await self._target.describe()).more
-        for table, unfit, columns in await self._source.ask("copy_fit", {"tables": sorted(waiting)}):
-            reason = unfit or misfit(table, described, columns)
+        for table, unfit, columns, key in await self._source.ask("copy_fit", {"tables": sorted(waiting)}):
+            reason = unfit or misfit(table, described, columns, key)
             if reason is None:
                 self._fit.add(table)
 

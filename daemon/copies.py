@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar
 
-from daemon.aim import same_outbox
+from daemon.aim import same_outbox, same_rows
 from daemon.plan import Group
 from daemon.sheaf import GLUE, Sheaf
 
@@ -73,7 +73,11 @@ class Copy:
 
     def fits(self, wish: Wish) -> bool:
         """Is it of what is wanted? Where the source cannot say what that is, what is known stands."""
-        return self.here and (wish.aim is None or self.aim == wish.aim)
+        return self.here and (wish.aim is None or same_rows(self.aim, wish.aim))
+
+    def lost(self, wish: Wish) -> bool:
+        """Are its rows read in another order by now? Then `after` says nothing."""
+        return self.state == "copying" and wish.aim is not None and self.aim != wish.aim
 
     def begun(self, wish: Wish) -> "Copy":
         """From the beginning. Of a table that was out, or is a copy of something else, what is there too much goes in any
@@ -158,7 +162,7 @@ def begun_by(copy: Copy | None, wish: Wish) -> bool:
     if not copy.fits(wish) or copy.freed:
         return True
     if copy.state == "copying":
-        return wish.missed(wish.restart, copy)
+        return wish.missed(wish.restart, copy) or copy.lost(wish)
     return wish.number > 0 and wish.number != copy.wish
 
 
@@ -213,8 +217,16 @@ def empties(
     return tuple(one for one in known if known[one]), tuple(one for one in known if not known[one])
 
 
-def misfit(name: str, described: Mapping[str, Any], columns: Collection[str]) -> str | None:
-    """Why the target cannot take rows of this table that have these columns; None: it can."""
+def other_key(name: str, mirror: Mapping[str, Any], key: Collection[str]) -> str | None:
+    """Are rows told apart by other columns there than on the source (`key`; none: that is not known)? Two of them would be
+    one, or one of them two."""
+    if not key or set(key) == set(mirror["key"]):
+        return None
+    return f"the key of {name} is ({', '.join(key)}), and that of the target table {mirror['target']} is ({', '.join(mirror['key'])})"
+
+
+def misfit(name: str, described: Mapping[str, Any], columns: Collection[str], key: Collection[str] = ()) -> str | None:
+    """Why the target cannot take rows of this table that have these columns and this key; None: it can."""
     mirror = next((table for table in described["tables"] if table["table"] == name), None)
     if mirror is None:
         return f"{name} is not mapped on the target"
@@ -223,6 +235,8 @@ def misfit(name: str, described: Mapping[str, Any], columns: Collection[str]) ->
     has = {column["name"] for column in mirror["columns"]}
     if missing := [column for column in columns if column not in has]:
         return f"the target table {mirror['target']} has no column {', '.join(missing)}"
+    if other := other_key(name, mirror, key):
+        return other
     if not mirror["key_is_unique"]:
         return f"({', '.join(mirror['key'])}) is no unique key of {mirror['target']}"
     if mirror.get("missing_usage") or mirror["missing_grants"] or mirror["hides_rows"]:

@@ -130,6 +130,12 @@ class Delivery:
             self.held |= {(table, key) for table, key in answer.more["held"]}
         self._listener.keys_held(len(self.held))
 
+    async def out_since(self, table: str) -> Cursor:
+        """The cursor up to which nothing of a table that is out was skipped."""
+        copies = (await self._target.cursor()).more["copies"]
+        since = next((one.get("after") for one in copies if one["table"] == table and one["state"] == "out"), None)
+        return Cursor.from_json(since) if since else Cursor.beginning()
+
     def held_of(self, table: str) -> set[str]:
         """The keys of a table that are held."""
         return {key for of_table, key in self.held if of_table == table}

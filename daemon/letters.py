@@ -71,6 +71,13 @@ class Letters:
         }
         await self._hold(ids, [why for sheaf, why in zip(sheaves, whys, strict=True) for _ in sheaf.ids])
 
+    async def hold_skipped(self, table: str, reason: str, since: Cursor, cursor: Cursor) -> None:
+        """Changes of a table that were skipped while it was out, for a copy was to bring their rows, become letters, durably."""
+        known = {f"from_{name}": value for name, value in _passed(since).items()} | _passed(cursor)
+        async with self._source.connected() as conn, conn.transaction():
+            await conn.execute("set local synchronous_commit = on")
+            await conn.execute(query("hold_skipped"), {**known, "table": table, "state": OUT, "reason": reason})
+
     async def uncopied(self, tables: Collection[str]) -> dict[str, bool]:
         """Of these tables those whose rows no copy can bring; do they halt the relay?"""
         async with self._source.connected() as conn:

@@ -26,7 +26,8 @@ class Group:
     held from here on (`hold`) or no longer (`release`).
 
     `rank` is the table's: parents have a lower one than their children. `anew`: rows that were deleted before, so that what
-    these lack is as in a new row. `vacates`: columns that are set to null in them, as far as nobody else made them. `texts` are the rows in pieces, `named` their
+    these lack is as in a new row. `vacates`: columns that are set to null in them, as far as nobody else made them. `keyed`: by
+    which columns its rows were told apart; more than one set where that changed meanwhile. `texts` are the rows in pieces, `named` their
     keys (see daemon.sheaf).
     """
 
@@ -39,6 +40,7 @@ class Group:
     span: tuple[str | None, str | None] | None = None
     anew: bool = False
     vacates: tuple[str, ...] = ()
+    keyed: tuple[tuple[str, ...], ...] = ()
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -59,6 +61,8 @@ class Group:
             head["anew"] = True
         if self.vacates:
             head["vacates"] = self.vacates
+        if self.keyed:
+            head["keyed"] = self.keyed
         yield json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
         yield SEPARATOR + b"["
         for at, piece in enumerate(self.texts):
@@ -135,10 +139,13 @@ def plan(
         counts[sheaf.table, sheaf.op] += len(sheaf)
     ranked = sorted((order.get(table, len(order)), table) for table in of_table)
     left = {table: _left(of_table[table], rank, shapes) for rank, table in ranked}
-    writes = [group for rest in left.values() for group in rest.upserts]
-    if vacates:
-        writes = [replace(group, vacates=tuple(vacates.get(group.table, ()))) for group in writes]
-    removals = [group for rest in reversed(left.values()) for group in rest.removals]
+    keyed, vacated = {table: _keyed(of_table[table]) for table in left}, vacates or {}
+    writes = [
+        replace(group, keyed=keyed[group.table], vacates=tuple(vacated.get(group.table, ())))
+        for rest in left.values()
+        for group in rest.upserts
+    ]
+    removals = [replace(group, keyed=keyed[group.table]) for rest in reversed(left.values()) for group in rest.removals]
 
     groups = (*writes, *removals, *_marks("release", release), *_marks("hold", hold), *notes)
     pieces = tuple(
@@ -146,6 +153,21 @@ def plan(
     )
     superseded = sum(counts.values()) - sum(rest.changes for rest in left.values())
     return Plan(groups, counts, superseded, pieces, digest(pieces))
+
+
+def _keyed(sheaves: Iterable[Sheaf]) -> tuple[tuple[str, ...], ...]:
+    """By which columns these changes name their rows. Of a sheaf the first and the last say it: whoever changes a key has
+    the table for himself."""
+    found: set[tuple[str, ...]] = set()
+    for sheaf in sheaves:
+        for key in {sheaf.keys.partition(GLUE)[0], sheaf.keys.rpartition(GLUE)[2]}:
+            try:
+                named = json.loads(key)
+            except ValueError:  # somebody wrote it by hand: it is refused with its row
+                continue
+            if isinstance(named, dict) and sheaf.op in {"upsert", "delete"}:
+                found.add(tuple(sorted(named)))
+    return tuple(sorted(found))
 
 
 def digest(pieces: Pieces) -> str:

@@ -182,10 +182,27 @@ class Retries:
                 await self._letters.drop(table, self._delivery.held)
             if retry or discard or now >= self._tried.get(table, float("-inf")) + self._recheck:
                 self._tried[table] = now
+                if done := await self._skipped(table, place):
+                    del self._tried[table]
+                    return done
                 if done := await self._drain(table, place):
                     del self._tried[table]  # there may be more
                     return done
         return None
+
+    async def _skipped(self, table: str, place: Place) -> Done | None:
+        """What of a table was skipped while it was still captured, for a copy was to bring it, becomes letters, once."""
+        copy = self._copier.copies.get(table)
+        if copy is None or copy.aim is None or table not in self._copier.told_out:
+            return None
+        reason = f"{table} is out: {copy.reason or ''}"
+        await self._letters.hold_skipped(table, reason, await self._delivery.out_since(table), place.cursor)
+        settled = replace(copy, aim=None)
+        load = await self._delivery.prepare(replace(place.parcel((), {}), notes=(note(settled, begins=False),)))
+        done = await self._delivery.send(load)
+        if done[1].what != "mismatch":
+            self._copier.copies[table] = settled
+        return done
 
     async def _drain(self, table: str, place: Place) -> Done | None:
         """Send the first of a table's letters; without any left the table is back. None: it does not fit yet."""

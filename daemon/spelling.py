@@ -40,6 +40,8 @@ def spelled(key: str, types: Types) -> str | None:
         values = {name: given[name] for name in types}
     except (ValueError, KeyError, TypeError):
         return key  # no key of this table: it is refused with its row
+    if len(given) != len(values):
+        return key  # it has more than the key there: two such rows would be one
     if not all(type_ in _OWN and _OWN[type_](values[name]) for name, type_ in types.items()):
         return None
     return json.dumps(values, ensure_ascii=False, separators=(",", ":"))

@@ -29,7 +29,7 @@ async def survey(source: Source, described: Mapping[str, Any] | None) -> Tables:
     captured = [row["table_name"] for row in rows if row["capture"]]
     fits = {
         table: (unfit, tuple(columns or ()))
-        for table, unfit, columns in (await source.ask("copy_fit", {"tables": captured}) if captured else ())
+        for table, unfit, columns, _ in (await source.ask("copy_fit", {"tables": captured}) if captured else ())
     }
     labels = by_table(await source.records("check_labels"))
     return Tables(rows, wishes, fits, labels, described)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from daemon.aim import same_outbox
+from daemon.aim import same_outbox, same_rows
 from daemon.plan import Group
 from daemon.sheaf import GLUE, Pieces, Sheaf
 
@@ -73,7 +73,8 @@ class Verification:
 
     def fits(self, wanted: Wanted) -> bool:
         """Is it of what is there now? Else it neither goes on nor says anything."""
-        return self.here and (wanted.aim is None or self.aim == wanted.aim)
+        same = self.aim == wanted.aim if self.state == "running" else same_rows(self.aim, wanted.aim)
+        return self.here and (wanted.aim is None or same)
 
     @property
     def drift(self) -> int:

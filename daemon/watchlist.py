@@ -99,7 +99,7 @@ class Tables:
             reason = (
                 elsewhere(row, mirror)
                 or ", ".join(rivals)
-                or misfit(table, self.described, columns)
+                or misfit(table, self.described, columns, row.get("key") or ())
                 or unfilled(mirror, columns)
             )
             if reason := reason or unspoken(self.labels.get(table, {}), mirror):

@@ -22,6 +22,8 @@ select w.table_name,
                 and g.tgrelid not in (select outbox.tree(t.tbl))) as detached,
        outbox.draws(t.tbl) as draws,
        w.target,
+       array(select coalesce(w.rename ->> k.name, k.name)
+               from unnest(coalesce(w.key_columns, outbox.primary_key(t.tbl))) with ordinality k(name, n) order by k.n) as key,
        (select outbox.projected(outbox.row_columns(t.tbl, w.include, w.exclude), w.mapping)) as columns,
        (select json_object_agg(c.name, c.type) from outbox.projected_columns(t.tbl, w.include, w.exclude, w.mapping) c) as types,
        greatest((select c.reltuples from pg_class c where c.oid = t.tbl), 0)::bigint as rows_estimate

@@ -104,6 +104,9 @@ create table if not exists outbox.watched (
   watched_at  timestamptz not null default now()
 );
 
+alter table outbox.watched add column if not exists interrupted bigint;
+comment on column outbox.watched.interrupted is 'a number of its own for each time that capture went on after it had been given up; null: never';
+
 comment on table outbox.watched is 'Tables whose changes are recorded: by triggers (capture) or by outbox.emit alone';
 comment on column outbox.watched.key_columns is 'null: the primary key, whatever its columns are called by then';
 comment on column outbox.watched.target is 'its name on the target, null: the same. Changes carry table_name all the same';

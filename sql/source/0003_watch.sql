@@ -291,6 +291,8 @@ begin
   end if;
   if capture then
     execute format('lock table %s in share row exclusive mode', tbl);
+  elsif was.capture then
+    perform outbox.ask_copy(w.table_name, prune => true);  -- for when it is captured again, as unwatch does
   end if;
   insert into outbox.watched as k (table_name, key_columns, include, exclude, capture, target, rename, constant, mask, filter)
   values (w.table_name, w.key_columns, w.include, w.exclude, w.capture, w.target, w.rename, w.constant, w.mask, w.filter)
@@ -300,6 +302,9 @@ begin
          watched_at = now()
   returning * into w;
   if w.capture then
+    if not was.capture then  -- what went meanwhile nobody recorded: a copy is of something else from here on
+      update outbox.watched k set interrupted = outbox.next_wish() where k.id = w.id returning * into w;
+    end if;
     perform outbox.install(w, was, tbl);
   else
     update outbox.watched k set mapping = null, layout = null where k.id = w.id;

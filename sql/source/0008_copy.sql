@@ -58,7 +58,8 @@ end
 $$;
 
 -- What a copy or a comparison of each captured table is of, as text to be compared with `=`: "installation:digest", of what was
--- watched (not a table of its name that is watched anew), its key, what of its rows travels, as what, and to where. Null
+-- watched (not a table of its name that is watched anew), its key, what of its rows travels, as what, and to where; and, where
+-- it is not the key's own, " digest" of the order in which ranges are read, which matters while some are still to be read. Null
 -- while that cannot be said: the table is gone, or has no key. All tables in one statement, for this is asked every second.
 create or replace function outbox.aims() returns table (table_name text, relid oid, aim text)
 language sql stable security definer
@@ -66,7 +67,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   select w.table_name, r.relid, case when k.keys is not null then i.id || ':' || md5(jsonb_build_array(
            w.id, k.keys, (select jsonb_object_agg(c, true) from unnest(w.include) c), (select jsonb_object_agg(c, true) from unnest(w.exclude) c),
-           w.target, w.rename, w.constant, w.mask, w.filter)::text) end
+           w.target, w.rename, w.constant, w.mask, w.filter)::text || coalesce(' ' || w.interrupted, '')) || coalesce(' ' || md5(o.way), '') end
     from outbox.installation i cross join outbox.watched w
    cross join lateral (select outbox.table_named(w.table_name)::oid as relid offset 0) r
     left join pg_index x on x.indrelid = r.relid and x.indisprimary
@@ -74,6 +75,19 @@ as $$
      select coalesce(w.key_columns, (select array_agg(a.attname::text order by n.n)
                                        from unnest((x.indkey::int2[])[0:x.indnkeyatts - 1]) with ordinality n(attnum, n)
                                        join pg_attribute a on a.attrelid = x.indrelid and a.attnum = n.attnum)) as keys offset 0) k
+   -- Null where the index gives the rows in the key's own order and collations: what outbox.range_order does otherwise.
+   cross join lateral (
+     select nullif(i.way, (select string_agg(quote_ident(n), ', ' order by at) from unnest(k.keys) with ordinality u(n, at))) as way
+       from (values (null)) one left join lateral (
+              select string_agg(quote_ident(a.attname) || case when n.coll <> a.attcollation then ' ' || n.coll else '' end, ', ' order by n.at) as way
+                from pg_index i
+               cross join lateral unnest((i.indkey::int2[])[0:i.indnkeyatts - 1], (i.indcollation::oid[])[0:i.indnkeyatts - 1]) with ordinality n(attnum, coll, at)
+                join pg_attribute a on a.attrelid = i.indrelid and a.attnum = n.attnum
+               where i.indrelid = r.relid and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null and i.indexprs is null
+               group by i.indexrelid, i.indisprimary
+              having array_agg(a.attname::text) <@ k.keys and k.keys <@ array_agg(a.attname::text)
+               order by i.indisprimary desc, i.indexrelid limit 1) i on true
+     offset 0) o
    where w.capture
 $$;
 
@@ -634,7 +648,7 @@ declare
 begin
   select * into strict w from outbox.watched k where k.id = watched_id;
   update outbox.watched k set layout = outbox.layout_of(k) where k.id = watched_id;
-  if w.layout -> 'asleep' <> '[]' and current_setting('outbox.copy', true) is distinct from 'off' then
+  if w.layout -> 'asleep' <> '[]' then  -- also of a table that is not to be copied: what it had, not what it missed
     perform outbox.ask_copy(w.table_name, prune => true, restart => true);
   end if;
 end

@@ -162,6 +162,26 @@ begin
 end
 $$;
 
+-- Rows that the source tells apart by other columns: two of them would be one here, or one of them two.
+create or replace function outboxd.require_same_key(m outboxd.mirror, g json) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  other text;
+begin
+  select (select string_agg(quote_ident(c), ', ') from unnest(k.key) c) into other
+    from json_array_elements(g -> 'keyed') one cross join lateral (select array(select json_array_elements_text(one)) as key) k
+   where not (k.key <@ m.key_columns and m.key_columns <@ k.key)
+     and m.key_columns <@ case when g ->> 'op' = 'upsert' then array(select json_array_elements_text(g -> 'columns')) else k.key end
+   limit 1;
+  if other is not null then
+    raise exception 'the key of % is (%), and that of the target table %.% is (%): it must be the same', m.table_name, other,
+      quote_ident(m.target_schema), quote_ident(m.target_table), (select string_agg(quote_ident(k), ', ') from unnest(m.key_columns) k) using errcode = 'OB004';
+  end if;
+end
+$$;
+
 -- json_to_recordset over the group's rows ($1), as alias x, with the key columns alone.
 create or replace function outboxd.keys_sql(m outboxd.mirror) returns text
 language sql stable

@@ -287,6 +287,9 @@ begin
         g := outboxd.vacating(m, g);
         heads[i] := g;
         bodies[i] := parts[i + 1]::json;
+        if g -> 'keyed' is not null then
+          perform outboxd.require_same_key(m, g);
+        end if;
         writers[i] := case when attempt < 3 and not outboxd.is_anew(m, g) then outboxd.writer_of(m, g, attempt = 2) end;
         if writers[i] is null then
           perform outboxd.require_key(m, g, bodies[i]);

@@ -27,7 +27,7 @@ create table if not exists outboxd.copy (
 
 comment on column outboxd.copy.state is 'out: the table''s changes are skipped, because it does not fit; it will be copied again';
 comment on column outboxd.copy.wish is 'number of the wish on the source (outbox.copy) that this copy fulfils';
-comment on column outboxd.copy.after is 'how far it has come: the last key (rows), or the place in the table (extra)';
+comment on column outboxd.copy.after is 'how far it has come: the last key (rows), or the place in the table (extra); out: the cursor up to which nothing was skipped';
 comment on column outboxd.copy.aim is 'what it is of, as the source says: the outbox, what was watched, key and mapping';
 comment on column outboxd.copy.place is 'the table that it is in (outboxd.place); null: none that is still there';
 comment on column outboxd.copy.empties is 'columns that no longer travel, and that this copy sets to null';
@@ -106,18 +106,20 @@ begin
     return;  -- a daemon older than heartbeats takes one that it finds for a table, and that for out
   end if;
   insert into outboxd.copy as c (relay, table_name, state, wish, step, after, rows, extra, pruned, prune, reason, aim, place, empties, left_home, kept)
-  select relay_name, name, x.state, x.wish, x.step, x.after, x.rows, x.extra, x.pruned, x.prune, x.reason, x.aim,
+  select relay_name, name, x.state, x.wish, x.step,
+         case when x.state = 'out' then (select k.cursor from outboxd.cursor k where k.relay = relay_name) else x.after end, x.rows, x.extra, x.pruned, x.prune, x.reason, x.aim,
          case when begins then outboxd.place(name) end, coalesce(x.empties, '{}'),
          outboxd.numbered(name, x.empties), outboxd.numbered(name, x.kept)
     from json_to_recordset(entries) as x(state text, wish bigint, step text, after text, rows bigint, extra bigint, pruned bigint, prune boolean, reason text,
                                          aim text, empties text[], kept text[])
   on conflict on constraint copy_pkey do update
-     set state = excluded.state, wish = excluded.wish, step = excluded.step, after = excluded.after, rows = excluded.rows,
+     set state = excluded.state, wish = excluded.wish, step = excluded.step,
+         after = case when excluded.state = 'out' and c.state = 'out' then c.after else excluded.after end, rows = excluded.rows,
          extra = excluded.extra, pruned = excluded.pruned, prune = excluded.prune, reason = excluded.reason, updated_at = now(),
          aim = excluded.aim, empties = excluded.empties,
-         left_home = case when not begins then c.left_home when c.aim = excluded.aim and c.place = excluded.place then c.left_home || excluded.left_home
+         left_home = case when not begins then c.left_home when split_part(c.aim, ' ', 1) = split_part(excluded.aim, ' ', 1) and c.place = excluded.place then c.left_home || excluded.left_home
                           else excluded.left_home end,
-         kept = case when not begins then c.kept when c.aim = excluded.aim and c.place = excluded.place then (c.kept || excluded.kept) - excluded.empties
+         kept = case when not begins then c.kept when split_part(c.aim, ' ', 1) = split_part(excluded.aim, ' ', 1) and c.place = excluded.place then (c.kept || excluded.kept) - excluded.empties
                      else excluded.kept end,
          place = case when begins then excluded.place else c.place end,
          since = case when begins then pg_current_xact_id() else c.since end,
@@ -126,8 +128,9 @@ end
 $$;
 
 -- Rows of a mirror that have not been written since its copy began: those the source does not have are among them.
--- From a place on ("oid tid" of a table or partition and a row's place; null: the beginning), through some of the
--- table, in the order in which it lies on disk: no sorting, and no comparing of keys. Such rows do not move.
+-- From a place on ("oid tid file" of a table or partition, a row's place, and the file that this is in; null: the beginning),
+-- through some of the table, in the order in which it lies on disk: no sorting, and no comparing of keys. Such rows do not
+-- move, but for those of a table that is written anew (VACUUM FULL, CLUSTER): it is gone through from its beginning then.
 create or replace function outboxd.extra(relay_name text, name text, place text) returns json
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -143,6 +146,7 @@ declare
   upto  tid;
   keys  text[];
   last  tid;
+  file  oid;
 begin
   leaf := coalesce(split_part(place, ' ', 1)::oid, 0);
   at := coalesce(split_part(place, ' ', 2)::tid, '(0,0)');
@@ -151,7 +155,10 @@ begin
    where r.relid::oid >= leaf;
   if leaf is null then
     return json_build_object('keys', array[]::text[]);
-  elsif leaf::text <> coalesce(split_part(place, ' ', 1), '') then
+  end if;
+  execute format('select from only %s limit 0', leaf::regclass);  -- it keeps its file until this has ended
+  file := pg_relation_filenode(leaf::regclass);
+  if concat_ws(' ', leaf, file) is distinct from concat_ws(' ', split_part(place, ' ', 1), split_part(place, ' ', 3)) then
     at := '(0,0)';
   end if;
   upto := format('(%s,0)', split_part(ltrim(at::text, '('), ',', 1)::bigint + many)::tid;
@@ -162,8 +169,8 @@ begin
     (select string_agg(format('t.%I', k), ', ') from unnest(m.key_columns) k), leaf::regclass)
     into keys, last using at, upto, since, most;
   return json_build_object('keys', coalesce(keys, '{}'), 'place',
-    case when cardinality(keys) >= most then format('%s %s', leaf, last)
-         when pg_relation_size(leaf::regclass) > 8192 * split_part(ltrim(upto::text, '('), ',', 1)::bigint then format('%s %s', leaf, upto)
+    case when cardinality(keys) >= most then format('%s %s %s', leaf, last, file)
+         when pg_relation_size(leaf::regclass) > 8192 * split_part(ltrim(upto::text, '('), ',', 1)::bigint then format('%s %s %s', leaf, upto, file)
          else format('%s (0,0)', leaf::bigint + 1) end);
 end
 $$;

@@ -316,3 +316,22 @@ def test_equal_as_of_one_time(direct: Pair, start: Start) -> None:
     assert (told["equal"]["tables"], told["equal"]["through"]) == (4, min(v["through"] for v in told["verifications"]))
     shown = Cli(direct.settings)("status", admin_port=str(daemon.port)).out
     assert f"equal            as of {told['equal']['through']}, 4 tables, " in shown
+
+
+def test_of_a_key_that_was_widened(direct: Pair, start: Start) -> None:
+    """Two rows of the source would be one there: nothing is written, and it is said."""
+    with direct.source.connect() as conn:
+        conn.execute("create table tag (id int primary key, tenant text not null)")
+    daemon = synced(direct, start)
+    assert Cli(direct.settings)("watch", "tag").code == 0
+    assert Cli(direct.settings)("schema", "apply", "--yes").code == 0
+    well(direct, daemon)
+    with direct.source.connect() as conn:
+        conn.execute("insert into tag values (1, 'a')")
+        conn.execute("alter table tag drop constraint tag_pkey; alter table tag add primary key (id, tenant)")
+    assert Cli(direct.settings)("watch", "tag").code == 0
+    with direct.source.connect() as conn:
+        conn.execute("insert into tag values (1, 'b')")
+    wait_until(lambda: status(direct, daemon)[0] == 3)
+    assert direct.ask(direct.target, "select tenant from tag") in ([], [("a",)])
+    assert "the key of public.tag is (id, tenant)" in Cli(direct.settings)("check").out

@@ -490,3 +490,97 @@ def test_aims_differ_in_all_that_matters(pair: Pair) -> None:
         source.execute("select outbox.unwatch('t'), outbox.watch('t')")
         assert aim() != before
         assert len({one.partition(":")[0] for one in [*seen, before]}) == 1
+
+
+@pytest.mark.parametrize("on", ["", "set local outbox.copy = off"], ids=["copied", "not to be copied"])
+@pytest.mark.parametrize("left", [True, False], ids=["some are left", "none is left"])
+@pytest.mark.parametrize("how", ["emitted for a while", "slept"])
+async def test_capture_that_was_interrupted(pair: Pair, how: str, left: bool, on: str) -> None:
+    """What went meanwhile goes, also where the rows that are there are not to be copied."""
+    pair.create("create table story (id int primary key, n int)", "story")
+    async with pair.relay(timing=AT_ONCE) as parts:
+        pair.write("insert into story select g, g from generate_series(1, 20) g")
+        await looked(parts)
+        stop = {
+            "slept": "alter table story disable trigger user",
+            "emitted for a while": "select outbox.watch('story', capture => false)",
+        }[how]
+        pair.write(stop, "delete from story" + " where id < 11" * left)
+        pair.write(*[on] * bool(on), "select outbox.watch('story')")
+        assert (await looked(parts)).state == "done"
+    pair.assert_equal("story")
+
+
+async def test_emitted_for_a_while_before_anything_arrived(pair: Pair) -> None:
+    """The target has no record yet by which it could be told."""
+    pair.create("create table story (id int primary key, n int)", "story")
+    pair.write("insert into story values (1, 1), (2, 2)")
+    on_source(pair, "select outbox.watch('story', capture => false)", "delete from story where id = 1")
+    on_source(pair, "select outbox.watch('story')")
+    async with pair.relay(timing=AT_ONCE) as parts:
+        await looked(parts)
+    pair.assert_equal("story")
+
+
+def ordered(pair: Pair) -> None:
+    """A table whose key has the order of an index that may be another one."""
+    pair.create(
+        "create table story (a int not null, b int not null, n int)",
+        on_target="create table story (a int, b int, n int, primary key (a, b))",
+    )
+    on_source(
+        pair,
+        "create unique index one on story (a, b)",
+        "insert into story select g, 2000 - g, g from generate_series(1, 1000) g",
+        "select outbox.watch('story', key_columns => array['a', 'b'])",
+    )
+    on_target(pair, "select outboxd.map('story')")
+
+
+REORDERED = ("create unique index two on story (b, a)", "drop index one")
+
+
+async def test_the_index_of_the_key_is_another_one_during_a_copy(pair: Pair) -> None:
+    """Where it had come to says nothing in another order."""
+    ordered(pair)
+    async with pair.relay(limits=SMALL) as parts:
+        await half_copied(parts)
+        pair.write(*REORDERED)
+        assert (await looked(parts)).state == "done"
+    pair.assert_equal("story")
+
+
+async def test_the_index_of_the_key_is_another_one_during_a_comparison(pair: Pair) -> None:
+    """It begins anew; a copy that is done does not."""
+    ordered(pair)
+    async with pair.relay(limits=SMALL, timing=AT_ONCE) as parts:
+        await looked(parts)
+        on_target(pair, "update story set n = -1 where a > 400")
+        ask(pair)
+        parts.relay.verifier.ring()
+        while (record := parts.relay.verifier.records.get("public.story")) is None or record.rows < 200:
+            await parts.relay.step()
+        assert record.state == "running"
+        pair.write(*REORDERED)
+        await looked(parts)
+        record = parts.relay.verifier.records["public.story"]
+        assert (record.state, record.rows, record.different) == ("done", 1000, 600)
+
+
+@pytest.mark.parametrize("way", ["vacuum full story", "cluster story using story_pkey"])
+async def test_a_mirror_is_written_anew_while_rows_that_are_too_many_are_looked_for(pair: Pair, way: str) -> None:
+    """Its rows lie elsewhere by then."""
+    pair.create("create table story (id int primary key, n int)", "story")
+    async with pair.relay() as parts:
+        pair.write("insert into story select g, g from generate_series(1, 9000) g")
+        await looked(parts)
+        on_source(pair, "select outbox.unwatch('story')", "delete from story where id <= 8000")
+        on_source(pair, "select outbox.watch('story')")
+        parts.relay.copier.ring()
+        while (copy := parts.relay.copier.copies["public.story"]).extra < 2000:
+            await parts.relay.step()
+        assert copy.state == "copying"
+        on_target(pair, way)
+        copy = await looked(parts)
+        assert (copy.state, copy.pruned) == ("done", 8000)
+    pair.assert_equal("story")

@@ -49,7 +49,7 @@ async def test_the_daemons_role_needs_no_right_on_the_applications_schemas(apart
         assert wanted == {"app.t", "public.story"}
         assert await reader.ask("copy_notice") == await reader.ask("uncaptured") == []
         fit = await reader.ask("copy_fit", {"tables": sorted(wanted)})
-        assert fit == [("app.t", None, ["id", "v"]), ("public.story", None, ["id"])]
+        assert fit == [("app.t", None, ["id", "v"], ["id"]), ("public.story", None, ["id"], ["id"])]
         await reader.read_as_of(Cursor.beginning(system), Question("app.t", "rows", None, 10, 10**6))
     finally:
         await reader.close()

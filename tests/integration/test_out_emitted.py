@@ -7,7 +7,7 @@ import pytest
 
 from daemon.errors import TargetError
 from daemon.progress import Timing
-from tests.integration.test_dead_letters import asked
+from tests.integration.test_dead_letters import AT_ONCE, asked, held
 from tests.pairs import Pair, Parts
 from tests.waiting import wait_until_async
 
@@ -191,3 +191,34 @@ async def test_two_new_tables_that_the_target_lacks_are_both_told_to_be_out(pair
             assert turns < 20
         assert out(parts) == ["public.a", "public.b"]
     assert there(pair, "select state from outboxd.copy") == [("out",)] * 2
+
+
+async def rested(parts: Parts) -> None:
+    """Both sides have been looked at, and there is nothing to do."""
+    for _ in range(4):
+        parts.relay.copier.recheck()
+        await parts.relay.drain()
+
+
+@pytest.mark.parametrize("way", ["unwatch('story')", "watch('story', capture => false)"])
+@pytest.mark.parametrize("again", [False, True], ids=["one daemon", "another daemon"])
+async def test_what_was_skipped_of_a_table_that_is_captured_no_more(pair: Pair, way: str, again: bool) -> None:
+    """A copy was to bring it, and now none will: it arrives as letters, and nothing older of its rows."""
+    pair.create("create table story (id int primary key, n int)", "story")
+    async with pair.relay(timing=AT_ONCE) as parts:
+        pair.write("insert into story values (1, 1), (2, 2)")
+        await rested(parts)
+        on_target(pair, "alter table story rename column n to m")
+        pair.write("insert into story values (3, 3)", "delete from story where id = 1")
+        await rested(parts)
+        pair.write(f"select outbox.{way}")
+        await rested(parts)
+        if not again:
+            on_target(pair, "alter table story rename column m to n")
+            await rested(parts)
+    if again:
+        on_target(pair, "alter table story rename column m to n")
+        async with pair.relay(timing=AT_ONCE) as parts:
+            await rested(parts)
+    assert there(pair, "select * from story order by id") == [(2, 2), (3, 3)]
+    assert held(pair) == []

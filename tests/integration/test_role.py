@@ -59,7 +59,9 @@ async def test_the_role_can_do_the_daemons_work(source: Database, least: str) ->
         await reader.ask("letters_wake", {"states": None})
         for copying in ("copy_wanted", "copy_notice", "verify_wanted"):
             await reader.ask(copying)
-        assert await reader.ask("copy_fit", {"tables": ["public.story"]}) == [("public.story", None, ["id", "title"])]
+        assert await reader.ask("copy_fit", {"tables": ["public.story"]}) == [
+            ("public.story", None, ["id", "title"], ["id"])
+        ]
     finally:
         await reader.close()
     with psycopg.connect(least, autocommit=True) as conn:

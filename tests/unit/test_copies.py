@@ -108,6 +108,7 @@ def test_the_record_comes_back_as_it_was_told() -> None:
         ({"exists": False}, "the target has no table public.parent"),
         ({"columns": [{"name": "id"}]}, "the target table public.parent has no column n"),
         ({"key_is_unique": False}, "(id) is no unique key of public.parent"),
+        ({"key": ["n", "id"]}, "the key of parent is (id), and that of the target table public.parent is (n, id)"),
         ({"missing_usage": "public"}, "a right is missing on the target table public.parent"),
         ({"missing_grants": ["INSERT"]}, "a right is missing on the target table public.parent"),
         ({"hides_rows": True}, "a right is missing on the target table public.parent"),
@@ -118,4 +119,4 @@ def test_a_target_that_does_not_fit_is_told_by_what_it_lacks(mirror: dict[str, A
         "table": "parent", "target": "public.parent", "exists": True, "key": ["id"], "key_is_unique": True,
         "columns": [{"name": "id"}, {"name": "n"}, {"name": "more"}], "missing_grants": [], "hides_rows": False,
     }  # fmt: skip
-    assert misfit("parent", {"tables": [there | mirror]}, ["id", "n"]) == said
+    assert misfit("parent", {"tables": [there | mirror]}, ["id", "n"], ["id"]) == said

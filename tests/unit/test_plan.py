@@ -145,8 +145,20 @@ def test_a_row_written_in_parts_keeps_every_part():
     """What outbox.emit left out of the later change is taken from the earlier one, by splicing alone."""
     planned = plan([change("upsert", 1, shape=2, value=5), change("upsert", 1, shape=3, value=6)], ORDER, SHAPES)
     assert planned.groups == (
-        Group("parent", "upsert", 0, ("id", "b", "c", "a"), (b'{"id":1,"a":5,"id":1,"b":6,"c":6}',), b'{"id":1}'),
-    )
+        Group("parent", "upsert", 0, ("id", "b", "c", "a"), (b'{"id":1,"a":5,"id":1,"b":6,"c":6}',), b'{"id":1}', keyed=(("id",),)),
+    )  # fmt: skip
+
+
+def test_a_group_says_by_which_columns_its_rows_are_told_apart():
+    """Also where the key was changed in between: the target is to see both."""
+    wider = change("delete", 2)._replace(key='{"id":2,"a":1}')
+    assert {group.keyed for group in plan([change("upsert", 1), change("delete", 3)], ORDER, SHAPES).groups} == {
+        (("id",),)
+    }
+    assert {group.keyed for group in plan([change("upsert", 1), wider], ORDER, SHAPES).groups} == {
+        (("a", "id"), ("id",))
+    }
+    assert b'"keyed":[["a","id"],["id"]]' in plan([change("upsert", 1), wider], ORDER, SHAPES).body
 
 
 def test_rows_of_two_shapes_are_two_groups():
