@@ -111,12 +111,14 @@ class Delivery:
         self.held: set[Key] = set()
         self.holds = 0  # how often keys were held
         self.captured: Callable[[], Collection[str]] = tuple  # tables whose keys the source's types have spelled
+        self.places: Mapping[str, str] = {}  # which table of the target each one goes to
         self._types: Mapping[str, Types] = {}
 
     def learn_tables(self, described: Mapping[str, Any]) -> None:
         """The order of the target's tables, parents first, from its own foreign keys."""
         references = [(reference["child"], reference["parent"]) for reference in described["references"]]
         self._types = types_of(described)
+        self.places = {table["table"]: table["target"] for table in described["tables"]}
         self.order = table_order([table["table"] for table in described["tables"]], references)
 
     async def learn_held(self, answer: Answer) -> None:

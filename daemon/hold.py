@@ -3,12 +3,31 @@
 Knows changes and the keys the target holds. Knows nothing of connections, nor why the target refuses. Pure.
 """
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from daemon.sheaf import Change, Sheaf, Sheaves, bind, unbind
 
 Key = tuple[str, str]  # table, and the key as outbox.change has it
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Of a table: is it watched, or mapped? And of a captured one what its key is called by now, which columns travel, and its
+    aim; None: that cannot be said."""
+
+    watched: bool
+    keys: frozenset[str] | None = None
+    columns: frozenset[str] | None = None
+    aim: str | None = None
+
+    def names(self, key: str) -> bool:
+        """May this be a key of it? One of other columns is of a row that has another name by now."""
+        try:
+            return self.keys is None or self.keys == json.loads(key).keys()
+        except (ValueError, AttributeError):
+            return True  # no key at all: it is refused with its row
 
 
 @dataclass(frozen=True, slots=True)

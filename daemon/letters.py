@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon.errors import SourceUnavailable
-from daemon.hold import BEHIND, Key, Letter, Why
+from daemon.hold import BEHIND, Identity, Key, Letter, Why
 from daemon.session import query
 from daemon.sheaf import Change, Sheaf
 from daemon.source import Source
@@ -127,11 +127,26 @@ class Letters:
         async with self._source.connected() as conn:
             await conn.execute(query("hold_again"), parameters)
 
-    async def wanted(self, cursor: Cursor, limit: int, out: Collection[str]) -> Wanted:
+    async def identities(self, tables: Collection[str]) -> dict[str, Identity]:
+        """What of these tables decides which of their letters still mean something."""
+        rows = await self._source.ask("letters_identities", {"tables": sorted(tables)}) if tables else ()
+        return {
+            table: Identity(watched, frozenset(keys) if keys else None, frozenset(columns) if columns else None, aim)
+            for table, watched, keys, columns, aim in rows
+        }
+
+    async def obsolete(self, tables: Collection[str]) -> set[Key]:
+        """Keys of these tables, which a copy has brought as they are watched now, that have no letter but of before."""
+        return set(await self._source.ask("held_obsolete", {"tables": sorted(tables)})) if tables else set()
+
+    async def wanted(self, cursor: Cursor, limit: int, out: Collection[str], others: Collection[Key] = ()) -> Wanted:
         """What is wanted, for up to `limit` keys, and about as many bytes as a batch may have. Of keys that have letters to
-        be dropped and others, the first are removed."""
+        be dropped and others, the first are removed. Nothing is sent of the keys `others`."""
         limits = self._source.limits
-        asked = {"limit": limit, "bytes": limits.bytes, "row_bytes": limits.row_bytes, "out": list(out)}
+        asked = {
+            "limit": limit, "bytes": limits.bytes, "row_bytes": limits.row_bytes, "out": list(out),
+            "other_tables": [table for table, _ in others], "other_keys": [_hashed(key) for _, key in others],
+        }  # fmt: skip
         async with self._source.connected() as conn:
             found = await conn.execute(query("held_wanted"), {**asked, **_passed(cursor)}, binary=True)
             rows = await found.fetchall()

@@ -25,7 +25,7 @@ from daemon.copier import Copier
 from daemon.copies import Copy, note
 from daemon.delivery import REFERENCES, Delivery, Load, Parcel
 from daemon.errors import CaptureLost, DaemonError, Kind, TargetError, advice
-from daemon.hold import Letter, Why, key_of
+from daemon.hold import Identity, Key, Letter, Why, key_of
 from daemon.letters import Letters, Wanted
 from daemon.plan import Plan
 from daemon.sheaf import Change, Sheaves, bind
@@ -122,9 +122,14 @@ class Retries:
         if not delivery.held:
             return None
         before = len(delivery.held)
-        wanted = await self._letters.wanted(place.cursor, self._at_once, self._copier.renewed)
+        identities = await self._letters.identities({table for table, _ in delivery.held})
+        others = self._others(identities)
+        identities |= await self._letters.identities(set(others.values()) - identities.keys())
+        copied = {table for table, one in identities.items() if one.aim and self._copier.settled(table, one.aim)}
+        obsolete = {key for key, table in others.items() if table in copied} | await self._letters.obsolete(copied)
+        wanted = await self._letters.wanted(place.cursor, self._at_once, self._copier.renewed, others.keys())
         retried = {key_of(change) for change in wanted.retry}
-        asked = retried | wanted.discard
+        asked = retried | wanted.discard | obsolete
         if stale := asked - delivery.held:
             await self._letters.forget(stale, place.cursor, wake=False)
         keys = frozenset(asked & delivery.held)
@@ -132,7 +137,10 @@ class Retries:
             return None
         waiting = [change for change in wanted.retry if key_of(change) in keys]
         changes, shapes = vacated(waiting, wanted.shapes, self._copier.vacant)
-        log.info("letters_retried", changes=len(changes), discarded_keys=len(wanted.discard & delivery.held))
+        log.info(
+            "letters_retried", changes=len(changes), discarded_keys=len(wanted.discard & delivery.held),
+            obsolete_keys=len(obsolete & keys),
+        )  # fmt: skip
         try:
             load = await delivery.prepare(replace(place.parcel(bind(changes), shapes), retried=keys))
             sending = asyncio.create_task(delivery.send(load))
@@ -144,6 +152,7 @@ class Retries:
                 self._at_once = max(1, self._at_once // 2)
             if not await self._stay(exc, changes):
                 raise
+            await self._renew(changes, shapes, identities)
             return None
         self._at_once = _RETRIED
         if len(delivery.held) < before:  # what arrived may be what others wait for
@@ -168,6 +177,28 @@ class Retries:
         if letters:
             await self._letters.hold_again(letters)
         return bool(letters)
+
+    def _others(self, identities: Mapping[str, Identity]) -> dict[Key, str]:
+        """Held keys that are no keys of their table any more, and the table whose copy brings what they were about: its key has
+        other columns now, or it goes by another name to the same place. Sent, their letters would write over newer rows."""
+        places = {self._delivery.places.get(table): table for table in self._copier.captured}
+        found = {}
+        for table, key in self._delivery.held:
+            identity = identities[table]
+            if not identity.names(key):
+                found[table, key] = table
+            elif not identity.watched and (heir := places.get(self._delivery.places.get(table, ""))) is not None:
+                found[table, key] = heir
+        return found
+
+    async def _renew(
+        self, changes: Sequence[Change], shapes: Mapping[int, tuple[str, ...]], identities: Mapping[str, Identity]
+    ) -> None:
+        """Rows that wait with columns which do not travel any more are recorded anew, as they are: the newest row decides."""
+        for change in changes:
+            travel = identities[change.table].columns
+            if travel is not None and change.shape is not None and not travel.issuperset(shapes[change.shape]):
+                await self._letters.touch(change.table, [change.key])
 
     # -- of tables that are out ----------------------------------------------------------------------------
 
