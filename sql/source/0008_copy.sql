@@ -615,8 +615,8 @@ begin
 end
 $$;
 
--- Of these tables, as letters are judged by: is it watched, or mapped? Of a captured one also what its key is called on the
--- target by now, which columns travel, its aim, and the id below which a change was recorded for another one. Null: nobody can say.
+-- Of these tables, as letters are judged by: is it watched, or mapped, and what is its key called on the target by now? Of a
+-- captured one also which columns travel, its aim, and the id below which a change was recorded for another one. Null: nobody can say.
 create or replace function outbox.identities(tables text[])
 returns table (table_name text, watched boolean, keys text[], columns text[], aim text, since_id bigint)
 language plpgsql stable security definer
@@ -630,8 +630,9 @@ begin
   foreach table_name in array tables loop
     select * into w from outbox.watched k where k.table_name = identities.table_name;
     watched := found;
-    tbl := case when w.capture then outbox.table_named(w.table_name) end;
-    keys := case when tbl is not null then coalesce(w.key_columns, outbox.primary_key(tbl)) end;
+    tbl := outbox.table_named(w.table_name);
+    keys := coalesce(w.key_columns, outbox.primary_key(tbl));
+    tbl := case when w.capture then tbl end;
     keys := case when keys is not null then outbox.projected(keys, jsonb_build_object('rename', w.mapping -> 'rename')) end;
     columns := case when tbl is not null then outbox.projected(outbox.row_columns(tbl, w.include, w.exclude), w.mapping) end;
     aim := case when tbl is not null then aims ->> table_name end;

@@ -1,7 +1,9 @@
 """Dead letters of a row that has another name by now, or travels as something else: none is sent over what is newer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import psycopg
 import pytest
 
 from daemon.progress import Timing
@@ -192,3 +194,129 @@ async def test_a_value_in_the_clear_never_comes_after_its_mask(pair: Pair, end: 
     none_is_left(pair)
     gone = end.startswith("delete")
     assert there(pair, "select id, email, hidden is null from story") == ([] if gone else [(2, None, False)])
+
+
+EMIT = 'select outbox.emit(\'public.story\', \'{op}\', \'{{"id": {id}, "email": "{email}", "n": {n}}}\')'
+
+
+def emitted(n: int, op: str = "upsert", id_: int = 1, email: str = "a") -> str:
+    return EMIT.format(op=op, id=id_, email=email, n=n)
+
+
+async def test_of_an_emitted_key_that_was(pair: Pair) -> None:
+    """Which row of the one key is which of the other nobody knows: what comes by the new one waits until the others have gone."""
+    on_source(pair, "select outbox.map('public.story', array['id'])")
+    on_target(pair, KEYED, REFUSES, "select outboxd.map('story')")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write(emitted(13), emitted(1, id_=2, email="b"))
+        await rest(parts)
+        on_source(pair, "select outbox.map('public.story', array['email'])")
+        on_target(pair, BY_EMAIL)
+        pair.write(emitted(5), emitted(6, id_=2, email="b"))
+        await rest(parts)
+        assert [state for _, _, state, *_ in letters(pair)] == ["23514", "OB011", "OB011"]
+        on_target(pair, TAKES)
+        await retried(pair, parts)
+        pair.write(emitted(9))
+        await rest(parts)
+    none_is_left(pair)
+    assert there(pair, "select id, n from story order by 1") == [(1, 9), (2, 6)]
+
+
+@pytest.mark.parametrize(("before", "after"), [("int", "text"), ("text", "int"), ("text", "numeric(9,1)")])
+async def test_of_an_emitted_key_of_another_type(pair: Pair, before: str, after: str) -> None:
+    """What is emitted from now on is spelled otherwise than what is held: it is the same row all the same."""
+    on_source(pair, "select outbox.map('public.story', array['id'])")
+    on_target(
+        pair, f"create table story (id {before} primary key, email text, n int)", REFUSES, "select outboxd.map('story')"
+    )
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write(emitted(13), emitted(13, id_=2))
+        await rest(parts)
+    on_target(pair, f"alter table story alter column id type {after} using id::{after}")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write(emitted(5), emitted(5, op="delete", id_=2))
+        await rest(parts)
+        on_target(pair, TAKES)
+        await retried(pair, parts)
+    none_is_left(pair)
+    assert there(pair, "select id::int, n from story") == [(1, 5)]
+
+
+@contextmanager
+def forgotten(pair: Pair) -> Iterator[None]:
+    """What is done in here the target forgets: a backup of it is put back, at its address."""
+    [(name,)] = there(pair, "select current_database()")
+    admin = psycopg.conninfo.make_conninfo(pair.target.superuser_dsn, dbname="postgres")
+    with psycopg.connect(admin, autocommit=True) as conn:
+        conn.execute(f'create database "{name}_backup" template "{name}" owner supabase_owner'.encode())
+        yield
+        conn.execute(f'alter database "{name}" rename to "{name}_lost"'.encode())
+        conn.execute(f'alter database "{name}_backup" rename to "{name}"'.encode())
+        conn.execute(f'drop database "{name}_lost" with (force)'.encode())
+
+
+@pytest.mark.parametrize("change", ["update story set n = 13 where id = 1", "delete from story where id = 1"])
+@pytest.mark.parametrize("later", [(), ("update story set note = 'later'",), ("delete from story",)])
+async def test_a_target_restored_to_when_a_key_was_held(pair: Pair, change: str, later: Sequence[str]) -> None:
+    """The key is held there again, and its letters were delivered since."""
+    pair.create(STORY, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1), (2, 2)")
+        await rest(parts)
+        on_target(pair, REFUSES, "create table likes (id int references story)", "insert into likes values (1)")
+        pair.write(change)
+        await rest(parts)
+        assert held(pair) == [("public.story", '{"id":1}')]
+        on_target(pair, TAKES, "drop table likes")
+    with forgotten(pair):
+        async with pair.relay(timing=EAGER) as parts:
+            await retried(pair, parts)
+            pair.assert_equal("story")
+    pair.write(*later)
+    async with pair.relay(timing=EAGER) as parts:
+        await rest(parts)
+    none_is_left(pair)
+    pair.assert_equal("story")
+
+
+async def test_a_target_restored_to_when_an_emitted_key_was_held(pair: Pair) -> None:
+    """The outbox still has its changes."""
+    on_source(pair, "select outbox.map('public.story', array['id'])")
+    on_target(pair, KEYED, REFUSES, "select outboxd.map('story')")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write(emitted(1), emitted(13), emitted(13, id_=2, email="b"))
+        await rest(parts)
+        pair.write(emitted(0, op="delete", id_=2))
+        await rest(parts)
+        assert len(held(pair)) == 2
+        on_target(pair, TAKES)
+    with forgotten(pair):
+        async with pair.relay(timing=EAGER) as parts:
+            await retried(pair, parts)
+    async with pair.relay(timing=EAGER) as parts:
+        await rest(parts)
+    none_is_left(pair)
+    assert there(pair, "select id, n from story") == [(1, 13)]
+
+
+async def test_a_target_restored_to_when_an_emitted_table_was_out(pair: Pair) -> None:
+    """Its letters were delivered since; the backup lacks their rows, and its cursor has passed them."""
+    on_source(pair, "select outbox.map('public.story', array['id'])")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write(emitted(1), emitted(2))
+        await rest(parts)
+        assert parts.relay.copier.out == {"public.story"}
+        on_target(pair, KEYED)
+    with forgotten(pair):
+        on_target(pair, "select outboxd.map('story')")
+        async with pair.relay(timing=EAGER) as parts:
+            await rest(parts)
+            assert there(pair, "select id, n from story") == [(1, 2)]
+    on_target(pair, "select outboxd.map('story')")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write(emitted(3, id_=2, email="b"))
+        await rest(parts)
+        assert parts.relay.copier.out == set()
+    none_is_left(pair)
+    assert there(pair, "select id, n from story order by 1") == [(1, 2), (2, 3)]

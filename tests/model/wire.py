@@ -353,6 +353,7 @@ _STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]]
     "shapes": _shapes,
     "held_wanted": _held_wanted,
     "letters_identities": _identities,
+    "held_orphans": _copy_wanted,
     "on_error": _on_error,
     "letters_wake": _on_error,
     "copy_wanted": _copy_wanted,
