@@ -32,6 +32,7 @@ from daemon.copies import (
     slowly,
 )  # fmt: skip
 from daemon.errors import CaptureLost, CopyRefused, DaemonError, Kind, TargetError, advice
+from daemon.letters import Letters
 from daemon.noticing import Noticing
 from daemon.plan import Group
 from daemon.ranges import Look
@@ -164,7 +165,11 @@ class Copier:
         """Keys of rows that the target may have too much, and where it is to be asked next."""
         more = (await self._target.unwritten(copy.table, copy.after)).more
         # Held keys, too: what a table that was out has missed may be the delete of one. They are released key by key.
+        # Those of other columns than its key are no rows of it: they go once it is copied.
         held = set(self.held_of(copy.table) if copy.prune and copy.after is None else ())
+        if held:
+            identity = (await Letters(self._source).identities({copy.table}))[copy.table]
+            held = {key for key in held if identity.names(key)}
         self._only_held[copy.table] = held.difference(more["keys"])
         return (*more["keys"], *sorted(self._only_held[copy.table])), more.get("place")
 
@@ -239,6 +244,13 @@ class Copier:
 
     def _goes_on(self) -> bool:
         return not self._rate and bool(self._candidates())
+
+    def settled(self, table: str, aim: str | None) -> bool:
+        """Has a copy, or every change, brought it as it is wanted now?"""
+        copy, wish = self.copies.get(table), self.wishes.get(table)
+        if copy is None or wish is None or copy.state != "done" or table in self._noting:
+            return False
+        return copy.here and copy.aim == aim == wish.aim and wish.number in (0, copy.wish)
 
     @property
     def keeps(self) -> bool:

@@ -19,7 +19,7 @@ import structlog
 from daemon.copies import Copy, note
 from daemon.errors import Kind, Refusal, TargetError, alone, classify
 from daemon.failpoint import reach
-from daemon.hold import BEHIND, Key, Letter, Why, key_of, part, refuse
+from daemon.hold import BEHIND, STRANGER, Key, Letter, Why, key_of, names, part, refuse
 from daemon.letters import Letters
 from daemon.plan import Group, Plan, plan, table_order
 from daemon.sheaf import Sheaf, Sheaves, count, glue, split, unbind
@@ -112,12 +112,14 @@ class Delivery:
         self.held: set[Key] = set()
         self.holds = 0  # how often keys were held
         self.captured: Callable[[], Collection[str]] = tuple  # tables whose keys the source's types have spelled
+        self.places: Mapping[str, str] = {}  # which table of the target each one goes to
         self._types: Mapping[str, Types] = {}
 
     def learn_tables(self, described: Mapping[str, Any]) -> None:
         """The order of the target's tables, parents first, from its own foreign keys."""
         references = [(reference["child"], reference["parent"]) for reference in described["references"]]
         self._types = types_of(described)
+        self.places = {table["table"]: table.get("target", table["table"]) for table in described["tables"]}
         self.order = table_order([table["table"] for table in described["tables"]], references)
 
     async def learn_held(self, answer: Answer) -> None:
@@ -156,9 +158,11 @@ class Delivery:
         if parcel.copied and self.held:
             among = {(sheaf.table, key) for sheaf in parcel.sheaves for key in split(sheaf.keys)}
             again = frozenset(key for key in self.held if key in among)
-        parted = part(parcel.sheaves, self.held - again if again else self.held, self._row_bytes)
+        held = self.held - again if again else self.held
+        strangers = self._strangers(parcel)
+        parted = part(parcel.sheaves, held | strangers if strangers else held, self._row_bytes)
         load = Load(parcel, parted.flow, release=set(again | parted.freed))
-        await self._keep(load, parted.letters)
+        await self._keep(load, told(parted.letters, strangers))
         if parcel.aside:
             load.left_out = await self._set_aside(parcel)
         self._plan(load)
@@ -202,10 +206,38 @@ class Delivery:
                 if None in keys:
                     there = (await self._target.spelled(sheaf.table, asked(given))).more["keys"]
                     keys = [other or key for key, other in zip(given, there, strict=True)]
+                if aliases := await self._aliases(sheaf.table):
+                    keys = [aliases.get(key or "", key) for key in keys]
                 done.append(replace(sheaf, keys=glue(key or "" for key in keys)))
             else:
                 done.append(sheaf)
         return tuple(done)
+
+    async def _aliases(self, table: str) -> dict[str, str]:
+        """Held keys by how the target would spell them now, where that is not how they are held: its types may be others."""
+        held = self.held_of(table)
+        keys = {key: spelled(key, self._types[table]) for key in held}
+        if unsure := sorted(key for key, now in keys.items() if now is None):
+            there = (await self._target.spelled(table, asked(unsure))).more["keys"]
+            keys |= dict(zip(unsure, there, strict=True))
+        return {now: key for key, now in keys.items() if now is not None and now not in held}
+
+    def _strangers(self, parcel: Parcel) -> set[Key]:
+        """Keys of emitted rows while keys of other columns are held of their table: which rows those are nobody knows, so that
+        these must not go first (promise I4)."""
+        if parcel.copied or parcel.retried or not self.held:
+            return set()
+        captured, found = self.captured(), set()
+        for table in {sheaf.table for sheaf in parcel.sheaves} & {table for table, _ in self.held} - set(captured):
+            held = {names(key) for key in self.held_of(table)}
+            given = {
+                key
+                for sheaf in parcel.sheaves
+                if sheaf.table == table and sheaf.op != "truncate"
+                for key in split(sheaf.keys)
+            }
+            found |= {(table, key) for key in given if held - {names(key)}}
+        return found
 
     async def _set_aside(self, parcel: Parcel) -> int:
         """Changes of tables that are out: where a copy will bring their rows they are skipped; returns how many. Where
@@ -336,6 +368,17 @@ class Delivery:
             reach("before_release")
             await self._letters.forget(load.release, cursor)
             reach("after_release")
+
+
+def told(letters: Sequence[Letter], strangers: Collection[Key]) -> list[Letter]:
+    """Of each stranger the last letter says what it waits for."""
+    last = {key_of(one.change): one.change.id for one in letters}
+    return [
+        replace(one, why=STRANGER)
+        if one.why is BEHIND and key_of(one.change) in strangers and last[key_of(one.change)] == one.change.id
+        else one
+        for one in letters
+    ]
 
 
 def _read(refused: Collection[Mapping[str, Any]], planned: Plan, exc: TargetError) -> dict[Key, Why]:

@@ -3,12 +3,28 @@
 Knows changes and the keys the target holds. Knows nothing of connections, nor why the target refuses. Pure.
 """
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from daemon.sheaf import Change, Sheaf, Sheaves, bind, unbind
 
 Key = tuple[str, str]  # table, and the key as outbox.change has it
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Of a table: is it watched, or mapped, and what is its key called by now? And of a captured one which columns travel, and
+    its aim. None: that cannot be said."""
+
+    watched: bool
+    keys: frozenset[str] | None = None
+    columns: frozenset[str] | None = None
+    aim: str | None = None
+
+    def names(self, key: str) -> bool:
+        """May this be a key of it? One of other columns is of a row that has another name by now."""
+        return self.keys is None or names(key) in (None, self.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +42,9 @@ class Why:
 BEHIND = Why("it waits with the refused change of its key")
 
 
+STRANGER = Why("it waits until letters of its table by another key have gone: retry or discard those", "OB011")
+
+
 @dataclass(frozen=True, slots=True)
 class Letter:
     """A change that is to wait, and why."""
@@ -41,6 +60,14 @@ class Parted:
     flow: Sheaves
     letters: tuple[Letter, ...] = ()
     freed: frozenset[Key] = frozenset()
+
+
+def names(key: str) -> frozenset[str] | None:
+    """The columns of a key; None: it is none, and is refused with its row."""
+    try:
+        return frozenset(json.loads(key).keys())
+    except (ValueError, AttributeError):
+        return None
 
 
 def key_of(change: Change) -> Key:

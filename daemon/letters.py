@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon.errors import SourceUnavailable
-from daemon.hold import BEHIND, Key, Letter, Why
+from daemon.hold import BEHIND, Identity, Key, Letter, Why
 from daemon.session import query
-from daemon.sheaf import Change, Sheaf
+from daemon.sheaf import GLUE, Change, Sheaf
 from daemon.source import Source
 from outbox import Cursor
 
@@ -134,11 +134,57 @@ class Letters:
         async with self._source.connected() as conn:
             await conn.execute(query("hold_again"), parameters)
 
-    async def wanted(self, cursor: Cursor, limit: int, out: Collection[str]) -> Wanted:
+    async def identities(self, tables: Collection[str]) -> dict[str, Identity]:
+        """What of these tables decides which of their letters still mean something."""
+        rows = await self._source.ask("letters_identities", {"tables": sorted(tables)}) if tables else ()
+        return {
+            table: Identity(watched, frozenset(keys) if keys else None, frozenset(columns) if columns else None, aim)
+            for table, watched, keys, columns, aim in rows
+        }
+
+    async def obsolete(self, tables: Collection[str]) -> set[Key]:
+        """Keys of these tables, which a copy has brought as they are watched now, that have no letter but of before."""
+        return set(await self._source.ask("held_obsolete", {"tables": sorted(tables)})) if tables else set()
+
+    async def orphans(self, held: Collection[Key]) -> set[Key]:
+        """Of these keys, which the target holds, those that have no letter."""
+        return set(await self._source.ask("held_orphans", _pairs(held))) if held else set()
+
+    async def ask(self, keys: Collection[Key]) -> None:
+        """Have the letters of these keys sent again."""
+        if keys:
+            await self._source.ask("held_ask", _pairs(keys))
+
+    async def restore(self, table: str, keys: Collection[str] | None, why: Why, cursor: Cursor) -> None:
+        """Make letters again, durably, of what the outbox still has of a table that no copy can bring."""
+        asked = {
+            "table": table,
+            "keys": None if keys is None else sorted(keys),
+            "state": why.sqlstate,
+            "reason": why.reason,
+        }
+        async with self._source.connected() as conn, conn.transaction():
+            await conn.execute("set local synchronous_commit = on")
+            await conn.execute(query("held_restored"), {**asked, **_passed(cursor)})
+
+    async def missing(self, table: str, keys: Collection[str]) -> set[str]:
+        """Of these keys of a captured table those that no row has."""
+        asked = {"table": table, "keys": sorted(keys)}
+        return {
+            key
+            for (text,) in await self._source.ask("copy_missing", asked)
+            for key in (text or "").split(GLUE.decode())
+            if key
+        }
+
+    async def wanted(self, cursor: Cursor, limit: int, out: Collection[str], others: Collection[Key] = ()) -> Wanted:
         """What is wanted, for up to `limit` keys, and about as many bytes as a batch may have. Of keys that have letters to
-        be dropped and others, the first are removed."""
+        be dropped and others, the first are removed. Nothing is sent of the keys `others`."""
         limits = self._source.limits
-        asked = {"limit": limit, "bytes": limits.bytes, "row_bytes": limits.row_bytes, "out": list(out)}
+        asked = {
+            "limit": limit, "bytes": limits.bytes, "row_bytes": limits.row_bytes, "out": list(out),
+            "other_tables": [table for table, _ in others], "other_keys": [_hashed(key) for _, key in others],
+        }  # fmt: skip
         async with self._source.connected() as conn:
             found = await conn.execute(query("held_wanted"), {**asked, **_passed(cursor)}, binary=True)
             rows = await found.fetchall()
@@ -177,6 +223,10 @@ class Letters:
         """Have rows recorded as changed, as they are."""
         await self._source.touch(table, keys)
 
+    async def copy(self, table: str) -> None:
+        """Have a table copied as a whole, and what is there too much deleted."""
+        await self._source.ask("copy_ask", {"table": table})
+
     async def halting(self, tables: Collection[str]) -> set[str]:
         """Of these tables those with on_error = halt."""
         async with self._source.connected() as conn:
@@ -198,6 +248,10 @@ def _passed(cursor: Cursor) -> dict[str, Any]:
     """What it takes to see whether the cursor has passed a change."""
     torn = {"torn": [str(xid) for xid, _ in cursor.torn], "upto": [upto for _, upto in cursor.torn]}
     return {"snapshot": cursor.snapshot, **torn}
+
+
+def _pairs(keys: Collection[Key]) -> dict[str, list[str]]:
+    return {"tables": [table for table, _ in keys], "keys": [key for _, key in keys]}
 
 
 def _of(table: str, held: Collection[Key]) -> list[str]:

@@ -84,6 +84,9 @@ class Relay:
         self._next_at = 0.0  # when the next request may go, on the monotonic clock
         self._dry = False  # did the last look at the source find nothing?
         self._claimed = False
+        self._restored = (
+            False  # does the target stand behind where it stood, and what that means for letters is still to be done?
+        )
         letters = Letters(source)
         self._delivery = Delivery(target, letters, observer, row_bytes=source.limits.row_bytes)
         self._delivery.captured = lambda: self.copier.captured
@@ -223,6 +226,8 @@ class Relay:
         cursor = self._go_on_from(answer, identity.beginning())
         await self._source.begin(cursor)  # is it this source's? Else nothing may be done about its letters either
         await self._delivery.settle(cursor, self.copier.told_out)
+        await self._retries.adopt(cursor, restored=self._restored)
+        self._restored = False
         return cursor
 
     async def _claim(self, beginning: Cursor) -> Answer:
@@ -241,12 +246,14 @@ class Relay:
         self._learn(answer)
         log.info("target_claimed", epoch=answer.standing.epoch, batch_no=answer.standing.batch_no)
         if (behind := batch_no - answer.standing.batch_no) > 0:
+            self._restored = True
             self._rewinding = (
                 f"the target stands {behind} batches behind where it stood (restored from a backup, or another one): "
                 "what the outbox still has is sent again"
             )
             log.warning("target_restored", batch_no=answer.standing.batch_no, remembered=batch_no, batches=behind)
-        await self._remember(answer.standing.epoch, answer.standing.batch_no, answer.standing.cursor)
+        # Whoever leads after this one died is to see it, too: what was lost with the letters may not be made good yet.
+        await self._remember(answer.standing.epoch, max(batch_no, answer.standing.batch_no), answer.standing.cursor)
         return answer
 
     async def _remember(self, epoch: int, batch_no: int, cursor: Cursor | None) -> None:
@@ -410,6 +417,7 @@ class Relay:
             return False
         self._go_on_from(done[1], self._stated)
         self.status.applied += done[0].changes
+        await self.note()  # the letters are gone: a target that is put back to before is to be known as such
         return True
 
     def _succeeded(self, batch: Batch, planned: Plan, seconds: float) -> None:
@@ -482,7 +490,7 @@ class Relay:
         """Tell the source where the target stands, when that is news and the last was told longer ago than this."""
         status = self.status
         told = self._noted == status.batch_no or time.monotonic() - self._remembered < every
-        if self._stated is None or told or not self._leads.is_set():
+        if self._stated is None or told or self._restored or not self._leads.is_set():
             return
         with contextlib.suppress(BreakerOpen, SourceUnavailable, SourceUnfit):
             await self._remember(status.epoch, status.batch_no, self._stated)

@@ -13,9 +13,10 @@ brings nothing the next waits twice as long.
 """
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,9 +25,9 @@ import structlog
 from daemon.copier import Copier
 from daemon.copies import Copy, note
 from daemon.delivery import REFERENCES, Delivery, Load, Parcel
-from daemon.errors import CaptureLost, DaemonError, Kind, TargetError, advice
-from daemon.hold import Letter, Why, key_of
-from daemon.letters import Letters, Wanted
+from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnfit, TargetError, advice
+from daemon.hold import STRANGER, Identity, Key, Letter, Why, key_of
+from daemon.letters import OUT, Letters, Wanted
 from daemon.plan import Plan
 from daemon.sheaf import Change, Sheaves, bind
 from daemon.target import Answer
@@ -37,6 +38,8 @@ log = structlog.get_logger()
 _RETRIED = 100  # keys that go into one retry
 _DRAINED = 1000  # letters of a table that was out that go at once
 _LONGEST = 64  # times `recheck` that letters wait at most for another try, while changes arrive
+
+RESTORED = Why("the target was restored to when this was a dead letter; it is sent again", "OB012")
 
 Done = tuple[Plan, Answer]
 
@@ -71,6 +74,7 @@ class Retries:
         self._structured = structured
         self._cover = cover
         self._at_once = _RETRIED
+        self._orphans: set[Key] = set()  # keys that were held without a letter when it was looked last
         self._tried: dict[str, float] = {}  # when a table that is out was tried last
         self._structure: str | None = None  # of the target's tables, when it was looked at last
         self._holds = 0
@@ -93,6 +97,48 @@ class Retries:
         """The target's tables as they are when nothing is known of letters yet."""
         self._structure = self._structure or described.get("structure")
 
+    async def adopt(self, cursor: Cursor, *, restored: bool) -> None:
+        """Keys that are held and have no letter: the target was restored to when they had one. Of a captured table their rows
+        are recorded anew, and where there is none any more a letter deletes it; of others the outbox may still have them. So
+        with tables that are out (`restored`)."""
+        lost = await self._letters.orphans(self._delivery.held)
+        identities = await self._letters.identities(
+            {table for table, _ in lost} | (self._copier.out if restored else set())
+        )
+        self._orphans = set(lost)
+        for table in {table for table, _ in lost}:
+            identity, keys = identities[table], {key for of_table, key in lost if of_table == table}
+            if identity.aim is None:
+                await self._letters.restore(table, keys, RESTORED, cursor)
+                continue
+            rows = {key for key in keys if identity.names(key)}  # the others go once their table is copied
+            try:
+                await self._letters.touch(table, sorted(rows))
+                gone = await self._letters.missing(table, rows)
+            except SourceUnfit as exc:  # its rows cannot be read as it is: they come with it once they can
+                log.warning("table_unread", table=table, reason=str(exc))
+                await self._letters.copy(table)
+                self._orphans -= {(table, key) for key in keys}
+                continue
+            deletes = [Change(0, 0, table, "delete", None, key, None, 0, False, 0) for key in sorted(rows & gone)]
+            if deletes:
+                await self._letters.hold_gone([Letter(one, RESTORED) for one in deletes], cursor)
+                await self._letters.ask([key_of(one) for one in deletes])
+        for table in await self._letters.uncopied(self._copier.out) if restored and self._copier.out else ():
+            why = Why(f"{table} is out: {self._copier.copies[table].reason}", OUT)
+            await self._letters.restore(table, None, why, cursor)
+
+    async def _adopted(self, others: Collection[Key]) -> set[Key]:
+        """Of keys that had no letter those that have none still: what was recorded anew of them may flow. The letters that
+        others have by now go."""
+        orphans = self._orphans & self._delivery.held
+        self._orphans = set()
+        if not orphans:
+            return set()
+        still = await self._letters.orphans(orphans)
+        await self._letters.ask(orphans - still)
+        return still.difference(others)
+
     # -- by itself -----------------------------------------------------------------------------------------
 
     async def _wake(self, place: Place) -> None:
@@ -111,7 +157,7 @@ class Retries:
                 await self._letters.wake(None)
                 self._pause, self._due = self._recheck, now + self._recheck
         if now >= self._due and (arrived := place.batch_no - self._sent) != self._woken_at:
-            await self._letters.wake(REFERENCES)
+            await self._letters.wake({*REFERENCES, str(STRANGER.sqlstate)})
             self._due, self._woken_at = now + self._pause, arrived
             self._pause = min(2 * self._pause, _LONGEST * self._recheck)
 
@@ -122,9 +168,17 @@ class Retries:
         if not delivery.held:
             return None
         before = len(delivery.held)
-        wanted = await self._letters.wanted(place.cursor, self._at_once, self._copier.renewed)
+        identities = await self._letters.identities({table for table, _ in delivery.held})
+        others = self._others(identities)
+        identities |= await self._letters.identities(set(others.values()) - identities.keys())
+        copied = {table for table, one in identities.items() if one.aim and self._copier.settled(table, one.aim)}
+        obsolete = {key for key, table in others.items() if table in copied} | await self._letters.obsolete(copied)
+        obsolete |= await self._adopted(others.keys())
+        wanted = await self._letters.wanted(
+            place.cursor, self._at_once, self._copier.renewed, others.keys() | self._later(identities)
+        )
         retried = {key_of(change) for change in wanted.retry}
-        asked = retried | wanted.discard
+        asked = retried | wanted.discard | obsolete
         if stale := asked - delivery.held:
             await self._letters.forget(stale, place.cursor, wake=False)
         keys = frozenset(asked & delivery.held)
@@ -132,7 +186,10 @@ class Retries:
             return None
         waiting = [change for change in wanted.retry if key_of(change) in keys]
         changes, shapes = vacated(waiting, wanted.shapes, self._copier.vacant)
-        log.info("letters_retried", changes=len(changes), discarded_keys=len(wanted.discard & delivery.held))
+        log.info(
+            "letters_retried", changes=len(changes), discarded_keys=len(wanted.discard & delivery.held),
+            obsolete_keys=len(obsolete & keys),
+        )  # fmt: skip
         try:
             vacates = {table: self._copier.vacant(table) for table, _ in keys}
             load = await delivery.prepare(replace(place.parcel(bind(changes), shapes), retried=keys, vacates=vacates))
@@ -145,6 +202,7 @@ class Retries:
                 self._at_once = max(1, self._at_once // 2)
             if not await self._stay(exc, changes):
                 raise
+            await self._renew(changes, shapes, identities)
             return None
         self._at_once = _RETRIED
         if len(delivery.held) < before:  # what arrived may be what others wait for
@@ -169,6 +227,38 @@ class Retries:
         if letters:
             await self._letters.hold_again(letters)
         return bool(letters)
+
+    def _others(self, identities: Mapping[str, Identity]) -> dict[Key, str]:
+        """Held keys that are no keys of their table any more, and the table whose copy brings what they were about: its key has
+        other columns now, or it goes by another name to the same place. Sent, their letters would write over newer rows."""
+        places = {self._delivery.places.get(table): table for table in self._copier.captured}
+        found = {}
+        for table, key in self._delivery.held:
+            identity = identities[table]
+            if identity.aim is not None and not identity.names(key):
+                found[table, key] = table
+            elif not identity.watched and (heir := places.get(self._delivery.places.get(table, ""))) is not None:
+                found[table, key] = heir
+        return found
+
+    def _later(self, identities: Mapping[str, Identity]) -> set[Key]:
+        """Held keys of emitted tables, as long as others are held by a key that was: those go first (see Delivery.prepare)."""
+        mixed = {
+            table
+            for table, key in self._delivery.held
+            if identities[table].aim is None and not identities[table].names(key)
+        }
+        return {(table, key) for table, key in self._delivery.held if table in mixed and identities[table].names(key)}
+
+    async def _renew(
+        self, changes: Sequence[Change], shapes: Mapping[int, tuple[str, ...]], identities: Mapping[str, Identity]
+    ) -> None:
+        """Rows that wait with columns which do not travel any more are recorded anew, as they are: the newest row decides."""
+        for change in changes:
+            travel = identities[change.table].columns
+            if travel is not None and change.shape is not None and not travel.issuperset(shapes[change.shape]):
+                with contextlib.suppress(SourceUnfit):  # it cannot be read as it is: the letter stays, and says why
+                    await self._letters.touch(change.table, [change.key])
 
     # -- of tables that are out ----------------------------------------------------------------------------
 

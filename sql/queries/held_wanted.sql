@@ -1,19 +1,32 @@
 -- What the keys of which somebody wants something are to become: of each the letters that decide it, and no others. These
--- are, of those behind its last delete, the newest of each set of columns. Whole keys, up to `limit` of them, and as many as
--- `bytes` reach. Letters to be dropped are left out: a key that has no others is answered with none, `drops` says that it
--- has some. What the target's cursor has not passed is still to be read, and not yet a letter of its key.
-with marked as (
-  select m.table_name, md5(m.key) as hash, min(m.key) as key, min(m.id) as first
-    from (select w.table_name, w.key, w.id from outbox.held w
-           where w.wanted is not null and w.table_name <> all (%(out)s::text[]) order by w.id limit 10000) m
+-- are, of those behind its last delete or its last whole row, the newest of each set of columns. Never what was recorded while
+-- the table was watched as something else, nor what is of `others` (hashed): keys of other columns than the table's. Whole
+-- keys, up to `limit` of them, and as many as `bytes` reach. Letters to be dropped are left out: a key that has no others is
+-- answered with none, `drops` says that it has some. What the target's cursor has not passed is still to be read, and not yet
+-- a letter of its key.
+with identities as materialized (
+  select i.* from outbox.identities(array(select distinct w.table_name from outbox.held w where w.wanted is not null)) i
+), whole as materialized (
+  select s.id from identities i join outbox.shape s on s.table_name = i.table_name and s.columns @> i.columns
+), marked as (
+  select m.table_name, md5(m.key) as hash, min(m.key) as key, min(m.id) as first, min(m.since_id) as since_id
+    from (select w.table_name, w.key, w.id, i.since_id from outbox.held w join identities i on i.table_name = w.table_name
+           where w.wanted is not null and w.table_name <> all (%(out)s::text[])
+             and (w.wanted = 'discard' or w.id < 0 or i.since_id is null or w.id >= i.since_id
+                  or exists (select from outbox.held n where n.table_name = w.table_name and md5(n.key) = md5(w.key) and (n.id < 0 or n.id >= i.since_id)))
+             and (w.wanted = 'discard'
+                  or not exists (select from unnest(%(other_tables)s::text[], %(other_keys)s::text[]) o(table_name, key) where o.table_name = w.table_name and o.key = md5(w.key)))
+           order by w.id limit 10000) m
    group by 1, 2 order by 4 limit %(limit)s
 ), passed as (
   select k.first, h.id, h.op, h.shape, h.wanted
     from marked k join outbox.held h on h.table_name = k.table_name and md5(h.key) = k.hash
-   where pg_visible_in_snapshot(h.xid, %(snapshot)s::pg_snapshot)
-      or exists (select from unnest(%(torn)s::xid8[], %(upto)s::int8[]) t(xid, upto) where t.xid = h.xid and h.id <= t.upto)
+   where (h.wanted = 'discard' or h.id < 0 or k.since_id is null or h.id >= k.since_id)
+     and (pg_visible_in_snapshot(h.xid, %(snapshot)s::pg_snapshot)
+          or exists (select from unnest(%(torn)s::xid8[], %(upto)s::int8[]) t(xid, upto) where t.xid = h.xid and h.id <= t.upto))
 ), dropped as (
-  select p.first, bool_or(p.wanted = 'discard') as drops, max(p.id) filter (where p.op = 'delete' and p.wanted is distinct from 'discard') as gone
+  select p.first, bool_or(p.wanted = 'discard') as drops,
+         max(p.id) filter (where (p.op = 'delete' or p.shape in (select id from whole)) and p.wanted is distinct from 'discard') as gone
     from passed p group by 1
 ), deciding as (
   select distinct on (p.first, p.op, p.shape) p.first, p.id

@@ -307,7 +307,7 @@ begin
     end if;
     perform outbox.install(w, was, tbl);
   else
-    update outbox.watched k set mapping = null, layout = null where k.id = w.id;
+    update outbox.watched k set mapping = null, layout = null, aimed = null where k.id = w.id;
     perform outbox.remove_triggers(w.id, '{}');
   end if;
   return w.table_name;
@@ -365,7 +365,7 @@ begin
     if filled then
       perform outbox.ask_copy(w.table_name);
     end if;
-  elsif not known then
+  elsif not known and not exists (select from outbox.held h where h.table_name = w.table_name) then
     delete from outbox.copy c where c.table_name = w.table_name;  -- what unwatch asked for
   elsif (was.target, was.include, was.exclude, was.rename, was.constant, was.mask, was.filter)
                   is distinct from (w.target, w.include, w.exclude, w.rename, w.constant, w.mask, w.filter) then

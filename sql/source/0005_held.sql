@@ -34,6 +34,11 @@ create index if not exists held_table on outbox.held (table_name, id);
 -- What is to happen to a change of this table that the target refuses: hold its key, or halt the relay.
 alter table outbox.watched add column if not exists on_error text not null default 'hold' check (on_error in ('hold', 'halt'));
 
+-- Changes of a captured table below this id were recorded while it was watched as something else, by its aim (0008): the
+-- table was locked when the id was drawn.
+alter table outbox.watched add column if not exists aimed text;
+alter table outbox.watched add column if not exists since_id bigint not null default 0;
+
 create or replace function outbox.on_error(table_name text, what text) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp

@@ -637,6 +637,33 @@ begin
 end
 $$;
 
+-- Of these tables, as letters are judged by: is it watched, or mapped, and what is its key called on the target by now? Of a
+-- captured one also which columns travel, its aim, and the id below which a change was recorded for another one. Null: nobody can say.
+create or replace function outbox.identities(tables text[])
+returns table (table_name text, watched boolean, keys text[], columns text[], aim text, since_id bigint)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  w    outbox.watched;
+  tbl  regclass;
+  aims jsonb := (select jsonb_object_agg(a.table_name, a.aim) from outbox.aims() a);
+begin
+  foreach table_name in array tables loop
+    select * into w from outbox.watched k where k.table_name = identities.table_name;
+    watched := found;
+    tbl := outbox.table_named(w.table_name);
+    keys := coalesce(w.key_columns, outbox.primary_key(tbl));
+    tbl := case when w.capture then tbl end;
+    keys := case when keys is not null then outbox.projected(keys, jsonb_build_object('rename', w.mapping -> 'rename')) end;
+    columns := case when tbl is not null then outbox.projected(outbox.row_columns(tbl, w.include, w.exclude), w.mapping) end;
+    aim := case when tbl is not null then aims ->> table_name end;
+    since_id := case when w.capture then w.since_id end;
+    return next;
+  end loop;
+end
+$$;
+
 -- The triggers of a watched table have just been put there: what is seen now is no change of it. If they had slept, its
 -- rows are copied.
 create or replace function outbox.installed(watched_id int) returns void
@@ -644,9 +671,19 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  w outbox.watched;
+  w   outbox.watched;
+  now text;
 begin
   select * into strict w from outbox.watched k where k.id = watched_id;
+  select a.aim into now from outbox.aims() a where a.table_name = w.table_name;
+  if now is distinct from w.aimed then
+    update outbox.watched k set aimed = now, since_id = nextval('outbox.change_id_seq') where k.id = watched_id;
+    -- Letters of before are not sent any more: a copy brings what they are about, also where all is as it was once by then.
+    if w.aimed is not null and current_setting('outbox.copy', true) is distinct from 'off'
+       or exists (select from outbox.held h where h.table_name = w.table_name) then
+      perform outbox.ask_copy(w.table_name, prune => true, restart => true);
+    end if;
+  end if;
   update outbox.watched k set layout = outbox.layout_of(k) where k.id = watched_id;
   if w.layout -> 'asleep' <> '[]' then  -- also of a table that is not to be copied: what it had, not what it missed
     perform outbox.ask_copy(w.table_name, prune => true, restart => true);

@@ -163,6 +163,10 @@ async def test_very_many_held_keys_come_in_pages(stories: Pair) -> None:
         "insert into outboxd.held (relay, table_name, key) select 'main', 'public.' || n % 3, jsonb_build_object('id', n, 'k', repeat('k', 2000))::text"
         " from generate_series(1, 9000) n",
     )
+    stories.write(
+        "insert into outbox.held (id, xid, table_name, op, key, created_at, reason) select 100000 + n, pg_current_xact_id(), 'public.' || n % 3,"
+        " 'delete', jsonb_build_object('id', n, 'k', repeat('k', 2000))::text, now(), '' from generate_series(1, 9000) n"
+    )
     stories.write("insert into story values (1, 'a', 1)")
     async with stories.relay(timing=AT_ONCE) as parts:
         await parts.relay.drain()

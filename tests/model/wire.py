@@ -325,6 +325,11 @@ def _copy_wanted(_: Database, __: Mapping[str, Any]) -> list[Statement]:
     return [_nothing]
 
 
+def _identities(_: Database, p: Mapping[str, Any]) -> list[Statement]:
+    """Nothing is ever watched in another way."""
+    return [lambda: [(table, True, None, None, None) for table in p["tables"]]]
+
+
 def _heartbeat(_: Database, __: Mapping[str, Any]) -> list[Statement]:
     """The model writes none: nothing was written."""
     return [lambda: [(None,)]]
@@ -347,6 +352,8 @@ _STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]]
     "window_rest": _rest,
     "shapes": _shapes,
     "held_wanted": _held_wanted,
+    "letters_identities": _identities,
+    "held_orphans": _copy_wanted,
     "on_error": _on_error,
     "letters_wake": _on_error,
     "copy_wanted": _copy_wanted,
