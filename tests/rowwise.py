@@ -347,7 +347,7 @@ class RowGroup:
     columns: tuple[str, ...]
     rows: tuple[str, ...]
     keys: tuple[str, ...]
-    span: tuple[str | None, str | None] | None = None
+    anew: bool = False
 
 
 def row_plan(
@@ -356,6 +356,7 @@ def row_plan(
     """Groups, counts by table and op, superseded."""
     left: dict[str, dict[str, Change]] = {}
     truncated: set[str] = set()
+    anew: set[tuple[str, str]] = set()  # rows that went before they were written
     shapes = dict(shapes)
     table, by_key = "", dict[str, Change]()
     for change in changes:
@@ -364,6 +365,8 @@ def row_plan(
             by_key = left.setdefault(table, {})
         if change.op == "upsert":
             before = by_key.get(change.key)
+            if before.op == "delete" if before else table in truncated:
+                anew.add((table, change.key))
             by_key[change.key] = (
                 change if before is None or before.shape == change.shape else _over(before, change, shapes)
             )
@@ -375,7 +378,7 @@ def row_plan(
         else:
             raise CaptureLost(table)
 
-    groups = tuple(_groups(left, truncated, order, shapes))
+    groups = tuple(_groups(left, truncated, anew, order, shapes))
     counts = Counter((change.table, change.op) for change in changes)
     return groups, counts, len(changes) - sum(map(len, left.values())) - len(truncated)
 
@@ -400,22 +403,22 @@ def _over(before: Change, change: Change, shapes: dict[int, tuple[str, ...]]) ->
 def _groups(
     left: Mapping[str, Mapping[str, Change]],
     truncated: Collection[str],
+    anew: Collection[tuple[str, str]],
     order: Mapping[str, int],
     shapes: Mapping[int, tuple[str, ...]],
 ) -> Iterator[RowGroup]:
     ranked = sorted((order.get(table, len(order)), table) for table in left)
     for rank, table in ranked:
-        rows: dict[tuple[str, ...], tuple[list[str], list[str]]] = {}  # after an ALTER TABLE there may be both kinds
-        shape, texts, keys = None, list[str](), list[str]()
+        rows: dict[
+            tuple[tuple[str, ...], bool], tuple[list[str], list[str]]
+        ] = {}  # after an ALTER TABLE there may be both kinds
         for change in left[table].values():
             if change.row is not None and change.shape is not None:  # an upsert
-                if change.shape != shape:
-                    shape = change.shape
-                    texts, keys = rows.setdefault(shapes[shape], ([], []))
+                texts, keys = rows.setdefault((shapes[change.shape], (table, change.key) in anew), ([], []))
                 texts.append(change.row)
                 keys.append(change.key)
-        for columns, (texts, keys) in rows.items():
-            yield RowGroup(table, "upsert", rank, columns, tuple(texts), tuple(keys))
+        for (columns, new), (texts, keys) in rows.items():
+            yield RowGroup(table, "upsert", rank, columns, tuple(texts), tuple(keys), new)
     for rank, table in reversed(ranked):
         if table in truncated:
             keep = tuple(change.key for change in left[table].values() if change.op == "upsert")

@@ -53,7 +53,7 @@ as $$
   select array(select distinct a.attname::text
                  from outboxd.copy c cross join jsonb_each_text(c.left_home) l(name, number)
                  join outboxd.mirror m on m.table_name = c.table_name
-                 join pg_attribute a on a.attrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table))
+                 join pg_attribute a on a.attrelid = outboxd.place_of(m)
                                     and a.attname = l.name and a.attnum = l.number::int and not a.attnotnull
                 where c.table_name = vacant.name and c.place = outboxd.place(c.table_name)
                 order by 1)
@@ -66,7 +66,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   select array(select a.attname::text
                  from jsonb_each_text(c.kept) l(name, number) join outboxd.mirror m on m.table_name = c.table_name
-                 join pg_attribute a on a.attrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table))
+                 join pg_attribute a on a.attrelid = outboxd.place_of(m)
                                     and a.attname = l.name and a.attnum = l.number::int and a.attgenerated = '' and a.attnotnull <> kept.freed
                 order by 1)
 $$;
@@ -89,7 +89,7 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(jsonb_object_agg(a.attname, a.attnum), '{}')
-    from outboxd.mirror m join pg_attribute a on a.attrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table)) and a.attname = any (numbered.columns)
+    from outboxd.mirror m join pg_attribute a on a.attrelid = outboxd.place_of(m) and a.attname = any (numbered.columns)
                                and a.attnum = (outboxd.ours(m) ->> a.attname::text)::int
    where m.table_name = numbered.name
 $$;
