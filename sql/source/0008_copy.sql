@@ -677,7 +677,8 @@ begin
   select * into strict w from outbox.watched k where k.id = watched_id;
   select a.aim into now from outbox.aims() a where a.table_name = w.table_name;
   if now is distinct from w.aimed then
-    update outbox.watched k set aimed = now, since_id = nextval('outbox.change_id_seq') where k.id = watched_id;
+    -- Its writers wait: what they have recorded has a lower number than comes next, what they will record has not.
+    update outbox.watched k set aimed = now, since_id = (select q.last_value + q.is_called::int from outbox.change_id_seq q) where k.id = watched_id;
     -- Letters of before are not sent any more: a copy brings what they are about, also where all is as it was once by then.
     if w.aimed is not null and current_setting('outbox.copy', true) is distinct from 'off'
        or exists (select from outbox.held h where h.table_name = w.table_name) then
