@@ -50,7 +50,8 @@ class Parcel:
 
     `notes` are recorded with it. `copied`: these are rows as of the cursor; held keys among them flow again; `copy` is how
     far they lead. `picked`: they are single rows that differed, so that all being refused
-    says nothing of their table. `vacates`: columns of tables that these rows set to null. `aside`: changes of tables that are out, `reasons` why.
+    says nothing of their table. `vacates`: columns of tables that these rows set to null;
+    `called`: by which columns rows of a table are told apart by now, where they were recorded by others. `aside`: changes of tables that are out, `reasons` why.
     """
 
     sheaves: Sheaves
@@ -67,6 +68,7 @@ class Parcel:
     picked: bool = False
     aside: Sheaves = ()
     vacates: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    called: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -186,7 +188,7 @@ class Delivery:
             notes = (*notes, note(load.parcel.copy.less_pruned(load.unpruned), begins=False))
         load.planned = plan(
             load.flow, self.order, load.parcel.shapes, hold=load.hold, release=load.release, notes=notes,
-            vacates=load.parcel.vacates,
+            vacates=load.parcel.vacates, called=load.parcel.called,
         )  # fmt: skip
         self._listener.stage("plan", time.monotonic() - started)
 

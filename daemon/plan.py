@@ -124,11 +124,13 @@ def plan(
     release: Collection[tuple[str, str]] = (),
     notes: Iterable[Group] = (),
     vacates: Mapping[str, Sequence[str]] | None = None,
+    called: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Plan:
     """What is left of every key: upserts parents first, then truncates and deletes children first.
 
     `hold` and `release` are keys (table, key) that the target records as held, or strikes out, with the batch; `notes`
-    further groups that say no rows; `vacates` columns that rows of a table set to null. Raises CaptureLost. Promise I4: per key, id order is commit order, so the last
+    further groups that say no rows; `vacates` columns that rows of a table set to null; `called`: what the key of a table is by
+    now, whatever its changes were recorded by, for their rows have it. Raises CaptureLost. Promise I4: per key, id order is commit order, so the last
     change is the row's newest state; a delete never touches a key upserted in the same plan, because of each key
     only one thing is left.
     """
@@ -140,8 +142,9 @@ def plan(
     ranked = sorted((order.get(table, len(order)), table) for table in of_table)
     left = {table: _left(of_table[table], rank, shapes) for rank, table in ranked}
     keyed, vacated = {table: _keyed(of_table[table]) for table in left}, vacates or {}
+    now = {table: (columns,) for table, columns in (called or {}).items()}
     writes = [
-        replace(group, keyed=keyed[group.table], vacates=tuple(vacated.get(group.table, ())))
+        replace(group, keyed=now.get(group.table, keyed[group.table]), vacates=tuple(vacated.get(group.table, ())))
         for rest in left.values()
         for group in rest.upserts
     ]

@@ -192,7 +192,12 @@ class Retries:
         )  # fmt: skip
         try:
             vacates = {table: self._copier.vacant(table) for table, _ in keys}
-            load = await delivery.prepare(replace(place.parcel(bind(changes), shapes), retried=keys, vacates=vacates))
+            # Emitted rows are whole where it matters: they have the columns that the key is of by now.
+            called = {
+                table: tuple(sorted(one.keys)) for table, one in identities.items() if one.keys and one.aim is None
+            }
+            parcel = replace(place.parcel(bind(changes), shapes), retried=keys, vacates=vacates, called=called)
+            load = await delivery.prepare(parcel)
             sending = asyncio.create_task(delivery.send(load))
             if self._cover is not None:
                 self._cover(sending, wanted, load)
