@@ -109,7 +109,7 @@ PLANTED = (
         "sleeping triggers are not noticed", (deeds.asleep,), (0,),
         texts=(
             Text("source", "outbox.compared", "or now -> 'asleep' = '[]'", "or false and now -> 'asleep' = '[]'"),
-            Text("source", "outbox.installed", "if w.layout -> 'asleep' <> '[]' and", "if false and"),
+            Text("source", "outbox.installed", "if w.layout -> 'asleep' <> '[]' then", "if false then"),
         ),
     ),
     Planted(
