@@ -664,10 +664,11 @@ begin
 end
 $$;
 
--- The triggers of a watched table have just been put there: what is seen now is no change of it. If they had slept, its
--- rows are copied.
-create or replace function outbox.installed(watched_id int) returns void
-language plpgsql volatile
+-- Note what a watched table is of by now, and since which change. Is it of something else than before, so that a copy has to
+-- bring its rows? Letters of before are not sent any more: also where all is as it was once by then. For whoever watches: the
+-- letters and the sequence are the owner's.
+create or replace function outbox.note_aim(watched_id int) returns boolean
+language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -676,14 +677,28 @@ declare
 begin
   select * into strict w from outbox.watched k where k.id = watched_id;
   select a.aim into now from outbox.aims() a where a.table_name = w.table_name;
-  if now is distinct from w.aimed then
-    -- Its writers wait: what they have recorded has a lower number than comes next, what they will record has not.
-    update outbox.watched k set aimed = now, since_id = (select q.last_value + q.is_called::int from outbox.change_id_seq q) where k.id = watched_id;
-    -- Letters of before are not sent any more: a copy brings what they are about, also where all is as it was once by then.
-    if w.aimed is not null and current_setting('outbox.copy', true) is distinct from 'off'
-       or exists (select from outbox.held h where h.table_name = w.table_name) then
-      perform outbox.ask_copy(w.table_name, prune => true, restart => true);
-    end if;
+  if now is not distinct from w.aimed then
+    return false;
+  end if;
+  -- Its writers wait: what they have recorded has a lower number than comes next, what they will record has not.
+  update outbox.watched k set aimed = now, since_id = (select q.last_value + q.is_called::int from outbox.change_id_seq q) where k.id = watched_id;
+  return w.aimed is not null and current_setting('outbox.copy', true) is distinct from 'off'
+      or exists (select from outbox.held h where h.table_name = w.table_name);
+end
+$$;
+
+-- The triggers of a watched table have just been put there: what is seen now is no change of it. If they had slept, its
+-- rows are copied.
+create or replace function outbox.installed(watched_id int) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  w outbox.watched;
+begin
+  select * into strict w from outbox.watched k where k.id = watched_id;
+  if outbox.note_aim(watched_id) then
+    perform outbox.ask_copy(w.table_name, prune => true, restart => true);
   end if;
   update outbox.watched k set layout = outbox.layout_of(k) where k.id = watched_id;
   if w.layout -> 'asleep' <> '[]' then  -- also of a table that is not to be copied: what it had, not what it missed
