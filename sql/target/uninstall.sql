@@ -19,7 +19,7 @@ begin
     if routines is not null then
       execute 'drop routine ' || routines;
     end if;
-    drop table if exists outboxd.cursor, outboxd.held, outboxd.mirror, outboxd.copy, outboxd.heartbeat, outboxd.verification, outboxd.migration;
+    drop table if exists outboxd.cursor, outboxd.held, outboxd.mirror, outboxd.copy, outboxd.heartbeat, outboxd.verification, outboxd.filled, outboxd.migration;
     drop schema outboxd;
   end if;
 end

@@ -185,7 +185,7 @@ def test_what_a_mask_hides_gets_out_nowhere(rest: Pair, start: Start) -> None:
         said = heard.cli("dead-letters", *command)
         heard.texts[f"dead-letters {command[0]}"] = said.out + said.err
     rest.ask(rest.source, "select outbox.ask_copy('veiled')")
-    wait_until(lambda: rest.ask(rest.target, "select state from outboxd.copy") == [("done",)], 60)
+    wait_until(lambda: rest.ask(rest.target, "select state, wish > 0 from outboxd.copy") == [("done", True)], 60)
     heard.ask("a copy")
     assert rest.ask(rest.target, "update veiled set mail = 'drifted', phone = 'drifted' where id = 1 returning id") == [
         (1,)
