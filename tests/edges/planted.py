@@ -99,13 +99,6 @@ PLANTED = (
         context=emitted_changes_are_skipped,
     ),
     Planted(
-        "watched again without a wish", (deeds.unwatch, deeds.watch_again), (1,),
-        texts=(
-            Text("source", "outbox.unwatch", "perform outbox.ask_copy(known[1], prune => true);", "null;"),
-            Text("source", "outbox.install", "perform outbox.ask_copy(w.table_name);", "null;"),
-        ),
-    ),
-    Planted(
         "sleeping triggers are not noticed", (deeds.asleep,), (0,),
         texts=(
             Text("source", "outbox.compared", "or now -> 'asleep' = '[]'", "or false and now -> 'asleep' = '[]'"),
