@@ -250,7 +250,7 @@ class Copier:
         copy, wish = self.copies.get(table), self.wishes.get(table)
         if copy is None or wish is None or copy.state != "done" or table in self._noting:
             return False
-        return copy.here and copy.aim == aim == wish.aim and wish.number in (0, copy.wish)
+        return copy.here and aim == wish.aim and same_rows(copy.aim, aim) and wish.number in (0, copy.wish)
 
     @property
     def keeps(self) -> bool:
