@@ -18,7 +18,15 @@ from daemon.demo.binaries import MissingPostgres, MissingPostgrest, binaries, po
 from daemon.demo.cluster import Cluster
 from daemon.demo.process import signal_all
 from daemon.demo.supabase import EmbeddedSupabase
-from tests.databases import Database, clone, example_template, running_cluster, source_template, target_template
+from tests.databases import (
+    Database,
+    clone,
+    example_template,
+    in_memory,
+    running_cluster,
+    source_template,
+    target_template,
+)
 from tests.leftovers import left_behind
 from tests.pairs import Pair
 
@@ -75,7 +83,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
 def _run_folder() -> Path:
     from daemon.demo.cluster import shared_folder
 
-    return shared_folder("outboxd-tests-")
+    return shared_folder("outboxd-tests-", *in_memory())
 
 
 @pytest.fixture(scope="session")

@@ -106,10 +106,10 @@ def readable_copy(folder: Path) -> Path:
     return copied / folder.relative_to(root)
 
 
-def shared_folder(prefix: str) -> Path:
-    """A new temporary folder that other users can enter; it goes when this process ends."""
+def shared_folder(prefix: str, *first: str) -> Path:
+    """A new temporary folder that other users can enter; it goes when this process ends. `first`: rather below these."""
     # TMPDIR may lie in root's own home, where `nobody` cannot follow; mkdtemp makes the others safe.
-    candidates = [tempfile.gettempdir(), "/tmp", "/var/tmp"]  # noqa: S108
+    candidates = [*first, tempfile.gettempdir(), "/tmp", "/var/tmp"]  # noqa: S108
     reachable = [parent for parent in candidates if _entered_by_all(Path(parent))]
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=(reachable or candidates)[0]))
     if os.geteuid() == 0:

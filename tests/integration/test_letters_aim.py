@@ -84,7 +84,8 @@ async def test_the_index_of_the_key_is_another_one_since_the_copy(pair: Pair) ->
         copied, before = copier.copies["public.story"], copier.wishes["public.story"].aim
         pair.write("alter table story drop constraint story_a_b_key")
         await rest(parts)
-        assert copied.state == "done" and copier.copies["public.story"] == copied
+        assert copied.state == "done"
+        assert copier.copies["public.story"] == copied
         assert before != (aim := copier.wishes["public.story"].aim), "the order is the same"
         assert copier.settled("public.story", aim)
 
