@@ -157,10 +157,10 @@ async def install(world: World) -> str:
             app.execute("set lock_timeout = '30ms'")
             app.execute("drop schema outbox cascade")
             migrate(app, "source")
+            for table in (*WATCHED, "card"):  # all or nothing: an open transaction may be in the way of one of them
+                app.execute("select outbox.watch(%s, capture => %s)", (table, table in WATCHED))
         for table in WATCHED:
-            world.app.execute("select outbox.watch(%s)", (table,))
             world.tables[table].anew()
-        world.app.execute("select outbox.watch('card', capture => false)")
         writes.emit_all(world)
         stores = {"source_dsn": world.pair.source.dsn, "transport": "postgres", "target_dsn": world.pair.target.dsn}
         await rebase(Settings.model_validate(stores))
