@@ -439,6 +439,21 @@ begin
 end
 $$;
 
+-- Remove the rows of a group's keys, or, of a truncate, all but those; `spared`: but not these ($2: all groups' rows).
+create or replace function outboxd.remove(m outboxd.mirror, g json, entries json, spared text, bodies json[]) returns bigint
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  removed bigint;
+begin
+  perform outboxd.require_key(m, g, entries);
+  execute case when g ->> 'op' = 'truncate' then outboxd.truncate_sql(m) else outboxd.delete_sql(m) end || spared using entries, bodies;
+  get diagnostics removed = row_count;
+  return removed;
+end
+$$;
+
 -- Write a group without a writer.
 create or replace function outboxd.write(m outboxd.mirror, g json, entries json) returns bigint
 language plpgsql volatile

@@ -37,6 +37,29 @@ begin
 end
 $$;
 
+-- What a removal of rows of `m` leaves: rows to which rows of the same batch refer. They are there on the source, whose own
+-- foreign key says so: the row that was removed has been made again since, by something that fired no trigger, and a copy
+-- brings it. To remove it would take along, by a foreign key that cascades, what this batch has just written.
+create or replace function outboxd.spared_sql(m outboxd.mirror, heads json[]) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(string_agg(format(' and not exists (select from json_to_recordset($2[%s]) as x(%s) where %s)', i, r.definitions, r.refers), ''), '')
+    from generate_subscripts(heads, 1) i
+    join outboxd.mirror c on heads[i] ->> 'op' = 'upsert' and c.table_name = heads[i] ->> 'table'
+    join pg_constraint k on k.contype = 'f' and k.confdeltype in ('c', 'n', 'd') and k.conrelid = outboxd.place_of(c) and k.confrelid = outboxd.place_of(m)
+    cross join lateral (
+      select string_agg(v.definition, ', ') as definitions, string_agg(format('%s = t.%I', v.value, p.attname), ' and ') as refers,
+             bool_and(exists (select from json_array_elements_text(heads[i] -> 'columns') n where n = a.attname)
+                      and (p.attname = any (m.key_columns) or y.typnamespace = 'pg_catalog'::regnamespace)) as readable
+        from unnest(k.conkey, k.confkey) f(child, parent)
+        join pg_attribute a on a.attrelid = k.conrelid and a.attnum = f.child
+        join pg_attribute p on p.attrelid = k.confrelid and p.attnum = f.parent
+        join pg_type y on y.oid = p.atttypid
+       cross join lateral outboxd.columns_of(c, array[a.attname::text]) v) r
+   where r.readable
+$$;
+
 -- What the role that owns the door lacks to use what is outboxd's own: the statement that gives it, or null.
 create or replace function outboxd.missing_own_right() returns text
 language sql stable
@@ -237,6 +260,7 @@ declare
   g       json;
   heads   json[];
   bodies  json[];
+  spared  text;
   writers text[];
   marks   boolean := false;
   gentle  boolean := false;
@@ -318,7 +342,10 @@ begin
       for i in 2 .. cardinality(parts) by 2 loop
         continue when heads[i] is null;
         at := heads[i] ->> 'table';
-        if writers[i] is null then
+        spared := case when heads[i] ->> 'op' <> 'upsert' then outboxd.spared_sql(outboxd.mirror_of(at), heads) else '' end;
+        if spared <> '' then
+          n := outboxd.remove(outboxd.mirror_of(at), heads[i], bodies[i], spared, bodies);
+        elsif writers[i] is null then
           n := outboxd.write(outboxd.mirror_of(at), heads[i], bodies[i]);
         else
           execute 'select outboxd.' || writers[i] || '($1)' into n using bodies[i];
@@ -357,8 +384,7 @@ begin
             execute outboxd.take_sql(m) into strict old using bodies[k];
             taken[k] := old;
           else
-            execute case when g ->> 'op' = 'truncate' then outboxd.truncate_sql(m) else outboxd.delete_sql(m) end
-              using bodies[k];
+            perform outboxd.remove(m, g, bodies[k], case when g ->> 'op' <> 'upsert' then outboxd.spared_sql(m, heads) else '' end, bodies);
           end if;
         end loop;
         for i in 2 .. cardinality(parts) by 2 loop

@@ -68,6 +68,37 @@ async def test_a_family_that_comes_and_goes_in_one_batch(family):
     family.assert_equal("parent", "child")
 
 
+@pytest.mark.parametrize("action", ["cascade", "set null", "set default"])
+@pytest.mark.parametrize("removed", ["delete from parent where id = 1", "truncate parent cascade"])
+@pytest.mark.parametrize("again", ["the same", "swap"])
+async def test_a_parent_that_came_again_without_a_trigger_takes_no_child_along(pair, removed, action, again):
+    """Its removal is in one batch with children of the row that is there by now: a copy brings it, and nothing is lost until
+    then. `swap`: what takes gear 2."""
+    ddl = """
+    create table parent (id int primary key, name text, other int unique);
+    create table child (id int primary key, parent_id int references parent {}, at int unique)
+    """
+    pair.create(ddl.format("on delete cascade"), "parent", "child", on_target=ddl.format(f"on delete {action}"))
+    pair.write("insert into parent values (1, 'a', 1), (2, 'b', 2)", "insert into child values (10, 1, 10), (20, 2, 20)")
+    await pair.drain()
+    pair.write(removed)
+    pair.write(
+        "alter table parent disable trigger user",
+        "insert into parent values (1, 'again', 3)",
+        "alter table parent enable always trigger outbox_row_1",
+        "alter table parent enable always trigger outbox_truncate",
+    )
+    pair.write("insert into child values (11, 1, 11), (12, 1, 12)")
+    if again == "swap":
+        pair.write("update child set at = 13 where id = 11", "update child set at = 11 where id = 12")
+    await pair.drain()
+    pair.assert_equal("child")
+    assert pair.rows("select id from parent where id = 1") == ([(1,)], [(1,)])
+    pair.write("select outbox.watch('parent')")
+    await pair.drain()
+    pair.assert_equal("parent", "child")
+
+
 async def test_truncate_then_refill_with_children(family):
     """TRUNCATE … CASCADE empties both; what is written afterwards stays."""
     await family.drain()
