@@ -79,7 +79,9 @@ async def test_a_parent_that_came_again_without_a_trigger_takes_no_child_along(p
     create table child (id int primary key, parent_id int references parent {}, at int unique)
     """
     pair.create(ddl.format("on delete cascade"), "parent", "child", on_target=ddl.format(f"on delete {action}"))
-    pair.write("insert into parent values (1, 'a', 1), (2, 'b', 2)", "insert into child values (10, 1, 10), (20, 2, 20)")
+    pair.write(
+        "insert into parent values (1, 'a', 1), (2, 'b', 2)", "insert into child values (10, 1, 10), (20, 2, 20)"
+    )
     await pair.drain()
     pair.write(removed)
     pair.write(
