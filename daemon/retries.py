@@ -81,6 +81,7 @@ class Retries:
         self._at_once = _RETRIED
         self._orphans: set[Key] = set()  # keys that were held without a letter when it was looked last
         self._tried: dict[str, float] = {}  # when a table that is out was tried last
+        self._left: dict[str, float] = {}  # when letters of a table that nobody sends were looked for last
         self._structure: str | None = None  # of the target's tables, when it was looked at last
         self._holds = 0
         self._looked = self._due = float("-inf")
@@ -183,8 +184,7 @@ class Retries:
             table for table, one in identities.items() if one.aim and one.sure and self._copier.settled(table, one.aim)
         }
         left = {table for table, one in identities.items() if one.left_over and one.aim is None and one.sure}
-        if left := left.difference(table for table, _ in others):
-            await self._letters.leave(left)
+        await self._leave(left.difference(table for table, _ in others))
         unsure = {table for table, one in identities.items() if not one.sure}
         obsolete = {key for key, table in others.items() if table in copied} | await self._letters.obsolete(copied)
         obsolete |= await self._adopted(others.keys())
@@ -244,6 +244,13 @@ class Retries:
         if letters:
             await self._letters.hold_again(letters)
         return bool(letters)
+
+    async def _leave(self, tables: Collection[str]) -> None:
+        """Let letters of these tables that nobody sends say so: there may be very many, so that it is not asked each time."""
+        now = time.monotonic()
+        if due := {table for table in tables if now >= self._left.get(table, float("-inf")) + self._recheck}:
+            self._left |= dict.fromkeys(due, now)
+            await self._letters.leave(due)
 
     def _others(self, identities: Mapping[str, Identity]) -> dict[Key, str]:
         """Held keys that are no keys of their table any more, and the table whose copy brings what they were about: its key has

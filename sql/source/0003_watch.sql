@@ -399,7 +399,7 @@ begin
   if exists (select from outbox.watched k where k.table_name = known[1] and k.capture) then
     perform outbox.ask_copy(known[1], prune => true);
   end if;
-  select * into w from outbox.watched k where k.table_name = known[1] for update;
+  select * into w from outbox.watched k where k.table_name = known[1];
   if not found then
     raise exception '% is not watched', table_name using errcode = 'invalid_parameter_value';
   end if;

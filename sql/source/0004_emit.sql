@@ -25,7 +25,7 @@ begin
     raise exception 'cannot map %: its triggers record it already, by the key that it is watched by; outbox.emit needs no map there', name
       using errcode = 'invalid_parameter_value', hint = format('where the application alone is to send it: select outbox.watch(%L, capture => false)', name);
   end if;
-  select * into was from outbox.watched w where w.table_name = name for update;
+  select * into was from outbox.watched w where w.table_name = name;
   if was.capture then  -- its table is gone: from here on it is as one of which nothing was ever captured
     perform outbox.ask_copy(name, prune => true);
     perform outbox.remove_triggers(was.id, '{}');

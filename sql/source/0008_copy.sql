@@ -63,7 +63,7 @@ $$;
 -- while that cannot be said: the table is gone, or has no key. All tables in one statement, for this is asked every second.
 create or replace function outbox.aims(of_table text default null) returns table (table_name text, relid oid, aim text)
 language sql stable security definer
-set search_path = pg_catalog, pg_temp
+set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
 as $$
   select w.table_name, r.relid, case when k.keys is not null then i.id || ':' || md5(jsonb_build_array(
            w.id, k.keys, (select jsonb_object_agg(c, true) from unnest(w.include) c), (select jsonb_object_agg(c, true) from unnest(w.exclude) c),
@@ -578,14 +578,16 @@ $$;
 --   gone    rows may have gone, or changes of them are not recorded: a partition detached or dropped, the table made anew,
 --           a trigger that slept, a partition truncated that no trigger for TRUNCATE guards, a filter's column given other values
 --   came    a partition came with rows
+--   named   rows may have got another key: a label of its enum renamed
 create or replace function outbox.compared(
-  w outbox.watched, older jsonb, now jsonb, out given boolean, out gone boolean, out came boolean)
+  w outbox.watched, older jsonb, now jsonb, out given boolean, out gone boolean, out came boolean, out named boolean)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   rewritten bool := exists (select from jsonb_each(now -> 'parts') p where older -> 'parts' -> p.key <> p.value);
   altered   text[];  -- columns
+  renamed   oid[] := array(select key::oid from jsonb_each(older -> 'types') t join jsonb_each(now -> 'types') n using (key) where not n.value @> t.value);
 begin
   select array_agg(c.value ->> 0) into altered
     from jsonb_each(now -> 'columns') c
@@ -599,8 +601,9 @@ begin
                                  and (a.atthasdef or a.attidentity <> '' or a.attnotnull))
                    or exists (select from jsonb_object_keys(now -> 'parts') p(relid) join pg_attribute a on a.attrelid = p.relid::oid
                                where a.attname = c.value ->> 0 and a.attnum > 0 and a.atthasmissing) end;
-  given := altered is not null
-        or exists (select from jsonb_each(older -> 'types') t join jsonb_each(now -> 'types') n using (key) where not n.value @> t.value);
+  given := altered is not null or renamed <> '{}';
+  named := exists (select from pg_attribute a where a.attrelid = outbox.table_named(w.table_name) and a.atttypid = any (renamed)
+                      and a.attname = any (coalesce(w.key_columns, outbox.primary_key(a.attrelid))));
   gone := exists (select from jsonb_object_keys(older -> 'parts') p(relid) where not now -> 'parts' ? p.relid)
        or now -> 'asleep' = '[]'
           and (older -> 'asleep' <> '[]' or exists (select from jsonb_each(older -> 'triggers') t where now -> 'triggers' -> t.key <> t.value))
@@ -639,6 +642,9 @@ begin
       if since.given or since.gone or since.came then
         perform outbox.ask_copy(w.table_name, prune => since.gone, restart => true);
         return next w.table_name;
+      end if;
+      if since.named then  -- its letters are of something else, though all is called as it was: see notice_aims, outbox.installed
+        update outbox.watched k set aimed = '' where k.id = w.id;
       end if;
     end if;
     update outbox.watched k set layout = seen where k.id = w.id;

@@ -287,3 +287,29 @@ async def test_the_letter_of_a_delete_whose_key_is_another_column_by_now(pair: P
     source, target = pair.rows("select id, other, n from story order by 1")
     assert target == source
     none_is_left(pair)
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["watched again", "not"])
+async def test_a_letter_of_a_key_whose_label_was_renamed(pair: Pair, again: bool) -> None:
+    """Of an enum: its rows have another key without having been written. The target has texts."""
+    pair.create(
+        "create type kind as enum ('old', 'other'); create table story (id kind primary key, n int)",
+        on_target="create table story (id text primary key, n int)",
+    )
+    on_source(pair, "select outbox.watch('story')")
+    on_target(pair, "select outboxd.map('story')")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values ('old', 1), ('other', 1)")
+        await rest(parts)
+        on_target(pair, REFUSES)
+        pair.write("update story set n = 13 where id = 'old'")
+        await rest(parts)
+        on_source(pair, "alter type kind rename value 'old' to 'new'")
+        if again:
+            on_source(pair, "select outbox.watch('story')")
+        pair.write("update story set n = 7 where id = 'new'")
+        await retried(pair, parts)
+        on_target(pair, TAKES)
+        await retried(pair, parts)
+    assert there(pair, "select id, n from story order by 1") == [("new", 7), ("other", 1)]
+    none_is_left(pair)
