@@ -15,12 +15,15 @@ Key = tuple[str, str]  # table, and the key as outbox.change has it
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Of a table: is it watched, or mapped, and what is its key called by now? And of a captured one which columns travel, and
-    its aim. None: that cannot be said."""
+    its aim. None: that cannot be said. `sure`: it is known which of its letters are of before; `left_over`: there are such as
+    nobody sends."""
 
     watched: bool
     keys: frozenset[str] | None = None
     columns: frozenset[str] | None = None
     aim: str | None = None
+    sure: bool = True
+    left_over: bool = False
 
     def names(self, key: str) -> bool:
         """May this be a key of it? One of other columns is of a row that has another name by now."""

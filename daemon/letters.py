@@ -17,6 +17,10 @@ from daemon.source import Source
 from outbox import Cursor
 
 OUT = "OB010"  # in place of an SQLSTATE: nothing is wrong with the change, its table is out
+LEFT = Why(
+    "it was recorded while its table was watched as something else, and no copy brings the row any more: discard it",
+    "OB013",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +124,14 @@ class Letters:
             await conn.execute(query("held_delivered"), {"ids": list(ids)})
 
     async def hold_gone(self, letters: Sequence[Letter], cursor: Cursor) -> None:
-        """Rows that the source does not have as of the cursor and the target keeps: letters that delete them, durably."""
+        """Rows that the source does not have as of the cursor and the target keeps, or of which nothing is known: letters that
+        delete them, or say so, durably."""
         whys = _columns([letter.why for letter in letters])
-        keys = {"tables": [one.change.table for one in letters], "keys": [one.change.key for one in letters]}
+        keys = {
+            "tables": [one.change.table for one in letters],
+            "keys": [one.change.key for one in letters],
+            "ops": [one.change.op for one in letters],
+        }
         async with self._source.connected() as conn, conn.transaction():
             await conn.execute("set local synchronous_commit = on")
             await conn.execute(query("hold_gone"), {**keys, **whys, **_passed(cursor)})
@@ -138,9 +147,22 @@ class Letters:
         """What of these tables decides which of their letters still mean something."""
         rows = await self._source.ask("letters_identities", {"tables": sorted(tables)}) if tables else ()
         return {
-            table: Identity(watched, frozenset(keys) if keys else None, frozenset(columns) if columns else None, aim)
-            for table, watched, keys, columns, aim in rows
+            table: Identity(watched, frozenset(keys) if keys else None, frozenset(columns) if columns else None, *more)
+            for table, watched, keys, columns, *more in rows
         }
+
+    async def leave(self, tables: Collection[str]) -> None:
+        """Of these tables, which no copy brings any more: let letters that nobody sends say so."""
+        await self._source.ask("held_left", {"tables": sorted(tables), "state": LEFT.sqlstate, "reason": LEFT.reason})
+
+    async def remain(self, table: str, held: Collection[Key]) -> bool:
+        """Are there letters of a table that is out, but for those of keys that are held themselves?"""
+        [(there,)] = await self._source.ask("held_remain", {"table": table, "held": _of(table, held)})
+        return bool(there)
+
+    async def end(self, table: str, held: Collection[Key]) -> None:
+        """Remove the letters of a table that is out: another one has brought its rows."""
+        await self._source.ask("held_end", {"table": table, "held": _of(table, held)})
 
     async def obsolete(self, tables: Collection[str]) -> set[Key]:
         """Keys of these tables, which a copy has brought as they are watched now, that have no letter but of before."""

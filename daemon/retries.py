@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import structlog
@@ -26,8 +27,8 @@ from daemon.copier import Copier
 from daemon.copies import Copy, note
 from daemon.delivery import REFERENCES, Delivery, Load, Parcel
 from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnfit, TargetError, advice
-from daemon.hold import STRANGER, Identity, Key, Letter, Why, key_of
-from daemon.letters import OUT, Letters, Wanted
+from daemon.hold import STRANGER, Identity, Key, Letter, Why, key_of, names
+from daemon.letters import LEFT, OUT, Letters, Wanted
 from daemon.plan import Plan
 from daemon.sheaf import Change, Sheaves, bind
 from daemon.target import Answer
@@ -40,6 +41,10 @@ _DRAINED = 1000  # letters of a table that was out that go at once
 _LONGEST = 64  # times `recheck` that letters wait at most for another try, while changes arrive
 
 RESTORED = Why("the target was restored to when this was a dead letter; it is sent again", "OB012")
+LEFT_OVER = "what waits was recorded while it was watched as something else: discard those letters"
+LOST = Why(
+    "the target holds its key, and nothing has its change any more: emit the row again, or discard this", LEFT.sqlstate
+)
 
 Done = tuple[Plan, Answer]
 
@@ -76,6 +81,7 @@ class Retries:
         self._at_once = _RETRIED
         self._orphans: set[Key] = set()  # keys that were held without a letter when it was looked last
         self._tried: dict[str, float] = {}  # when a table that is out was tried last
+        self._left: dict[str, float] = {}  # when letters of a table that nobody sends were looked for last
         self._structure: str | None = None  # of the target's tables, when it was looked at last
         self._holds = 0
         self._looked = self._due = float("-inf")
@@ -99,8 +105,8 @@ class Retries:
 
     async def adopt(self, cursor: Cursor, *, restored: bool) -> None:
         """Keys that are held and have no letter: the target was restored to when they had one. Of a captured table their rows
-        are recorded anew, and where there is none any more a letter deletes it; of others the outbox may still have them. So
-        with tables that are out (`restored`)."""
+        are recorded anew, and where there is none any more a letter deletes it; of others the outbox may still have them, and
+        where it has not they stay held, and say so. So with tables that are out (`restored`)."""
         lost = await self._letters.orphans(self._delivery.held)
         identities = await self._letters.identities(
             {table for table, _ in lost} | (self._copier.out if restored else set())
@@ -110,6 +116,9 @@ class Retries:
             identity, keys = identities[table], {key for of_table, key in lost if of_table == table}
             if identity.aim is None:
                 await self._letters.restore(table, keys, RESTORED, cursor)
+                if nowhere := await self._letters.orphans({(table, key) for key in keys}):
+                    changes = [Change(0, 0, table, "lost", None, key, None, 0, False, 0) for _, key in sorted(nowhere)]
+                    await self._letters.hold_gone([Letter(one, LOST) for one in changes], cursor)
                 continue
             rows = {key for key in keys if identity.names(key)}  # the others go once their table is copied
             try:
@@ -171,11 +180,16 @@ class Retries:
         identities = await self._letters.identities({table for table, _ in delivery.held})
         others = self._others(identities)
         identities |= await self._letters.identities(set(others.values()) - identities.keys())
-        copied = {table for table, one in identities.items() if one.aim and self._copier.settled(table, one.aim)}
+        copied = {
+            table for table, one in identities.items() if one.aim and one.sure and self._copier.settled(table, one.aim)
+        }
+        left = {table for table, one in identities.items() if one.left_over and one.aim is None and one.sure}
+        await self._leave(left.difference(table for table, _ in others))
+        unsure = {table for table, one in identities.items() if not one.sure}
         obsolete = {key for key, table in others.items() if table in copied} | await self._letters.obsolete(copied)
         obsolete |= await self._adopted(others.keys())
         wanted = await self._letters.wanted(
-            place.cursor, self._at_once, self._copier.renewed, others.keys() | self._later(identities)
+            place.cursor, self._at_once, self._copier.renewed | unsure, others.keys() | self._later(identities)
         )
         retried = {key_of(change) for change in wanted.retry}
         asked = retried | wanted.discard | obsolete
@@ -192,11 +206,9 @@ class Retries:
         )  # fmt: skip
         try:
             vacates = {table: self._copier.vacant(table) for table, _ in keys}
-            # Emitted rows are whole where it matters: they have the columns that the key is of by now.
-            called = {
-                table: tuple(sorted(one.keys)) for table, one in identities.items() if one.keys and one.aim is None
-            }
-            parcel = replace(place.parcel(bind(changes), shapes), retried=keys, vacates=vacates, called=called)
+            parcel = replace(
+                place.parcel(bind(changes), shapes), retried=keys, vacates=vacates, called=called(identities)
+            )
             load = await delivery.prepare(parcel)
             sending = asyncio.create_task(delivery.send(load))
             if self._cover is not None:
@@ -233,18 +245,33 @@ class Retries:
             await self._letters.hold_again(letters)
         return bool(letters)
 
+    async def _leave(self, tables: Collection[str]) -> None:
+        """Let letters of these tables that nobody sends say so: there may be very many, so that it is not asked each time."""
+        now = time.monotonic()
+        if due := {table for table in tables if now >= self._left.get(table, float("-inf")) + self._recheck}:
+            self._left |= dict.fromkeys(due, now)
+            await self._letters.leave(due)
+
     def _others(self, identities: Mapping[str, Identity]) -> dict[Key, str]:
         """Held keys that are no keys of their table any more, and the table whose copy brings what they were about: its key has
         other columns now, or it goes by another name to the same place. Sent, their letters would write over newer rows."""
-        places = {self._delivery.places.get(table): table for table in self._copier.captured}
+        heirs = {table: self._heir(table, identities[table]) for table, _ in self._delivery.held}
         found = {}
         for table, key in self._delivery.held:
             identity = identities[table]
             if identity.aim is not None and not identity.names(key):
                 found[table, key] = table
-            elif not identity.watched and (heir := places.get(self._delivery.places.get(table, ""))) is not None:
+            elif (heir := heirs[table]) is not None:
                 found[table, key] = heir
         return found
+
+    def _heir(self, table: str, identity: Identity) -> str | None:
+        """The captured table that has the place on the target of one that is not captured any more, or has gone."""
+        places = self._delivery.places
+        if identity.aim is not None or not identity.sure or table not in places:
+            return None
+        captured = (one.table for one in self._copier.wishes.values() if one.aim is not None and one.table != table)
+        return next((other for other in sorted(captured) if places.get(other) == places[table]), None)
 
     def _later(self, identities: Mapping[str, Identity]) -> set[Key]:
         """Held keys of emitted tables, as long as others are held by a key that was: those go first (see Delivery.prepare)."""
@@ -272,15 +299,24 @@ class Retries:
         if not self._copier.out:
             return None
         now = time.monotonic()
-        for table, retry, discard in await self._letters.waiting(sorted(self._copier.out)):
+        waiting = await self._letters.waiting(sorted(self._copier.out))
+        identities = await self._letters.identities({table for table, *_ in waiting})
+        for table, retry, discard in waiting:
             if discard:
                 await self._letters.drop(table, self._delivery.held)
+            if (heir := self._heir(table, identities[table])) is not None:
+                if self._copier.settled(heir, (await self._letters.identities({heir}))[heir].aim):
+                    await self._letters.end(table, self._delivery.held)
+                    return await self._come_back(table, place)
+                continue
             if retry or discard or now >= self._tried.get(table, float("-inf")) + self._recheck:
                 self._tried[table] = now
                 if done := await self._skipped(table, place):
                     del self._tried[table]
                     return done
-                if done := await self._drain(table, place):
+                if identities[table].left_over:
+                    await self._letters.leave({table})
+                if done := await self._drain(table, identities[table], place):
                     del self._tried[table]  # there may be more
                     return done
         return None
@@ -299,13 +335,21 @@ class Retries:
             self._copier.copies[table] = settled
         return done
 
-    async def _drain(self, table: str, place: Place) -> Done | None:
-        """Send the first of a table's letters; without any left the table is back. None: it does not fit yet."""
+    async def _drain(self, table: str, identity: Identity, place: Place) -> Done | None:
+        """Send the first of a table's letters; without any left the table is back. None: it does not fit yet, or those that
+        are left are to be discarded."""
         parked = await self._letters.parked(table, self._delivery.held, place.cursor, _DRAINED)
         if not parked.changes:
+            if identity.left_over and await self._letters.remain(table, self._delivery.held):
+                self._copier.stays_out(table, LEFT_OVER)
+                return None
             return await self._come_back(table, place)
+        # By one key at a time: which row of another one is the same nobody knows, so that the later ones come later.
+        named = names(parked.changes[0].key)
+        changes = tuple(takewhile(lambda one: names(one.key) == named, parked.changes))
         try:
-            load = await self._delivery.prepare(place.parcel(bind(parked.changes), dict(parked.shapes)))
+            parcel = place.parcel(bind(changes), dict(parked.shapes))
+            load = await self._delivery.prepare(replace(parcel, called=called({table: identity})))
             done = await self._delivery.send(load)
         except (TargetError, CaptureLost) as exc:
             reason = _misfit(exc)
@@ -315,7 +359,7 @@ class Retries:
             await self._letters.stay(table, f"{table} is out: {reason}")
             return None
         if done[1].what != "mismatch":
-            await self._letters.delivered([one.id for one in parked.changes if one.id not in load.kept])
+            await self._letters.delivered([one.id for one in changes if one.id not in load.kept])
         return done
 
     async def _come_back(self, table: str, place: Place) -> Done:
@@ -325,6 +369,11 @@ class Retries:
         if done[1].what != "mismatch":
             self._copier.came_back(back)
         return done
+
+
+def called(identities: Mapping[str, Identity]) -> dict[str, tuple[str, ...]]:
+    """Emitted rows are whole where it matters: they have the columns that the key is of by now."""
+    return {table: tuple(sorted(one.keys)) for table, one in identities.items() if one.keys and one.aim is None}
 
 
 def vacated(

@@ -1,6 +1,6 @@
 -- What the keys of which somebody wants something are to become: of each the letters that decide it, and no others. These
 -- are, of those behind its last delete or its last whole row, the newest of each set of columns. Never what was recorded while
--- the table was watched as something else, nor what is of `others` (hashed): keys of other columns than the table's. Whole
+-- the table was watched as something else, or is lost, nor what is of `others` (hashed): keys of other columns than the table's. Whole
 -- keys, up to `limit` of them, and as many as `bytes` reach. Letters to be dropped are left out: a key that has no others is
 -- answered with none, `drops` says that it has some. What the target's cursor has not passed is still to be read, and not yet
 -- a letter of its key.
@@ -12,8 +12,9 @@ with identities as materialized (
   select m.table_name, md5(m.key) as hash, min(m.key) as key, min(m.id) as first, min(m.since_id) as since_id
     from (select w.table_name, w.key, w.id, i.since_id from outbox.held w join identities i on i.table_name = w.table_name
            where w.wanted is not null and w.table_name <> all (%(out)s::text[])
-             and (w.wanted = 'discard' or w.id < 0 or i.since_id is null or w.id >= i.since_id
-                  or exists (select from outbox.held n where n.table_name = w.table_name and md5(n.key) = md5(w.key) and (n.id < 0 or n.id >= i.since_id)))
+             and (w.wanted = 'discard'
+                  or exists (select from outbox.held n where n.table_name = w.table_name and md5(n.key) = md5(w.key)
+                                and n.id not between 1 and i.since_id - 1 and n.op <> 'lost'))
              and (w.wanted = 'discard'
                   or not exists (select from unnest(%(other_tables)s::text[], %(other_keys)s::text[]) o(table_name, key) where o.table_name = w.table_name and o.key = md5(w.key)))
            order by w.id limit 10000) m
@@ -21,7 +22,7 @@ with identities as materialized (
 ), passed as (
   select k.first, h.id, h.op, h.shape, h.wanted
     from marked k join outbox.held h on h.table_name = k.table_name and md5(h.key) = k.hash
-   where (h.wanted = 'discard' or h.id < 0 or k.since_id is null or h.id >= k.since_id)
+   where (h.wanted = 'discard' or h.id not between 1 and k.since_id - 1 and h.op <> 'lost')
      and (pg_visible_in_snapshot(h.xid, %(snapshot)s::pg_snapshot)
           or exists (select from unnest(%(torn)s::xid8[], %(upto)s::int8[]) t(xid, upto) where t.xid = h.xid and h.id <= t.upto))
 ), dropped as (

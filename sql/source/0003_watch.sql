@@ -293,6 +293,8 @@ begin
     execute format('lock table %s in share row exclusive mode', tbl);
   elsif was.capture then
     perform outbox.ask_copy(w.table_name, prune => true);  -- for when it is captured again, as unwatch does
+    perform outbox.remove_triggers(was.id, '{}');
+    perform outbox.note_end(was.id, false);
   end if;
   insert into outbox.watched as k (table_name, key_columns, include, exclude, capture, target, rename, constant, mask, filter)
   values (w.table_name, w.key_columns, w.include, w.exclude, w.capture, w.target, w.rename, w.constant, w.mask, w.filter)
@@ -397,11 +399,13 @@ begin
   if exists (select from outbox.watched k where k.table_name = known[1] and k.capture) then
     perform outbox.ask_copy(known[1], prune => true);
   end if;
-  delete from outbox.watched k where k.table_name = known[1] returning * into w;
+  select * into w from outbox.watched k where k.table_name = known[1];
   if not found then
     raise exception '% is not watched', table_name using errcode = 'invalid_parameter_value';
   end if;
   perform outbox.remove_triggers(w.id, '{}');
+  perform outbox.note_end(w.id, true);
+  delete from outbox.watched k where k.id = w.id;
   execute format('drop function if exists outbox.%I()', 'capture_' || w.id);
   execute format('drop function if exists outbox.%I(tid)', 'row_' || w.id);
   perform outbox.drop_inside(w.id);

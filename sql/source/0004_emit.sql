@@ -11,6 +11,7 @@ as $$
 declare
   name text := (select string_agg(quote_ident(p), '.' order by n) from unnest(parse_ident(table_name)) with ordinality u(p, n));
   bad  text := outbox.place_taken(name, (select w.target from outbox.watched w where w.table_name = name));
+  was  outbox.watched;
 begin
   if name not like '%.%' then
     raise exception 'cannot map %: give the schema too, as in public.%', table_name, table_name using errcode = 'invalid_parameter_value';
@@ -23,6 +24,12 @@ begin
   elsif exists (select from outbox.watched w where w.table_name = name and w.capture) and outbox.table_named(name) is not null then
     raise exception 'cannot map %: its triggers record it already, by the key that it is watched by; outbox.emit needs no map there', name
       using errcode = 'invalid_parameter_value', hint = format('where the application alone is to send it: select outbox.watch(%L, capture => false)', name);
+  end if;
+  select * into was from outbox.watched w where w.table_name = name;
+  if was.capture then  -- its table is gone: from here on it is as one of which nothing was ever captured
+    perform outbox.ask_copy(name, prune => true);
+    perform outbox.remove_triggers(was.id, '{}');
+    update outbox.watched w set capture = false, mapping = null, layout = null, aimed = null where w.id = was.id;
   end if;
   insert into outbox.watched as w (table_name, key_columns, capture) values (name, map.key_columns, false)
   on conflict on constraint watched_table_name_key do update set key_columns = excluded.key_columns;

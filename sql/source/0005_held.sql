@@ -39,6 +39,16 @@ alter table outbox.watched add column if not exists on_error text not null defau
 alter table outbox.watched add column if not exists aimed text;
 alter table outbox.watched add column if not exists since_id bigint not null default 0;
 
+-- The same of names that are watched no longer: their letters may still wait. A row stays for good: numbers only grow, so
+-- that it is right for whatever is watched under the name later.
+create table if not exists outbox.unwatched (
+  table_name text primary key,
+  since_id   bigint not null
+);
+
+comment on table outbox.unwatched is 'Names that were watched: below since_id their changes were recorded for something else, and letters of these are not sent';
+comment on column outbox.held.op is 'as in outbox.change; lost: what became of the row is not known here any more, so that nobody sends it';
+
 create or replace function outbox.on_error(table_name text, what text) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp

@@ -61,20 +61,24 @@ $$;
 -- watched (not a table of its name that is watched anew), its key, what of its rows travels, as what, and to where; and, where
 -- it is not the key's own, " digest" of the order in which ranges are read, which matters while some are still to be read. Null
 -- while that cannot be said: the table is gone, or has no key. All tables in one statement, for this is asked every second.
-create or replace function outbox.aims() returns table (table_name text, relid oid, aim text)
+create or replace function outbox.aims(of_table text default null) returns table (table_name text, relid oid, aim text)
 language sql stable security definer
-set search_path = pg_catalog, pg_temp
+set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
 as $$
   select w.table_name, r.relid, case when k.keys is not null then i.id || ':' || md5(jsonb_build_array(
            w.id, k.keys, (select jsonb_object_agg(c, true) from unnest(w.include) c), (select jsonb_object_agg(c, true) from unnest(w.exclude) c),
-           w.target, w.rename, w.constant, w.mask, w.filter)::text || coalesce(' ' || w.interrupted, '')) || coalesce(' ' || md5(o.way), '') end
+           w.target, w.rename, w.constant, w.mask, w.filter, k.made)::text || coalesce(' ' || w.interrupted, '')) || coalesce(' ' || md5(o.way), '') end
     from outbox.installation i cross join outbox.watched w
    cross join lateral (select outbox.table_named(w.table_name)::oid as relid offset 0) r
     left join pg_index x on x.indrelid = r.relid and x.indisprimary
    cross join lateral (
      select coalesce(w.key_columns, (select array_agg(a.attname::text order by n.n)
                                        from unnest((x.indkey::int2[])[0:x.indnkeyatts - 1]) with ordinality n(attnum, n)
-                                       join pg_attribute a on a.attrelid = x.indrelid and a.attnum = n.attnum)) as keys offset 0) k
+                                       join pg_attribute a on a.attrelid = x.indrelid and a.attnum = n.attnum)) as keys offset 0) c
+   -- With what the key's columns are: one of another type is spelled otherwise, and one of the same name may be another.
+   cross join lateral (
+     select c.keys, (select jsonb_object_agg(a.attname, array[a.attnum::text, format_type(a.atttypid, a.atttypmod)])
+                       from pg_attribute a where a.attrelid = r.relid and a.attname = any (c.keys)) as made offset 0) k
    -- Null where the index gives the rows in the key's own order and collations: what outbox.range_order does otherwise.
    cross join lateral (
      select nullif(i.way, (select string_agg(quote_ident(n), ', ' order by at) from unnest(k.keys) with ordinality u(n, at))) as way
@@ -88,7 +92,7 @@ as $$
               having array_agg(a.attname::text) <@ k.keys and k.keys <@ array_agg(a.attname::text)
                order by i.indisprimary desc, i.indexrelid limit 1) i on true
      offset 0) o
-   where w.capture
+   where w.capture and (of_table is null or w.table_name = of_table)
 $$;
 
 -- Columns, as the target calls them, that this table's rows do not have, or no longer under that name: what outboxd itself
@@ -319,6 +323,7 @@ $$;
 --   missing  of these keys those that no row has, spelled as they are here
 --   touch    record the rows of these keys as changed, as they are, without the JSON of those above `row_bytes`: in their locks, so that per key the order of ids
 --            stays the order of commits (docs/decisions/0016)
+--   still    until the transaction ends nobody writes to the table
 create or replace function outbox.copy_work(watched_id int, what text, keys text[], most int, max_bytes bigint, row_bytes bigint)
 returns table (columns text[], named text, texts text, sizes bytea)
 language plpgsql volatile
@@ -337,6 +342,10 @@ declare
   total  bigint := 0;
 begin
   select * into strict w from outbox.watched where id = watched_id;
+  if what = 'still' then
+    execute format('lock table %s in share mode', outbox.table_named(w.table_name));
+    return;
+  end if;
   k := outbox.keyed(w);
   p := outbox.projection(watched_id);
   columns := p.columns;
@@ -569,14 +578,16 @@ $$;
 --   gone    rows may have gone, or changes of them are not recorded: a partition detached or dropped, the table made anew,
 --           a trigger that slept, a partition truncated that no trigger for TRUNCATE guards, a filter's column given other values
 --   came    a partition came with rows
+--   named   rows may have got another key: a label of its enum renamed
 create or replace function outbox.compared(
-  w outbox.watched, older jsonb, now jsonb, out given boolean, out gone boolean, out came boolean)
+  w outbox.watched, older jsonb, now jsonb, out given boolean, out gone boolean, out came boolean, out named boolean)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   rewritten bool := exists (select from jsonb_each(now -> 'parts') p where older -> 'parts' -> p.key <> p.value);
   altered   text[];  -- columns
+  renamed   oid[] := array(select key::oid from jsonb_each(older -> 'types') t join jsonb_each(now -> 'types') n using (key) where not n.value @> t.value);
 begin
   select array_agg(c.value ->> 0) into altered
     from jsonb_each(now -> 'columns') c
@@ -590,8 +601,9 @@ begin
                                  and (a.atthasdef or a.attidentity <> '' or a.attnotnull))
                    or exists (select from jsonb_object_keys(now -> 'parts') p(relid) join pg_attribute a on a.attrelid = p.relid::oid
                                where a.attname = c.value ->> 0 and a.attnum > 0 and a.atthasmissing) end;
-  given := altered is not null
-        or exists (select from jsonb_each(older -> 'types') t join jsonb_each(now -> 'types') n using (key) where not n.value @> t.value);
+  given := altered is not null or renamed <> '{}';
+  named := exists (select from pg_attribute a where a.attrelid = outbox.table_named(w.table_name) and a.atttypid = any (renamed)
+                      and a.attname = any (coalesce(w.key_columns, outbox.primary_key(a.attrelid))));
   gone := exists (select from jsonb_object_keys(older -> 'parts') p(relid) where not now -> 'parts' ? p.relid)
        or now -> 'asleep' = '[]'
           and (older -> 'asleep' <> '[]' or exists (select from jsonb_each(older -> 'triggers') t where now -> 'triggers' -> t.key <> t.value))
@@ -631,23 +643,62 @@ begin
         perform outbox.ask_copy(w.table_name, prune => since.gone, restart => true);
         return next w.table_name;
       end if;
+      if since.named then  -- its letters are of something else, though all is called as it was: see notice_aims, outbox.installed
+        update outbox.watched k set aimed = '' where k.id = w.id;
+      end if;
     end if;
     update outbox.watched k set layout = seen where k.id = w.id;
+  end loop;
+  if of_table is null then  -- whoever watches a table notes it (outbox.installed)
+    return query select outbox.notice_aims();
+  end if;
+end
+$$;
+
+-- Captured tables that are of something else by now than when they were watched: a migration has given the key another type,
+-- or its name to another column. Since when is known only while nobody writes; a table that stays busy is left for the next look.
+create or replace function outbox.notice_aims() returns setof text
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+as $$
+declare
+  w outbox.watched;
+begin
+  for w in select k.* from outbox.aims() a join outbox.watched k on k.table_name = a.table_name where not outbox.same_rows(a.aim, k.aimed) loop
+    begin
+      perform from outbox.watched k where k.id = w.id and k.aimed is not distinct from w.aimed for update skip locked;
+      continue when not found;
+      perform outbox.copy_of(w.table_name, 'still', null);
+      if outbox.note_aim(w.id) then
+        perform outbox.ask_copy(w.table_name, prune => true, restart => true);
+        return next w.table_name;
+      end if;
+    exception when lock_not_available or insufficient_privilege or sqlstate 'OB007' then
+      null;
+    end;
   end loop;
 end
 $$;
 
--- Of these tables, as letters are judged by: is it watched, or mapped, and what is its key called on the target by now? Of a
--- captured one also which columns travel, its aim, and the id below which a change was recorded for another one. Null: nobody can say.
+-- Are these aims of the same rows, in whatever order they are read? Null where one cannot be said.
+create or replace function outbox.same_rows(one text, other text) returns boolean
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case when one is not null then split_part(one, ' ', 1) is not distinct from split_part(other, ' ', 1) end
+$$;
+
+-- Of these tables, as letters are judged by: is it watched, or mapped, and what is its key called on the target by now? The id
+-- below which its changes were recorded for something else, and are there letters that nobody sends (`left_over`: of those, or
+-- lost)? Of a captured one also which columns travel, its aim, and is it noted since when that holds (`sure`)? Null: nobody can say.
 create or replace function outbox.identities(tables text[])
-returns table (table_name text, watched boolean, keys text[], columns text[], aim text, since_id bigint)
+returns table (table_name text, watched boolean, keys text[], columns text[], aim text, sure boolean, left_over boolean, since_id bigint)
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   w    outbox.watched;
   tbl  regclass;
-  aims jsonb := (select jsonb_object_agg(a.table_name, a.aim) from outbox.aims() a);
 begin
   foreach table_name in array tables loop
     select * into w from outbox.watched k where k.table_name = identities.table_name;
@@ -657,8 +708,10 @@ begin
     tbl := case when w.capture then tbl end;
     keys := case when keys is not null then outbox.projected(keys, jsonb_build_object('rename', w.mapping -> 'rename')) end;
     columns := case when tbl is not null then outbox.projected(outbox.row_columns(tbl, w.include, w.exclude), w.mapping) end;
-    aim := case when tbl is not null then aims ->> table_name end;
-    since_id := case when w.capture then w.since_id end;
+    aim := case when tbl is not null then (select a.aim from outbox.aims(w.table_name) a) end;
+    sure := tbl is null or coalesce(outbox.same_rows(aim, w.aimed), false);
+    since_id := greatest(w.since_id, (select u.since_id from outbox.unwatched u where u.table_name = identities.table_name), 0);
+    left_over := exists (select from outbox.held h where h.table_name = identities.table_name and (h.id between 1 and identities.since_id - 1 or h.id < 0 and h.op = 'lost'));
     return next;
   end loop;
 end
@@ -676,14 +729,32 @@ declare
   now text;
 begin
   select * into strict w from outbox.watched k where k.id = watched_id;
-  select a.aim into now from outbox.aims() a where a.table_name = w.table_name;
-  if now is not distinct from w.aimed then
+  select a.aim into now from outbox.aims(w.table_name) a;
+  if coalesce(outbox.same_rows(now, w.aimed), true) then
     return false;
   end if;
   -- Its writers wait: what they have recorded has a lower number than comes next, what they will record has not.
   update outbox.watched k set aimed = now, since_id = (select q.last_value + q.is_called::int from outbox.change_id_seq q) where k.id = watched_id;
+  -- Letters that are no changes have no such number. A copy that prunes makes them again, if they still mean something.
+  update outbox.held h set op = 'lost' where h.table_name = w.table_name and h.id < 0 and h.op = 'delete';
   return w.aimed is not null and current_setting('outbox.copy', true) is distinct from 'off'
       or exists (select from outbox.held h where h.table_name = w.table_name);
+end
+$$;
+
+-- A table is captured no longer, and its writers wait, or it is gone: since when its changes were recorded for what it was last
+-- outlives that. `ends`: it is not even mapped.
+create or replace function outbox.note_end(watched_id int, ends boolean) returns void
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform outbox.note_aim(watched_id);
+  if ends then
+    insert into outbox.unwatched as u (table_name, since_id)
+    select w.table_name, w.since_id from outbox.watched w where w.id = watched_id and w.since_id > 0
+    on conflict on constraint unwatched_pkey do update set since_id = greatest(u.since_id, excluded.since_id);
+  end if;
 end
 $$;
 

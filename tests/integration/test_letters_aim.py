@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
+from daemon import dead_letters
 from daemon.progress import Timing
 from tests.integration.test_aim import on_source, on_target
 from tests.integration.test_dead_letters import held, letters
@@ -338,3 +339,157 @@ async def test_a_target_restored_to_when_an_emitted_table_was_out(pair: Pair) ->
         assert parts.relay.copier.out == set()
     none_is_left(pair)
     assert there(pair, "select id, n from story order by 1") == [(1, 2), (2, 3)]
+
+
+async def test_a_letter_of_a_table_that_was_renamed_and_not_unwatched(pair: Pair) -> None:
+    pair.create(STORY, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1), (2, 2)")
+        await rest(parts)
+        on_target(pair, REFUSES)
+        pair.write("update story set n = 13 where id = 1")
+        await rest(parts)
+        on_source(pair, "alter table story rename to tale", "select outbox.watch('tale')")
+        on_target(pair, "select outboxd.map('story', 'public.tale')")
+        pair.write("update tale set n = 5 where id = 1")
+        await retried(pair, parts)
+        on_target(pair, TAKES)
+        await retried(pair, parts)
+        await rest(parts)
+    assert there(pair, "select id, n from story order by 1") == [(1, 5), (2, 2)]
+
+
+async def test_a_letter_of_a_table_that_moved_to_another_schema(pair: Pair) -> None:
+    """On both sides, and is watched there; the old name is left as it is."""
+    pair.create(STORY, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1), (2, 2)")
+        await rest(parts)
+        on_target(pair, REFUSES)
+        pair.write("update story set n = 13 where id = 1")
+        await rest(parts)
+        on_source(pair, "create schema app", "alter table story set schema app", "select outbox.watch('app.story')")
+        on_target(pair, "select outboxd.map('story', 'app.story')")
+        pair.write("delete from app.story where id = 1")
+        await retried(pair, parts)
+        on_target(pair, TAKES)
+        await retried(pair, parts)
+        await rest(parts)
+    assert there(pair, "select id, n from story order by 1") == [(2, 2)]
+
+
+async def test_a_letter_of_a_table_that_was_dropped_and_made_anew(pair: Pair) -> None:
+    pair.create(STORY, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1), (2, 2)")
+        await rest(parts)
+        on_target(pair, REFUSES)
+        pair.write("update story set n = 13 where id = 1")
+        await rest(parts)
+        pair.write("drop table story", STORY, "insert into story values (3, 3)")
+        on_source(pair, "select outbox.watch('story')")
+        await rest(parts)
+        on_target(pair, TAKES)
+        await retried(pair, parts)
+    pair.assert_equal("story")
+    none_is_left(pair)
+
+
+@pytest.mark.parametrize("change", ["update tale set n = 5 where id = 1", "select 1"])
+async def test_a_table_that_is_out_is_renamed_and_goes_on_into_the_same_mirror(pair: Pair, change: str) -> None:
+    pair.create(STORY, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1), (2, 2)")
+        await rest(parts)
+        on_target(pair, "alter table story rename column n to m")
+        pair.write("update story set n = 3 where id = 1")
+        await rest(parts)
+        pair.write("update story set n = 4 where id = 1")
+        await rest(parts)
+        assert parts.relay.copier.out
+        on_source(
+            pair, "alter table story rename to tale", "select outbox.unwatch('public.story')",
+            "select outbox.watch('tale', target => 'public.story')",
+        )  # fmt: skip
+        on_target(pair, "select outboxd.map('story', 'public.tale')")
+        pair.write(change)
+        await rest(parts)
+        on_target(pair, "alter table story rename column m to n")
+        await retried(pair, parts)
+        await rest(parts)
+    with pair.source.connect() as conn:
+        source = conn.execute("select id, n from tale order by 1").fetchall()
+    assert there(pair, "select id, n from story order by 1") == source
+    none_is_left(pair)
+
+
+@pytest.mark.parametrize("pruned", [True, False], ids=["the outbox let go of it", "the outbox has it"])
+async def test_a_target_restored_to_when_an_emitted_key_was_held_for_long(pair: Pair, pruned: bool) -> None:
+    """The letter was delivered since, and nothing has its change any more: somebody must be told."""
+    on_source(pair, "select outbox.map('public.story', array['id'])")
+    on_target(pair, KEYED, REFUSES, "select outboxd.map('story')")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write(emitted(1), emitted(13))
+        await rest(parts)
+        pair.write(emitted(1, id_=2, email="b"))
+        await rest(parts)
+        assert len(held(pair)) == 1
+        if pruned:
+            for _ in range(3):
+                pair.write(emitted(1, id_=3, email="c"))
+                await rest(parts)
+                assert parts.relay.stated is not None
+                await parts.source.prune(parts.relay.stated.floor_id, 0.0)
+        on_target(pair, TAKES)
+    with forgotten(pair):
+        async with pair.relay(timing=EAGER) as parts:
+            await retried(pair, parts)
+            assert there(pair, "select n from story where id = 1") == [(13,)]
+    async with pair.relay(timing=EAGER) as parts:
+        await rest(parts)
+    assert there(pair, "select n from story where id = 1") == [(13,)] or letters(pair) or held(pair)
+
+
+async def test_a_lost_letter_is_discarded_or_emitted_again(pair: Pair) -> None:
+    """Nothing has the changes of two keys any more: one is emitted again, the other is given up."""
+    on_source(pair, "select outbox.map('public.story', array['id'])")
+    on_target(pair, KEYED, REFUSES, "select outboxd.map('story')")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write(emitted(13), emitted(13, id_=2, email="b"))
+        for _ in range(3):
+            pair.write(emitted(1, id_=3, email="c"))
+            await rest(parts)
+            assert parts.relay.stated is not None
+            await parts.source.prune(parts.relay.stated.floor_id, 0.0)
+    on_source(pair, "delete from outbox.held")
+    async with pair.relay(timing=EAGER) as parts:
+        await retried(pair, parts)
+        assert [(op, state, wanted) for _, op, state, _, wanted in letters(pair)] == [("lost", "OB013", None)] * 2
+        pair.write(emitted(5))
+        await rest(parts)
+        assert there(pair, "select id, n from story order by 1") == [(1, 5), (3, 1)]
+        assert held(pair) == [("public.story", '{"id":2}')]
+        dead_letters.ask(pair.source.dsn, "discard", None, patience=0.0)
+        await rest(parts)
+    none_is_left(pair)
+
+
+async def test_a_table_that_is_out_is_renamed_and_its_old_name_stays_watched(pair: Pair) -> None:
+    """What was skipped of the old name comes with the new one's copy."""
+    pair.create(STORY, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1), (2, 2)")
+        await rest(parts)
+        on_target(pair, "alter table story rename column n to m")
+        pair.write("update story set n = 3 where id = 1")
+        await rest(parts)
+        assert parts.relay.copier.out
+        on_source(pair, "alter table story rename to tale", "select outbox.watch('tale')")
+        on_target(pair, "select outboxd.map('story', 'public.tale')")
+        pair.write("update tale set n = 5 where id = 1")
+        await rest(parts)
+        on_target(pair, "alter table story rename column m to n")
+        await retried(pair, parts)
+        assert not parts.relay.copier.out
+    assert there(pair, "select id, n from story order by 1") == [(1, 5), (2, 2)]
+    none_is_left(pair)

@@ -327,7 +327,7 @@ def _copy_wanted(_: Database, __: Mapping[str, Any]) -> list[Statement]:
 
 def _identities(_: Database, p: Mapping[str, Any]) -> list[Statement]:
     """Nothing is ever watched in another way."""
-    return [lambda: [(table, True, None, None, None) for table in p["tables"]]]
+    return [lambda: [(table, True, None, None, None, True, False) for table in p["tables"]]]
 
 
 def _heartbeat(_: Database, __: Mapping[str, Any]) -> list[Statement]:
