@@ -336,8 +336,8 @@ begin
   end if;
   update outbox.watched k set mapping = outbox.compose_mapping(w, tbl, steady) where k.id = w.id;
   update outbox.watched k set left_home = nullif(array(
-           select c from (select unnest(outbox.projected(outbox.row_columns(tbl, was.include, was.exclude), was.mapping)) union select unnest(was.left_home)) travelled(c)
-            where c <> all (outbox.projected(outbox.row_columns(tbl, k.include, k.exclude), k.mapping)) order by c), '{}')
+           select c from (select unnest(outbox.projected(outbox.row_columns(tbl, was.include, was.exclude), was.mapping)) union select unnest(was.left_home)
+                          except select unnest(outbox.projected(outbox.row_columns(tbl, k.include, k.exclude), k.mapping))) travelled(c) order by c), '{}')
    where k.id = w.id and known;
   if has_table_privilege('outbox.travelled', 'select') and has_table_privilege('outbox.travelled', 'insert') and has_table_privilege('outbox.travelled', 'update') then
     insert into outbox.travelled (relid, title, number, name)

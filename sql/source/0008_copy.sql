@@ -108,8 +108,9 @@ begin
   return array(
     select c from (select unnest(names)
                    union select unnest(w.left_home)
-                   union select t.title from outbox.travelled t where t.relid = tbl and (t.number = 0 or names[t.number] = t.name)) travelled(c)
-     where c <> all (outbox.projected(outbox.row_columns(tbl, w.include, w.exclude), w.mapping))
+                   union select t.title from outbox.travelled t where t.relid = tbl and (t.number = 0 or names[t.number] = t.name)
+                   except select unnest(outbox.projected(outbox.row_columns(tbl, w.include, w.exclude), w.mapping))) travelled(c)
+     where c is not null
      order by c);
 end
 $$;
