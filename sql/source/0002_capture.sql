@@ -201,11 +201,13 @@ begin
     return concat_ws(', ', (
       select string_agg(
                format('%s as %I', case
-                 when mapping -> 'mask' ? u.name then outbox.masked_sql(mapping -> 'mask' ->> u.name, u.name, a.atttypid, a.atttypmod)
+                 when k.mask is not null then outbox.masked_sql(k.mask, u.name, a.atttypid, a.atttypmod)
                  when a.attnum is null or outbox.travels_as_text(a.atttypid) then format('case when t.%1$I is distinct from null then concat(t.%1$I) end', u.name)
-                 else format('t.%I', u.name) end, coalesce(mapping -> 'rename' ->> u.name, u.name)), ', ' order by u.n)
+                 else format('t.%I', u.name) end, coalesce(r.title, u.name)), ', ' order by u.n)
         from unnest(outbox.column_names(tbl)) with ordinality u(name, n)
         left join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
+        left join jsonb_each_text(mapping -> 'mask') k(name, mask) on k.name = u.name
+        left join jsonb_each_text(mapping -> 'rename') r(name, title) on r.name = u.name
        where u.name = any (columns)),
       (select string_agg(format('%L::text as %I', c.value, c.key), ', ' order by c.key collate "C") from jsonb_each_text(mapping -> 'constant') c));
   end if;
