@@ -656,7 +656,7 @@ begin
     tbl := outbox.table_named(w.table_name);
     keys := coalesce(w.key_columns, outbox.primary_key(tbl));
     tbl := case when w.capture then tbl end;
-    keys := case when keys is not null then outbox.projected(keys, jsonb_build_object('rename', w.mapping -> 'rename')) end;
+    keys := case when keys is not null then outbox.projected(keys, jsonb_strip_nulls(jsonb_build_object('rename', w.mapping -> 'rename'))) end;
     columns := case when tbl is not null then outbox.projected(outbox.row_columns(tbl, w.include, w.exclude), w.mapping) end;
     aim := case when tbl is not null then aims ->> table_name end;
     since_id := case when w.capture then w.since_id end;
