@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from tests.captured import Connection, assert_replays, watch
+from tests.captured import Connection, assert_replays, value, watch
 from tests.databases import Database
 
 
@@ -58,3 +58,19 @@ def test_what_left_home_is_asked_quickly_of_a_wide_table(app: Connection) -> Non
     watch(app, "wide")
     app.execute("set statement_timeout = '3s'")
     app.execute("select outbox.left_home(w) from outbox.watched w where w.table_name = 'public.wide'")
+
+
+def test_what_left_home_is_noted_quickly_of_a_wide_mirror(mirror: Connection) -> None:
+    """With the first batch of a copy, in the transaction that writes rows of other tables as well; also of one made anew."""
+    names = [f"c{n}" for n in range(1200)]
+    made = f"create table wide (id int primary key, {' text, '.join(names)} text)"
+    mirror.execute(f"{made}; select outboxd.map('wide')")
+    mirror.execute("select outboxd.note_filled('relay', m, %s) from outboxd.mirror m", (names,))
+    mirror.execute("set statement_timeout = '3s'")
+    left = {name: n + 2 for n, name in enumerate(names) if n > 4}
+    assert value(mirror, "select outboxd.numbered('public.wide', %s)", list(left)) == left
+    group = '{"op": "upsert", "columns": ["id", "c9"], "vacates": ["c9", "c7", "c6", "gone"]}'
+    vacated = "select outboxd.vacating(m, %s::json) -> 'columns' from outboxd.mirror m"
+    assert value(mirror, vacated, group) == ["id", "c9", "c6", "c7"]
+    mirror.execute(f"drop table wide; {made}".encode())
+    assert value(mirror, "select outboxd.numbered('public.wide', %s)", list(left)) == left
