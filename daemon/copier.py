@@ -31,7 +31,7 @@ from daemon.copies import (
     note,
     slowly,
 )  # fmt: skip
-from daemon.errors import CaptureLost, CopyRefused, DaemonError, Kind, TargetError, advice
+from daemon.errors import CaptureLost, CopyRefused, DaemonError, Kind, SourceUnavailable, TargetError, advice
 from daemon.letters import Letters
 from daemon.noticing import Noticing
 from daemon.plan import Group
@@ -178,7 +178,11 @@ class Copier:
         before = self.copies.get(copy.table)
         if before is not None and before.here and same_rows(before.aim, copy.aim):
             return copy
-        left = {name for (name,) in await self._source.ask("copy_left_home", {"table": copy.table})}
+        try:
+            left = {name for (name,) in await self._source.ask("copy_left_home", {"table": copy.table})}
+        except SourceUnavailable:  # should it be this question that takes too long, the other tables go on
+            self._busy[copy.table] = time.monotonic() + self._recheck
+            raise
         if not left:
             return copy
         goes, stays = empties(copy.table, (await self._target.describe()).more, left)

@@ -72,11 +72,14 @@ begin
   for n in 1 .. 1600 loop
     name := (pg_identify_object_as_address('pg_class'::regclass, tbl, n)).object_names[3];
     exit when name is null;
-    -- A column may have been given such a name by its owner: then it is seen alive under it. (An old snapshot shows a
-    -- dropped one alive as well, but under the name that it had.)
-    names[n] := case when name <> format('........pg.dropped.%s........', n)
-                       or exists (select from pg_attribute a where a.attrelid = tbl and a.attnum = n and a.attname = name and not a.attisdropped)
-                     then name end;
+    names[n] := name;
+    if name = format('........pg.dropped.%s........', n) then
+      -- A column may have been given such a name by its owner: then it is seen alive under it. (An old snapshot shows a
+      -- dropped one alive as well, but under the name that it had.) Asked apart: a query for each column would take most of the time.
+      if not exists (select from pg_attribute a where a.attrelid = tbl and a.attnum = n and a.attname = name and not a.attisdropped) then
+        names[n] := null;
+      end if;
+    end if;
   end loop;
   return names;
 end
@@ -135,6 +138,31 @@ begin
 end
 $$;
 
+-- May whoever asks read all rows of this table, or of this partition by itself? Whoever makes a partition may own it, keep
+-- it elsewhere, or give it policies of its own.
+create or replace function outbox.may_read(rel regclass) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return has_table_privilege(rel, 'select')
+     and has_schema_privilege((select c.relnamespace from pg_class c where c.oid = rel), 'usage')
+     and not row_security_active(rel);
+end
+$$;
+
+-- May whoever asks write to these (outbox.change and its sequences)? They are handed in by whoever calls: so the plan
+-- depends on them, and a right that is revoked is noticed.
+create or replace function outbox.may_write(places regclass[]) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (select bool_and(case when c.relkind = 'S' then has_sequence_privilege(c.oid, 'usage') else has_table_privilege(c.oid, 'insert') end)
+            from pg_class c where c.oid = any (places));
+end
+$$;
+
 -- Can whoever asks still name and read the rows? Declared immutable for the same reason as the signature: a
 -- key dropped, an owner changed or a policy forced while the table is watched must not fail the application.
 create or replace function outbox.capturable(tbl regclass, keys text[]) returns boolean
@@ -142,9 +170,7 @@ language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return keys <@ outbox.row_columns(tbl, null, null) and has_table_privilege(tbl, 'select')
-     and has_schema_privilege((select c.relnamespace from pg_class c where c.oid = tbl), 'usage')
-     and not row_security_active(tbl) and outbox.is_key(tbl, keys);
+  return keys <@ outbox.row_columns(tbl, null, null) and outbox.may_read(tbl) and outbox.is_key(tbl, keys);
 end
 $$;
 
@@ -175,11 +201,13 @@ begin
     return concat_ws(', ', (
       select string_agg(
                format('%s as %I', case
-                 when mapping -> 'mask' ? u.name then outbox.masked_sql(mapping -> 'mask' ->> u.name, u.name, a.atttypid, a.atttypmod)
+                 when k.mask is not null then outbox.masked_sql(k.mask, u.name, a.atttypid, a.atttypmod)
                  when a.attnum is null or outbox.travels_as_text(a.atttypid) then format('case when t.%1$I is distinct from null then concat(t.%1$I) end', u.name)
-                 else format('t.%I', u.name) end, coalesce(mapping -> 'rename' ->> u.name, u.name)), ', ' order by u.n)
+                 else format('t.%I', u.name) end, coalesce(r.title, u.name)), ', ' order by u.n)
         from unnest(outbox.column_names(tbl)) with ordinality u(name, n)
         left join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
+        left join jsonb_each_text(mapping -> 'mask') k(name, mask) on k.name = u.name
+        left join jsonb_each_text(mapping -> 'rename') r(name, title) on r.name = u.name
        where u.name = any (columns)),
       (select string_agg(format('%L::text as %I', c.value, c.key), ', ' order by c.key collate "C") from jsonb_each_text(mapping -> 'constant') c));
   end if;
@@ -310,7 +338,7 @@ begin
   end loop;
   small := concat_ws(' and ', case when sized is null then 'true' end,
     '(greatest(' || array_to_string(sized, ', ') || ') > ' || 131072 / cardinality(sized) || ') is not true',
-    '(greatest(' || array_to_string(wide, ', ') || ') > 2000) is not true and num_nonnulls(' || array_to_string(packed, ', ') || ') = 0', reads);
+    '(greatest(' || array_to_string(wide, ', ') || ') > 2000) is not true and coalesce(' || array_to_string(packed, ', ') || ') is null', reads);  -- a function takes 100 arguments at most
   stored := coalesce((select string_agg(format('coalesce(%s, 0)::bigint', s), ' + ') from unnest(sizes) s), '0');
   told := format('concat(''{"stored_bytes":'', %s%s, ''}'')', stored,
                  case when reads is not null then format(', case when not (%s) then '',"unreadable":true'' end', reads) end);
@@ -498,15 +526,29 @@ begin
 end
 $$;
 
--- The statement that marks a table whose rows cannot be told, once for all rows of a statement ($3 names it among those
--- of the transaction; null: it is for no row). Nothing is lost where two go by one name: whoever brings the table over
--- looks after the commit. A savepoint taken back takes back the mark with what remembers it.
+-- Mark a table whose rows cannot be told, once for all rows of a statement (`at` names it among those of the transaction;
+-- null: it is for no row). Nothing is lost where two go by one name: whoever brings the table over looks after the commit.
+-- A savepoint taken back takes back the mark with what remembers it. With the rights of the schema's owner, because whoever
+-- captures may have lost its own. Whoever may call it can have a table brought over anew, and no more: as by outbox.ask_copy.
+create or replace function outbox.mark(of_table text, at text) returns void
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if at is null or current_setting('outbox.resync', true) is distinct from at then
+    insert into outbox.change (table_name, op, key) values (of_table, 'resync', '{}');
+  end if;
+  if at is not null then
+    perform set_config('outbox.resync', at, true);
+  end if;
+end
+$$;
+
+-- The statement that marks a table; $3 names the application's.
 create or replace function outbox.resync_sql(of_table text) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
-return format('insert into outbox.change (table_name, op, key) select %L, ''resync'', ''{}'''
-              ' where case when $3::text is null then true when current_setting(''outbox.resync'', true) is distinct from $3'
-              ' then set_config(''outbox.resync'', $3, true) is not null end', of_table);
+return format('select outbox.mark(%L, $3)', of_table);
 
 -- The statement for an event on `rel` when that is no part of the table that has the watched one's name, else null.
 create or replace function outbox.elsewhere_sql(of_table text, rel regclass) returns text
@@ -531,7 +573,7 @@ $$;
 -- snapshot may not show that row. Declared immutable for the same reason as the signature: composing takes longer than
 -- a hundred rows, so a plan does it once.
 create or replace function outbox.capture_sql(
-  root regclass, op text, of_table text, key_columns text[], include text[], exclude text[], mapping jsonb) returns text
+  root regclass, op text, of_table text, key_columns text[], include text[], exclude text[], mapping jsonb, places regclass[]) returns text
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -539,8 +581,8 @@ declare
   keys text[] := coalesce(key_columns, outbox.primary_key(root));
   cols text[];
 begin
-  if not coalesce(outbox.capturable(root, keys), false) or not outbox.mapping_holds(root, include, exclude, mapping) then
-    -- The key is gone (renamed, dropped), or the right to read: these rows cannot be named. Or a column that
+  if not coalesce(outbox.capturable(root, keys) and outbox.may_write(places), false) or not outbox.mapping_holds(root, include, exclude, mapping) then
+    -- The key is gone (renamed, dropped), or the right to read, or to write: these rows cannot be named. Or a column that
     -- is masked is not where it was: its values must not leave. The application's statement must not fail for that, and
     -- nothing may be skipped silently: the relay stops at this mark.
     return replace(outbox.resync_sql(of_table), '%', '%%');
@@ -557,13 +599,13 @@ $$;
 
 -- The statement for a TRUNCATE of `rel`: of the whole table it is one change, of a partition the keys that it had.
 create or replace function outbox.truncate_sql(
-  rel regclass, of_table text, key_columns text[], include text[], exclude text[], mapping jsonb) returns text
+  rel regclass, of_table text, key_columns text[], include text[], exclude text[], mapping jsonb, places regclass[]) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   root regclass := coalesce(pg_partition_root(rel), rel);
-  made text := outbox.capture_sql(root, 'TRUNCATE', of_table, key_columns, include, exclude, mapping);
+  made text := outbox.capture_sql(root, 'TRUNCATE', of_table, key_columns, include, exclude, mapping, places);
   mark text := outbox.resync_sql(of_table);
 begin
   if made = replace(mark, '%', '%%') then
@@ -571,20 +613,21 @@ begin
   elsif rel = root then
     return format('insert into outbox.change (table_name, op, key, headers)'
                   ' values (%L, ''truncate'', ''{}'', nullif(current_setting(''outbox.headers'', true), ''''))', of_table);
-  elsif current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+  elsif current_setting('transaction_isolation') in ('repeatable read', 'serializable') or not outbox.may_read(rel) then
     return mark;  -- TRUNCATE removes rows that came after this snapshot, too
   end if;
   return format(made, rel);
 end
 $$;
 
--- Is `tbl` the table that was watched, and as it was then? Declared immutable for the same reason as the signature.
-create or replace function outbox.as_watched(tbl regclass, of_table text, signature text, keys text[]) returns boolean
+-- Is `tbl` the table that was watched, and as it was then, and can it be captured so? Declared immutable for the same reason
+-- as the signature.
+create or replace function outbox.as_watched(tbl regclass, of_table text, signature text, keys text[], places regclass[]) returns boolean
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return coalesce(outbox.table_named(of_table) = tbl and outbox.signature(tbl) = signature and outbox.capturable(tbl, keys), false);
+  return coalesce(outbox.table_named(of_table) = tbl and outbox.signature(tbl) = signature and outbox.capturable(tbl, keys) and outbox.may_write(places), false);
 end
 $$;
 
@@ -755,6 +798,7 @@ declare
   known    text;
   stale    regrole;
   body     text;
+  places   text := 'array[''outbox.change''::regclass, ''outbox.change_id_seq''::regclass, ''outbox.slot''::regclass]';
 begin
   select * into strict w from outbox.watched where id = watched_id;
   cols := outbox.row_columns(tbl, w.include, w.exclude);
@@ -770,7 +814,7 @@ begin
       was := format('(new.%I is not null or %s)', keys[1], outbox.was_sql(w.mapping));
     end if;
   end if;
-  known := format('%L, %L, %L, %L, %L', w.table_name, w.key_columns, w.include, w.exclude, w.mapping);
+  known := format('%L, %L, %L, %L, %L, %s', w.table_name, w.key_columns, w.include, w.exclude, w.mapping, places);
   -- The statement for a table that was altered is made once a plan, where no snapshot is older than the lock on the table.
   body := outbox.filled($body$
 declare
@@ -781,9 +825,11 @@ declare
   there boolean;
   made  bigint;
 begin
-  if tg_op <> 'TRUNCATE' and @ours@ and outbox.as_watched(@tbl@, @name@, @signature@, @keys@) then
+  if tg_op <> 'TRUNCATE' and @ours@ and outbox.as_watched(@tbl@, @name@, @signature@, @keys@, @places@) then
     if new.xmax = 0 and (@small@) and (@moved@) is not true then
       @copy@;
+    elsif not (@reads@) then
+      perform outbox.mark(@name@, @statement@);
     else
       if tg_op <> 'DELETE' and (@small@) and (@moved@) is not true then
         @same@;
@@ -809,9 +855,11 @@ begin
     were := outbox.pin(outbox.spelling());
     if tg_op <> 'TRUNCATE' then
       begin
-        mark := concat_ws(' ', @name@, pg_current_xact_id(), concat(tg_op, case tg_op when 'DELETE' then old.cmax else new.cmin end));
+        mark := @statement@;
         sql := outbox.elsewhere_sql(@name@, tg_relid);
-        if sql is null and @ours@ and current_setting('transaction_isolation') not in ('repeatable read', 'serializable') then
+        if sql is null and not (@reads@) then
+          sql := @resync@;
+        elsif sql is null and @ours@ and current_setting('transaction_isolation') not in ('repeatable read', 'serializable') then
           sql := format(case tg_op when 'INSERT' then @inserted@ when 'UPDATE' then @updated@ else @deleted@ end, tg_relid::regclass);
         elsif sql is null then
           sql := format(@any@, tg_relid::regclass);
@@ -834,7 +882,11 @@ end
 $body$, outbox.reading_parts(tbl, w.table_name, keys, cols, w.mapping, outbox.shape_of(w.table_name, outbox.projected(cols, w.mapping))::text, large, was)
     || jsonb_build_object(
       'tbl', format('%L::regclass', tbl::oid), 'name', quote_literal(w.table_name), 'signature', quote_literal(outbox.signature(tbl)),
-      'keys', format('%L::text[]', keys), 'small', small,
+      'keys', format('%L::text[]', keys), 'small', small, 'places', places,
+      -- Asked for each row that is read: a right that whoever captures had by a role goes without a word to any plan, and
+      -- a partition may be another one's. As outbox.may_read, at a tenth of the price.
+      'reads', 'has_table_privilege(tg_relid, ''select'') and has_schema_privilege(tg_table_schema, ''usage'') and not row_security_active(tg_relid)',
+      'statement', format('concat_ws('' '', %L, pg_current_xact_id(), concat(tg_op, case tg_op when ''DELETE'' then old.cmax else new.cmin end))', w.table_name),
       'moved', (select string_agg(format('old.%1$I <> new.%1$I', c), ' or ') from unnest(keys) c),
       'copy', outbox.copy_sql(w.table_name, tbl, keys, cols, w.mapping),
       'gone', format('insert into outbox.change (table_name, op, key, headers)'

@@ -45,13 +45,18 @@ begin
     return format('%s has no primary key: add one, or name a unique NOT NULL key: outbox.watch(%L, key_columns => array[...])', tbl, tbl);
   end if;
 
-  select format(case when p.relkind = 'f' then '%s, a partition of %s, is a foreign table, whose rows change without a trigger here: detach it'
-                     when p.relpersistence <> 'p' then '%s, a partition of %s, is unlogged: a crash empties it without a trigger. Make it an ordinary table: alter table %1$s set logged'
-                     else '%s, a partition of %s, has another owner, and only an owner may let triggers fire always: alter table %1$s owner to %3$I' end,
-                p.oid::regclass, tbl, as_role) into bad
-    from pg_partition_tree(tbl) t join pg_class p on p.oid = t.relid
-   where p.relkind = 'f' or p.relpersistence <> 'p' or not pg_has_role(as_role, p.relowner, 'usage')
-   order by p.oid limit 1;
+  select format(u.why, u.oid::regclass, tbl, as_role, u.relnamespace::regnamespace) into bad
+    from (select p.oid, p.relnamespace, case
+            when p.relkind = 'f' then '%s, a partition of %s, is a foreign table, whose rows change without a trigger here: detach it'
+            when p.relpersistence <> 'p' then '%s, a partition of %s, is unlogged: a crash empties it without a trigger. Make it an ordinary table: alter table %1$s set logged'
+            when not pg_has_role(as_role, p.relowner, 'usage') then '%s, a partition of %s, has another owner, and only an owner may let triggers fire always: alter table %1$s owner to %3$I'
+            when not has_schema_privilege(as_role, p.relnamespace, 'usage') then '%s, a partition of %s, is in a schema that %I may not use, and the capture functions run as that role: grant usage on schema %s to %3$I'
+            when not has_table_privilege(as_role, p.oid, 'select') then '%s, a partition of %s, may not be read by %I, as which the capture functions run: grant select on %1$s to %3$I'
+            when p.relrowsecurity and p.relforcerowsecurity and not me.rolsuper and not me.rolbypassrls
+              then '%s, a partition of %s, forces row level security, which would hide rows from the capture functions of %I: alter table %1$s no force row level security, or alter role %3$I bypassrls' end as why
+            from pg_partition_tree(tbl) t join pg_class p on p.oid = t.relid) u
+   where u.why is not null
+   order by u.oid limit 1;
   if bad is not null then
     return bad;
   end if;
@@ -100,8 +105,8 @@ begin
     return format('(%s) is no key of %s: it needs a unique index on exactly these columns, all NOT NULL, not partial', array_to_string(keys, ', '), tbl);
   end if;
   if not has_table_privilege(as_role, 'outbox.change', 'insert') or not has_sequence_privilege(as_role, 'outbox.change_id_seq', 'usage')
-     or not has_sequence_privilege(as_role, 'outbox.slot', 'usage') then
-    return format('the capture functions run as %I, which may not write the outbox: grant insert on outbox.change to %I; grant usage on all sequences in schema outbox to %I', as_role, as_role, as_role);
+     or not has_sequence_privilege(as_role, 'outbox.slot', 'usage') or not has_function_privilege(as_role, 'outbox.mark(text, text)', 'execute') then
+    return format('the capture functions run as %1$I, which may not write the outbox: grant insert on outbox.change to %1$I; grant usage on all sequences in schema outbox to %1$I; grant execute on function outbox.mark(text, text) to %1$I', as_role);
   end if;
   return null;
 end
@@ -338,8 +343,8 @@ begin
   end if;
   update outbox.watched k set mapping = outbox.compose_mapping(w, tbl, steady) where k.id = w.id;
   update outbox.watched k set left_home = nullif(array(
-           select c from (select unnest(outbox.projected(outbox.row_columns(tbl, was.include, was.exclude), was.mapping)) union select unnest(was.left_home)) travelled(c)
-            where c <> all (outbox.projected(outbox.row_columns(tbl, k.include, k.exclude), k.mapping)) order by c), '{}')
+           select c from (select unnest(outbox.projected(outbox.row_columns(tbl, was.include, was.exclude), was.mapping)) union select unnest(was.left_home)
+                          except select unnest(outbox.projected(outbox.row_columns(tbl, k.include, k.exclude), k.mapping))) travelled(c) order by c), '{}')
    where k.id = w.id and known;
   if has_table_privilege('outbox.travelled', 'select') and has_table_privilege('outbox.travelled', 'insert') and has_table_privilege('outbox.travelled', 'update') then
     insert into outbox.travelled (relid, title, number, name)

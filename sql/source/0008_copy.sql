@@ -112,8 +112,9 @@ begin
   return array(
     select c from (select unnest(names)
                    union select unnest(w.left_home)
-                   union select t.title from outbox.travelled t where t.relid = tbl and (t.number = 0 or names[t.number] = t.name)) travelled(c)
-     where c <> all (outbox.projected(outbox.row_columns(tbl, w.include, w.exclude), w.mapping))
+                   union select t.title from outbox.travelled t where t.relid = tbl and (t.number = 0 or names[t.number] = t.name)
+                   except select unnest(outbox.projected(outbox.row_columns(tbl, w.include, w.exclude), w.mapping))) travelled(c)
+     where c is not null
      order by c);
 end
 $$;
@@ -706,7 +707,7 @@ begin
     tbl := outbox.table_named(w.table_name);
     keys := coalesce(w.key_columns, outbox.primary_key(tbl));
     tbl := case when w.capture then tbl end;
-    keys := case when keys is not null then outbox.projected(keys, jsonb_build_object('rename', w.mapping -> 'rename')) end;
+    keys := case when keys is not null then outbox.projected(keys, jsonb_strip_nulls(jsonb_build_object('rename', w.mapping -> 'rename'))) end;
     columns := case when tbl is not null then outbox.projected(outbox.row_columns(tbl, w.include, w.exclude), w.mapping) end;
     aim := case when tbl is not null then (select a.aim from outbox.aims(w.table_name) a) end;
     sure := tbl is null or coalesce(outbox.same_rows(aim, w.aimed), false);

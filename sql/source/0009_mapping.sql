@@ -66,8 +66,8 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return exists (select from pg_attribute a
-                  where a.attrelid = tbl and a.attnum > 0 and mapping -> 'mask' ->> a.attname = 'hash'
+  return exists (select from jsonb_each_text(mapping -> 'mask') k(name, mask) join pg_attribute a on a.attrelid = tbl and a.attnum > 0 and a.attname = k.name
+                  where k.mask = 'hash'
                     and a.atttypid <> all ('{bool,int2,int4,int8,numeric,text,varchar,bpchar,name,uuid}'::regtype[]));
 end
 $$;
@@ -80,10 +80,12 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   return query
-    select coalesce(mapping -> 'rename' ->> u.name, u.name), case when mapping -> 'mask' ->> u.name = 'hash' then 'text' else format_type(a.atttypid, a.atttypmod) end,
-           u.name, mapping -> 'mask' ->> u.name,
-           not a.attnotnull or coalesce(mapping -> 'mask' ->> u.name <> 'hash' and outbox.masked_sql(mapping -> 'mask' ->> u.name, u.name, a.atttypid, a.atttypmod) = 'null::text', false)
+    select coalesce(r.title, u.name), case when k.mask = 'hash' then 'text' else format_type(a.atttypid, a.atttypmod) end,
+           u.name, k.mask,
+           not a.attnotnull or coalesce(k.mask <> 'hash' and outbox.masked_sql(k.mask, u.name, a.atttypid, a.atttypmod) = 'null::text', false)
       from unnest(outbox.row_columns(tbl, include, exclude)) with ordinality u(name, n)
+      left join jsonb_each_text(mapping -> 'mask') k(name, mask) on k.name = u.name
+      left join jsonb_each_text(mapping -> 'rename') r(name, title) on r.name = u.name
       left join pg_attribute a on a.attrelid = tbl and a.attname = u.name and a.attnum > 0 and not a.attisdropped
      order by u.n;
   return query select c.key, 'text', null::text, null::text, false from jsonb_each_text(mapping -> 'constant') c order by c.key collate "C";
@@ -99,7 +101,8 @@ begin
   if mapping is null then
     return columns;
   end if;
-  return array(select coalesce(mapping -> 'rename' ->> u.name, u.name) from unnest(columns) with ordinality u(name, n) order by u.n)
+  return array(select coalesce(r.title, u.name) from unnest(columns) with ordinality u(name, n)
+                 left join jsonb_each_text(mapping -> 'rename') r(name, title) on r.name = u.name order by u.n)
       || array(select c from jsonb_object_keys(mapping -> 'constant') c order by c collate "C");
 end
 $$;

@@ -54,8 +54,8 @@ as $$
                     where f.place = outboxd.place_of(m)),
                   (select jsonb_object_agg(a.attname, a.attnum) from pg_attribute a
                     where a.attrelid = outboxd.place_of(m) and a.attnum > 0 and not a.attisdropped
-                      and exists (select from outboxd.filled f
-                                   where f.title = format('%I.%I', m.target_schema, m.target_table) and f.columns ? a.attname)), '{}')
+                      and a.attname in (select jsonb_object_keys(f.columns) from outboxd.filled f
+                                         where f.title = format('%I.%I', m.target_schema, m.target_table))), '{}')
 $$;
 
 -- Rows with these columns have been written.
@@ -85,9 +85,9 @@ set search_path = pg_catalog, pg_temp
 as $$
   select case when g -> 'vacates' is null then g else
     (g::jsonb || jsonb_build_object('columns', (g -> 'columns')::jsonb || coalesce((
-       select jsonb_agg(a.attname order by a.attnum) from pg_attribute a cross join outboxd.ours(m) o(columns)
-        where a.attrelid = outboxd.place_of(m) and a.attnum = (o.columns ->> a.attname::text)::int
-          and (g -> 'vacates')::jsonb ? a.attname and not (g -> 'columns')::jsonb ? a.attname), '[]')))::json end
+       select jsonb_agg(v.name order by o.number::int)
+         from (select json_array_elements_text(g -> 'vacates') except select json_array_elements_text(g -> 'columns')) v(name)
+         join jsonb_each_text(outboxd.ours(m)) o(name, number) on o.name = v.name), '[]')))::json end
 $$;
 
 -- The mirror of a table, or an error whose text names the statement that would allow it.

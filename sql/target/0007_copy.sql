@@ -88,9 +88,8 @@ create or replace function outboxd.numbered(name text, columns text[]) returns j
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce(jsonb_object_agg(a.attname, a.attnum), '{}')
-    from outboxd.mirror m join pg_attribute a on a.attrelid = outboxd.place_of(m) and a.attname = any (numbered.columns)
-                               and a.attnum = (outboxd.ours(m) ->> a.attname::text)::int
+  select coalesce(jsonb_object_agg(o.name, o.number::int), '{}')
+    from outboxd.mirror m cross join jsonb_each_text(outboxd.ours(m)) o(name, number) join unnest(numbered.columns) c(name) on c.name = o.name
    where m.table_name = numbered.name
 $$;
 

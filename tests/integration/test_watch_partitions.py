@@ -292,3 +292,47 @@ def test_a_row_that_moved_and_came_back(tree: Connection, step: str) -> None:
     """)
     assert_replays(tree)
     assert rows(tree, "select note from p where region = 'us' and id = 1") == [("back",)]
+
+
+@pytest.mark.parametrize(
+    "how", ["truncate c cascade", "truncate a cascade", "truncate c1, c", "truncate only c1", "truncate d, c1, c"]
+)
+@pytest.mark.parametrize("level", ["read committed", "repeatable read"])
+def test_trees_that_are_emptied_together(source: Database, app: Connection, how: str, level: str) -> None:
+    app.execute("""
+        create table c1 (id int primary key, a int); create table d1 (id int primary key, a int);
+        create table a (id int primary key);
+        create table c (id int primary key, a int references a) partition by range (id);
+        create table d (id int primary key, a int references a) partition by range (id);
+        alter table c attach partition c1 for values from (0) to (10); alter table d attach partition d1 for values from (0) to (10)
+    """)
+    for table in "acd":
+        watch(app, table)
+    app.execute("insert into a values (1), (2); insert into c values (1, 1), (2, 2); insert into d values (1, 1)")
+    with source.connect() as writer:
+        writer.execute(f"begin isolation level {level}; insert into c values (3, 1)")
+        writer.execute(f"savepoint s; {how}; rollback to s; {how}")
+        writer.execute("insert into c values (4, null); commit")
+        writer.execute("truncate c1")
+    if "resync" not in ops(app):
+        assert_replays(app, "public.a", "public.c", "public.d")
+    else:
+        assert level == "repeatable read", ops(app)
+
+
+def test_a_table_becomes_the_partition_of_one_with_its_name(app: Connection) -> None:
+    """The way to partition a table that is there: rename, make the root, attach."""
+    app.execute("create table t (id int primary key, a text)")
+    watch(app, "t")
+    app.execute("insert into t values (1, 'a'), (2, 'b')")
+    app.execute("""
+        begin; alter table t rename to t_old; create table t (id int primary key, a text) partition by range (id);
+        alter table t attach partition t_old for values from (0) to (100); create table t_new partition of t for values from (100) to (200); commit
+    """)
+    app.execute("update t set a = 'c' where id = 1; delete from t where id = 2; insert into t values (3, 'd')")
+    watch(app, "t")
+    app.execute(
+        "insert into t values (101, 'x'); update t set id = 102 where id = 1; update t set id = 4 where id = 101; truncate t_new"
+    )
+    if "resync" not in ops(app):
+        assert_replays(app, "public.t")
