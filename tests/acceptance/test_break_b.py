@@ -1,0 +1,167 @@
+"""What the operator's commands say, and whether what they advise works when it is pasted."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.cli import Cli
+from tests.acceptance.conftest import STORIES, Pair, Start, streaming, wait_until
+
+QUIET = {"verify_interval": "0"}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+UNREADABLE = {
+    "a password with a percent sign": "postgresql://app:100%sure@127.0.0.1/app",
+    "a password with a space": "postgresql://app:pass word@127.0.0.1/app",
+    "an option that libpq does not know": "postgresql://app@127.0.0.1/app?sslmod=require",
+}
+
+
+@pytest.mark.parametrize("which", ["source_dsn", "target_dsn"])
+@pytest.mark.parametrize("address", UNREADABLE)
+def test_an_address_that_nobody_can_read_is_bad_configuration(direct: Pair, address: str, which: str) -> None:
+    """Not a store that is away, nor a schema that is missing: the setting is named, in every command (README: 78)."""
+    cli = Cli(direct.settings)
+    for command in (("status",), ("check",), ("watched",), ("schema", "plan"), ("setup", "target")):
+        said = cli(*command, **{which: UNREADABLE[address]})
+        if command == ("watched",) and which == "target_dsn":
+            assert said.code in {0, 78}
+            continue
+        assert (said.code, which in said.err) == (78, True), (command, said)
+        assert "100%" not in said.err
+        assert "pass word" not in said.err
+
+
+def test_a_table_that_was_renamed_is_not_to_be_unwatched(direct: Pair, start: Start) -> None:
+    """The fix of `status`, pasted: the application's writes must not stop to travel, with everything in sync."""
+    daemon = streaming(start({**direct.settings, **QUIET}))
+    cli = Cli({**direct.settings, "admin_port": str(daemon.port)})
+    direct.write(STORIES, 3)
+    direct.arrives()
+    direct.write('alter table "Story" rename to "Tale"')
+    wait_until(
+        lambda: (
+            "gone" in cli("status", "--json").json()["verdict"] or "Tale" in cli("status", "--json").json()["verdict"]
+        )
+    )
+    fix = cli.found()['public."Story"']["fix"]
+    pasted = shlex.split(fix)
+    assert pasted[0] == "outboxd", fix
+    assert cli(*pasted[1:]).code == 0
+    direct.write("""update "Tale" set title = 'changed'""")
+    ((recorded,),) = direct.ask(
+        direct.source,
+        "select count(*) from pg_trigger where tgrelid = '\"Tale\"'::regclass and tgname like 'outbox_row%'",
+    )
+    said = cli("status")
+    assert recorded == 1 or said.code == 3, (fix, said.out)
+
+
+def test_the_doctor_finds_that_the_source_is_another_installation(direct: Pair, start: Start) -> None:
+    """Uninstalled and set up again, by accident: the relay is paused, and the doctor says so as status does."""
+    daemon = streaming(start({**direct.settings, **QUIET}))
+    direct.write(STORIES, 3)
+    direct.arrives()
+    assert daemon.stop() == 0
+    cli = Cli(direct.settings)
+    assert cli("uninstall", "source", "--yes").code == 0
+    assert cli("setup", "source").code == 0
+    for table in ("Story", "Prompt", "Scenario", "VideoAsset"):
+        assert cli("watch", f'public."{table}"').code == 0
+    assert "installed anew" in cli("status").out
+    said = cli("check")
+    assert said.code == 3, said.out
+
+
+def test_watch_that_fails_for_one_table_leaves_none_half_done(direct: Pair) -> None:
+    """`watch a b`, where b is misspelled: a is captured, so it is mapped as well."""
+    ddl = "create table plain (id int primary key)"
+    for store in (direct.source, direct.target):
+        with store.connect() as conn:
+            conn.execute(ddl)
+    cli = Cli(direct.settings)
+    said = cli("watch", "public.plain", "public.misspelled")
+    assert said.code == 1
+    ((captured,),) = direct.ask(
+        direct.source, "select exists (select from outbox.watched where table_name = 'public.plain')"
+    )
+    ((mapped,),) = direct.ask(
+        direct.target, "select exists (select from outboxd.mirror where table_name = 'public.plain')"
+    )
+    assert captured == mapped, said.err
+
+
+def test_discarding_nothing_asks_nothing(direct: Pair) -> None:
+    said = Cli(direct.settings)("dead-letters", "discard", "--all")
+    assert (said.code, "[y/N]" in said.err + said.out) == (0, False), said
+
+
+@pytest.mark.parametrize("setting", ["retention", "request_timeout"])
+@pytest.mark.parametrize("value", ["inf", "1e300"])
+def test_a_number_without_an_end(direct: Pair, start: Start, setting: str, value: str) -> None:
+    """Either refused as bad configuration, or it runs."""
+    daemon = start({**direct.settings, setting: value})
+    wait_until(lambda: daemon.returncode is not None or (daemon.status() or {}).get("state") == "streaming")
+    if daemon.returncode is not None:
+        assert daemon.returncode == 78, daemon.last_words()
+        return
+    direct.write(STORIES, 3)
+    direct.arrives()
+    assert "Traceback" not in daemon.last_words()
+    assert daemon.returncode is None
+
+
+UNAPPLIED = {
+    "a mask": '[tables.\'public."Story"\']\nmask = { title = "hash" }\n',
+    "a column left out": '[tables.\'public."Story"\']\nexclude = ["title"]\n',
+    "a filter": '[tables.\'public."Story"\']\nwhere = "title is not null"\n',
+    "a name that no table has": '[tables."public.stroy"]\nmask = { title = "hash" }\n',
+}
+
+
+@pytest.mark.parametrize("said", UNAPPLIED)
+def test_what_the_configuration_says_of_a_table_and_is_not_in_force(direct: Pair, said: str) -> None:
+    """It is written there, and nobody has watched again: values travel as they are. The doctor says so."""
+    Path("outboxd.toml").write_text(UNAPPLIED[said])
+    told = Cli(direct.settings)("check")
+    assert ("outboxd watch" in told.out) or "stroy" in told.out, told.out
+
+
+def test_a_variable_that_is_misspelled(direct: Pair) -> None:
+    told = Cli(direct.settings)("check", retenton="3600")
+    assert told.code == 78 or "RETENTON" in (told.out + told.err).upper(), told
+
+
+COLUMNS = ["text", "int", "numeric", "boolean", "timestamptz", "varchar(20)", "float8", "uuid", "date", "bytea"]
+
+
+@pytest.mark.parametrize("many", [300, 1200])
+def test_a_wide_table_stops_no_other(direct: Pair, start: Start, many: int) -> None:
+    """Twenty rows of many columns, to be copied: the other tables flow, and it arrives itself."""
+    columns = ", ".join(f"c{n} {COLUMNS[n % 10]}" for n in range(many))
+    direct.write(f"create table wide (id int primary key, {columns})")
+    direct.write("insert into wide (id, c0, c1, c2) select i, 'a', i, i from generate_series(1, 20) i")
+    cli = Cli(direct.settings)
+    assert cli("watch", "wide").code == 0
+    assert cli("schema", "apply", "--yes").code == 0
+    daemon = start({**direct.settings, **QUIET})
+    direct.write(STORIES, 3)
+    direct.arrives(40)
+    wait_until(lambda: direct.mirrored("wide") == 20, 40)
+    assert "took too long" not in daemon.log.read_text()
+
+
+def test_what_left_home_is_asked_quickly_of_a_wide_table(direct: Pair) -> None:
+    """It is asked for each copy, on the connection that reads the changes of all tables."""
+    columns = ", ".join(f"c{n} {COLUMNS[n % 10]}" for n in range(600))
+    direct.write(f"create table wide (id int primary key, {columns})")
+    assert Cli(direct.settings)("watch", "wide").code == 0
+    with direct.source.connect() as conn:
+        conn.execute("set statement_timeout = '3s'")
+        conn.execute("select outbox.left_home(w) from outbox.watched w where w.table_name = 'public.wide'")
