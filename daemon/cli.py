@@ -40,6 +40,11 @@ FAILED, FOUND, AWAY, CONFIG = 1, 3, 75, 78
 class _Group(click.Group):
     """Turns expected errors into one sentence and the right exit code; a bug keeps its traceback."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not all(map(_is_text, args)):
+            raise click.UsageError("an argument has a NUL byte, or is not in UTF-8")
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -56,6 +61,14 @@ class _Group(click.Group):
             )
         except psycopg.Error as exc:
             fail(exc.diag.message_primary or type(exc).__name__, FAILED)
+
+
+def _is_text(argument: str) -> bool:
+    """As Postgres has it, whatever it is the name of."""
+    try:
+        return b"\0" not in argument.encode()
+    except UnicodeEncodeError:  # bytes that are none, as Python hands them on
+        return False
 
 
 def _away(exc: DaemonError) -> bool:
@@ -169,10 +182,16 @@ def watch(
         return selection.plain(chosen) if plain else chosen
 
     watching = []
-    for before, now in install.watch(settings.source_conninfo, tables, selected, lambda text: say(f"warning: {text}")):
-        watching.append(now)
-        _say_watched(before, now, copied=not no_copy)
-    _map(settings, watching)
+    try:
+        for before, now in install.watch(
+            settings.source_conninfo, tables, selected, lambda text: say(f"warning: {text}")
+        ):
+            watching.append(now)
+            _say_watched(before, now, copied=not no_copy)
+    finally:  # where one is refused, those before it are watched: they must be mapped as well
+        mapped = _map(settings, watching)
+    if not mapped:
+        sys.exit(FAILED)
 
 
 def _say_watched(before: install.Watched | None, now: install.Watched, *, copied: bool) -> None:
@@ -191,19 +210,27 @@ def _say_watched(before: install.Watched | None, now: install.Watched, *, copied
         )
 
 
-def _map(settings: Settings, watching: Sequence[install.Watched]) -> None:
-    """With a direct connection the target learns of the tables at once; without, say what to run there."""
+def _map(settings: Settings, watching: Sequence[install.Watched]) -> bool:
+    """With a direct connection the target learns of the tables at once; without, say what to run there. False: it refuses one."""
+    if not watching:
+        return True
     if settings.target_dsn is None:
         say("on the target, in the SQL editor:")
         for one in watching:
             click.echo(_map_statement(one))
-        return
-    for one, there in install.map_on_target(settings.target_conninfo, watching):
-        say(
-            f"mapped {one.on_target} on the target"
-            if there
-            else f"the target has no table {one.on_target} yet: `outboxd schema apply` makes it; if you do,  {_map_statement(one)}"
-        )
+        return True
+    refused = False
+    for one, there, because in install.map_on_target(settings.target_conninfo, watching):
+        if because is not None:
+            refused = True
+            say(f"error: {one.table} is watched, and not mapped on the target: {because}")
+        elif there:
+            say(f"mapped {one.on_target} on the target")
+        else:
+            say(
+                f"the target has no table {one.on_target} yet: `outboxd schema apply` makes it; if you do,  {_map_statement(one)}"
+            )
+    return not refused
 
 
 @main.command()

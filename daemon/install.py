@@ -218,16 +218,21 @@ def watched(dsn: str) -> list[Watched]:
         return list(_watched(conn).values())
 
 
-def map_on_target(dsn: str, tables: Sequence[Watched]) -> Iterator[tuple[Watched, bool]]:
-    """Allow tables on the target; yields (table, whether the target has it)."""
+def map_on_target(dsn: str, tables: Sequence[Watched]) -> Iterator[tuple[Watched, bool, str | None]]:
+    """Allow tables on the target; yields (table, whether the target has it, why it refuses). One that it refuses keeps none
+    of the others out."""
     with connect(dsn) as conn:
         require(conn, "target")
         for one in tables:
-            row = conn.execute("select to_regclass(%s) is not null", (one.on_target,)).fetchone()
-            there = bool(row and row[0])
-            if there:
-                conn.execute("select outboxd.map(%s::regclass, %s)", (one.on_target, one.table))
-            yield one, there
+            try:
+                row = conn.execute("select to_regclass(%s) is not null", (one.on_target,)).fetchone()
+                there = bool(row and row[0])
+                if there:
+                    conn.execute("select outboxd.map(%s::regclass, %s)", (one.on_target, one.table))
+            except (psycopg.ProgrammingError, psycopg.DataError) as exc:
+                yield one, True, exc.diag.message_primary or type(exc).__name__
+            else:
+                yield one, there, None
 
 
 def _watched(conn: psycopg.Connection[Any]) -> dict[str, Watched]:

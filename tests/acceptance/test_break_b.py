@@ -16,28 +16,6 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-UNREADABLE = {
-    "a password with a percent sign": "postgresql://app:100%sure@127.0.0.1/app",
-    "a password with a space": "postgresql://app:pass word@127.0.0.1/app",
-    "an option that libpq does not know": "postgresql://app@127.0.0.1/app?sslmod=require",
-}
-
-
-@pytest.mark.parametrize("which", ["source_dsn", "target_dsn"])
-@pytest.mark.parametrize("address", UNREADABLE)
-def test_an_address_that_nobody_can_read_is_bad_configuration(direct: Pair, address: str, which: str) -> None:
-    """Not a store that is away, nor a schema that is missing: the setting is named, in every command (README: 78)."""
-    cli = Cli(direct.settings)
-    for command in (("status",), ("check",), ("watched",), ("schema", "plan"), ("setup", "target")):
-        said = cli(*command, **{which: UNREADABLE[address]})
-        if command == ("watched",) and which == "target_dsn":
-            assert said.code in {0, 78}
-            continue
-        assert (said.code, which in said.err) == (78, True), (command, said)
-        assert "100%" not in said.err
-        assert "pass word" not in said.err
-
-
 def test_a_table_that_was_renamed_is_not_to_be_unwatched(direct: Pair, start: Start) -> None:
     """The fix of `status`, pasted: the application's writes must not stop to travel, with everything in sync."""
     daemon = streaming(start({**direct.settings, **QUIET}))
@@ -77,29 +55,6 @@ def test_the_doctor_finds_that_the_source_is_another_installation(direct: Pair, 
     assert "installed anew" in cli("status").out
     said = cli("check")
     assert said.code == 3, said.out
-
-
-def test_watch_that_fails_for_one_table_leaves_none_half_done(direct: Pair) -> None:
-    """`watch a b`, where b is misspelled: a is captured, so it is mapped as well."""
-    ddl = "create table plain (id int primary key)"
-    for store in (direct.source, direct.target):
-        with store.connect() as conn:
-            conn.execute(ddl)
-    cli = Cli(direct.settings)
-    said = cli("watch", "public.plain", "public.misspelled")
-    assert said.code == 1
-    ((captured,),) = direct.ask(
-        direct.source, "select exists (select from outbox.watched where table_name = 'public.plain')"
-    )
-    ((mapped,),) = direct.ask(
-        direct.target, "select exists (select from outboxd.mirror where table_name = 'public.plain')"
-    )
-    assert captured == mapped, said.err
-
-
-def test_discarding_nothing_asks_nothing(direct: Pair) -> None:
-    said = Cli(direct.settings)("dead-letters", "discard", "--all")
-    assert (said.code, "[y/N]" in said.err + said.out) == (0, False), said
 
 
 @pytest.mark.parametrize("setting", ["retention", "request_timeout"])
