@@ -15,8 +15,8 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from daemon.connection import connect_once
-from daemon.errors import SourceUnavailable
-from daemon.selection import Selection
+from daemon.errors import AmbiguousTable, SourceUnavailable
+from daemon.selection import Named, Selection
 from daemon.session import query
 from daemon.tables import meant, readings
 from outbox import __version__
@@ -53,6 +53,14 @@ class Watched:
         said += [f"{name} = {text!r}" for name, text in (self.constant or {}).items()]
         said += [f"{column} masked ({mask})" for column, mask in (self.mask or {}).items()]
         return "; ".join(said + ([f"where {self.where}"] if self.where else []))
+
+    @property
+    def selection(self) -> Selection:
+        """What was chosen."""
+        return Selection(
+            include=self.include, exclude=self.exclude, capture=self.capture, target=self.target, rename=self.rename,
+            constant=self.constant, mask=self.mask, where=self.where,
+        )  # fmt: skip
 
     def differs(self, now: "Watched") -> bool:
         """Would rows that are there already travel otherwise now?"""
@@ -209,6 +217,19 @@ def unwatch(dsn: str, tables: Sequence[str]) -> Iterator[str]:
         require(conn, "source")
         for table in tables:
             yield patiently(conn, "select outbox.unwatch(%s)", (_named(conn, table),))
+
+
+def named(dsn: str, names: Collection[str]) -> dict[str, Named]:
+    """What names as `[tables]` has them mean."""
+    with connect(dsn) as conn:
+        rows, found = _watched(conn), {}
+        for name in names:
+            try:
+                table = meant(name, _alike(conn, name))
+                found[name] = Named(table, rows[table].selection if table in rows else None)
+            except AmbiguousTable as exc:
+                found[name] = Named(None, None, str(exc))
+        return found
 
 
 def watched(dsn: str) -> list[Watched]:

@@ -44,6 +44,48 @@ def combined(options: Selection, said: TableSettings | None) -> Selection:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The table of the source that a name means (None: there is none, or `amiss` says why nobody knows), and as what it is
+    watched."""
+
+    table: str | None
+    now: Selection | None
+    amiss: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unmet:
+    """What `[tables]` says of a table and is not in force (`lacks`); what is in force, is not said there, and would end if the
+    table were watched again as is said (`ends`)."""
+
+    lacks: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+
+
+def unmet(table: str, said: TableSettings, now: Selection) -> Unmet:
+    """`now`: as it is watched. What is not said stays as it is, so it is always in force."""
+    wanted = combined(Selection(), said)
+    lacks, ends = [], []
+    if wanted.include is not None and set(wanted.include) != set(now.include or ()):
+        lacks.append("include")
+    if wanted.exclude is not None:
+        stay = [one for one in wanted.exclude if one not in (now.exclude or ())]
+        if stay and (now.include is None or set(stay) & set(now.include)):
+            lacks.append(f"exclude of {', '.join(stay)}")
+        ends += [f"exclude of {one}" for one in now.exclude or () if one not in wanted.exclude]
+        ends += ["include"] * (now.include is not None)
+    if wanted.target is not None and parts(wanted.target) != parts(now.target or table):
+        lacks.append("target")
+    for name in ("rename", "constant", "mask"):
+        want, has = getattr(wanted, name) or {}, getattr(now, name) or {}
+        lacks += [f"{name} of {column}" for column, to in want.items() if has.get(column) != to]
+        ends += [f"{name} of {column}" for column in has if want and column not in want]
+    if wanted.where is not None and wanted.where != (now.where or "").strip():
+        lacks.append("where")
+    return Unmet(tuple(lacks), tuple(ends))
+
+
 def plain(selection: Selection) -> Selection:
     """Without whatever was in force before and is not asked for now."""
     return replace(

@@ -41,22 +41,6 @@ def test_a_table_that_was_renamed_is_not_to_be_unwatched(direct: Pair, start: St
     assert recorded == 1 or said.code == 3, (fix, said.out)
 
 
-def test_the_doctor_finds_that_the_source_is_another_installation(direct: Pair, start: Start) -> None:
-    """Uninstalled and set up again, by accident: the relay is paused, and the doctor says so as status does."""
-    daemon = streaming(start({**direct.settings, **QUIET}))
-    direct.write(STORIES, 3)
-    direct.arrives()
-    assert daemon.stop() == 0
-    cli = Cli(direct.settings)
-    assert cli("uninstall", "source", "--yes").code == 0
-    assert cli("setup", "source").code == 0
-    for table in ("Story", "Prompt", "Scenario", "VideoAsset"):
-        assert cli("watch", f'public."{table}"').code == 0
-    assert "installed anew" in cli("status").out
-    said = cli("check")
-    assert said.code == 3, said.out
-
-
 @pytest.mark.parametrize("setting", ["retention", "request_timeout"])
 @pytest.mark.parametrize("value", ["inf", "1e300"])
 def test_a_number_without_an_end(direct: Pair, start: Start, setting: str, value: str) -> None:
@@ -70,22 +54,6 @@ def test_a_number_without_an_end(direct: Pair, start: Start, setting: str, value
     direct.arrives()
     assert "Traceback" not in daemon.last_words()
     assert daemon.returncode is None
-
-
-UNAPPLIED = {
-    "a mask": '[tables.\'public."Story"\']\nmask = { title = "hash" }\n',
-    "a column left out": '[tables.\'public."Story"\']\nexclude = ["title"]\n',
-    "a filter": '[tables.\'public."Story"\']\nwhere = "title is not null"\n',
-    "a name that no table has": '[tables."public.stroy"]\nmask = { title = "hash" }\n',
-}
-
-
-@pytest.mark.parametrize("said", UNAPPLIED)
-def test_what_the_configuration_says_of_a_table_and_is_not_in_force(direct: Pair, said: str) -> None:
-    """It is written there, and nobody has watched again: values travel as they are. The doctor says so."""
-    Path("outboxd.toml").write_text(UNAPPLIED[said])
-    told = Cli(direct.settings)("check")
-    assert ("outboxd watch" in told.out) or "stroy" in told.out, told.out
 
 
 def test_a_variable_that_is_misspelled(direct: Pair) -> None:
