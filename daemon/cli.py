@@ -6,6 +6,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 a check found something, 75 a dependency i
 
 import asyncio
 import json
+import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
@@ -181,10 +182,16 @@ def watch(
         chosen = selection.combined(options, said_of(settings.tables, name, alike))
         return selection.plain(chosen) if plain else chosen
 
+    def place(was: str, called: str) -> str:
+        """Of a table that was renamed: where its mirror is, unless that was renamed alike."""
+        if settings.target_dsn is None or install.has_table(settings.target_conninfo, was):
+            return was
+        return called if install.has_table(settings.target_conninfo, called) else was
+
     watching = []
     try:
         for before, now in install.watch(
-            settings.source_conninfo, tables, selected, lambda text: say(f"warning: {text}")
+            settings.source_conninfo, tables, selected, lambda text: say(f"warning: {text}"), place
         ):
             watching.append(now)
             _say_watched(before, now, copied=not no_copy)
@@ -196,6 +203,9 @@ def watch(
 
 def _say_watched(before: install.Watched | None, now: install.Watched, *, copied: bool) -> None:
     say(f"watching {now.table}")
+    if before and before.table != now.table:
+        say(f"  it was watched as {before.table}, and goes on as that was; [tables] is to name it by its name of now")
+        return
     if now.mapped:
         say(f"  {now.mapped}")
     if before and before.differs(now):
@@ -235,10 +245,18 @@ def _map(settings: Settings, watching: Sequence[install.Watched]) -> bool:
 
 @main.command()
 @click.argument("tables", nargs=-1, required=True, metavar="TABLE…")
+@click.option("--yes", is_flag=True, help="Do not ask, also where the table lives on under another name.")
 @click.pass_context
-def unwatch(ctx: click.Context, tables: Sequence[str]) -> None:
+def unwatch(ctx: click.Context, tables: Sequence[str], *, yes: bool) -> None:
     """Stop recording changes of TABLE…; what is recorded already still travels."""
-    for name in install.unwatch(_settings(ctx, "source").source_conninfo, tables):
+
+    def living(one: install.Renamed, by_its_name: bool) -> None:
+        say(f"{one.was} is called {one.called} now, and its changes are recorded no more from here on")
+        if not (yes or by_its_name):
+            say(f"to go on under that name: outboxd watch {shlex.quote(one.called)}")
+            click.confirm(f"stop recording changes of {one.called}?", abort=True, err=True)
+
+    for name in install.unwatch(_settings(ctx, "source").source_conninfo, tables, living):
         say(f"no longer watching {name}")
         say(
             "  its mirror and the rows there stay: `outboxd schema plan` offers to drop what is outboxd's of it (foreign keys,"

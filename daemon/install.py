@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 
 from daemon.connection import connect_once
 from daemon.errors import AmbiguousTable, SourceUnavailable
-from daemon.selection import Named, Selection
+from daemon.selection import Named, Selection, going_on
 from daemon.session import query
 from daemon.tables import meant, readings
 from outbox import __version__
@@ -58,8 +58,8 @@ class Watched:
     def selection(self) -> Selection:
         """What was chosen."""
         return Selection(
-            include=self.include, exclude=self.exclude, capture=self.capture, target=self.target, rename=self.rename,
-            constant=self.constant, mask=self.mask, where=self.where,
+            key=self.key, include=self.include, exclude=self.exclude, capture=self.capture, on_error=self.on_error, target=self.target,
+            rename=self.rename, constant=self.constant, mask=self.mask, where=self.where,
         )  # fmt: skip
 
     def differs(self, now: "Watched") -> bool:
@@ -141,11 +141,13 @@ def watch(
     tables: Sequence[str],
     selected: Callable[[str, Collection[str]], Selection],
     warn: Callable[[str], None],
+    place: Callable[[str, str], str] = lambda was, _: was,
 ) -> Iterator[tuple[Watched | None, Watched]]:
     """Watch one table after the other, a transaction each; yields each as it was watched before, and is now.
 
     `selected` says how a table, named as the outbox has it, is to be watched (and is told of those whose names are like
-    it); `warn` is told what outbox.watch warns of.
+    it); `warn` is told what outbox.watch warns of. A table that was watched by another name goes on as it was: `place` says
+    where on the target, given where its rows went and what it is called now.
     """
     with connect(dsn) as conn:
         conn.add_notice_handler(lambda said: _warned(said, warn))
@@ -154,6 +156,11 @@ def watch(
             before = _watched(conn)
             named = _named(conn, table)
             wanted = selected(named, _alike(conn, named))
+            old = next((one for one in _renamed(conn) if one.called == named and named not in before), None)
+            if old is not None:
+                was = replace(before[old.was].selection, key=old.key)
+                goes = old.gone and wanted.target is None
+                wanted = going_on(wanted, was, place(before[old.was].on_target, named) if goes else None)
             mapping = [None if one is None else Jsonb(one) for one in (wanted.rename, wanted.constant, wanted.mask)]
             parameters = (
                 named,
@@ -165,14 +172,41 @@ def watch(
                 *mapping,
                 wanted.where,
             )
-            name = patiently(
-                conn,
-                "select outbox.watch(%s::regclass, %s, %s, %s, %s, %s, %s, %s, %s, %s) where set_config('outbox.copy', %s, true) is not null",
-                (*parameters, "on" if wanted.copy else "off"),
-            )
-            if wanted.on_error is not None:
-                conn.execute("select outbox.on_error(%s, %s)", (name, wanted.on_error))
-            yield before.get(name), _watched(conn)[name]
+            taken = old.was if old is not None and old.gone else None
+            name = retried(conn, lambda: _watch(conn, parameters, wanted, taken), about=named)  # noqa: B023
+            yield before.get(name) or (before[old.was] if old else None), _watched(conn)[name]
+
+
+def _watch(conn: psycopg.Connection[Any], parameters: Sequence[Any], wanted: Selection, old: str | None) -> str:
+    """`old`: the name that the table had. In one transaction no change goes by neither name; what is on its way by the old
+    one arrives before the copy, which brings what deletes of it may have missed as well."""
+    with conn.transaction():
+        if old is not None:
+            conn.execute("select outbox.unwatch(%s)", (old,))
+        [name] = conn.execute(
+            "select outbox.watch(%s::regclass, %s, %s, %s, %s, %s, %s, %s, %s, %s) where set_config('outbox.copy', %s, true) is not null",
+            (*parameters, "on" if wanted.copy else "off"),
+        ).fetchone() or [""]
+        if old is not None and wanted.capture and wanted.copy:
+            conn.execute("select outbox.ask_copy(%s, prune => true)", (name,))
+        if wanted.on_error is not None:
+            conn.execute("select outbox.on_error(%s, %s)", (name, wanted.on_error))
+        return str(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """A captured table that is called otherwise than it is watched as. `gone`: no other table has the old name; `key`: columns
+    that were named."""
+
+    was: str
+    called: str
+    gone: bool
+    key: list[str] | None
+
+
+def _renamed(conn: psycopg.Connection[Any]) -> list[Renamed]:
+    return [Renamed(*row) for row in conn.execute(query("renamed"))]
 
 
 def _warned(said: psycopg.errors.Diagnostic, warn: Callable[[str], None]) -> None:
@@ -211,12 +245,28 @@ def ask_verifications(dsn: str, tables: Sequence[str], *, repair: bool) -> dict[
         return wishes
 
 
-def unwatch(dsn: str, tables: Sequence[str]) -> Iterator[str]:
-    """Stop watching; yields each name."""
+def unwatch(
+    dsn: str, tables: Sequence[str], living: Callable[[Renamed, bool], None] = lambda *_: None
+) -> Iterator[str]:
+    """Stop watching; yields each name. `living` is told of a table that lives on under another name, and whether it was called
+    by that: it raises where nobody means that one."""
     with connect(dsn) as conn:
         require(conn, "source")
         for table in tables:
-            yield patiently(conn, "select outbox.unwatch(%s)", (_named(conn, table),))
+            named, known = _named(conn, table), _watched(conn)
+            renamed = {one.called: one for one in _renamed(conn) if one.called not in known}
+            one = renamed.get(named) or next((one for one in renamed.values() if one.was == named), None)
+            if one is not None:
+                living(one, named == one.called)
+                named = one.was
+            yield patiently(conn, "select outbox.unwatch(%s)", (named,))
+
+
+def has_table(dsn: str, name: str) -> bool:
+    """Is there such a table on the target?"""
+    with connect(dsn) as conn:
+        row = conn.execute("select to_regclass(%s) is not null", (name,)).fetchone()
+        return bool(row and row[0])
 
 
 def named(dsn: str, names: Collection[str]) -> dict[str, Named]:

@@ -86,6 +86,24 @@ def unmet(table: str, said: TableSettings, now: Selection) -> Unmet:
     return Unmet(tuple(lacks), tuple(ends))
 
 
+def going_on(wanted: Selection, was: Selection, place: str | None) -> Selection:
+    """What a table that has another name now is to be watched as: where nothing is said, as it was, so that a new name takes no
+    mask off. `place`: where it goes on the target, where that is not said."""
+    own_columns = wanted.include is not None or wanted.exclude is not None
+    return replace(
+        wanted,
+        key=was.key if wanted.key is None else wanted.key,
+        include=wanted.include if own_columns else was.include,
+        exclude=wanted.exclude if own_columns else was.exclude,
+        on_error=wanted.on_error or was.on_error,
+        target=place if wanted.target is None else wanted.target,
+        rename=was.rename if wanted.rename is None else wanted.rename,
+        constant=was.constant if wanted.constant is None else wanted.constant,
+        mask=was.mask if wanted.mask is None else wanted.mask,
+        where=was.where if wanted.where is None else wanted.where,
+    )
+
+
 def plain(selection: Selection) -> Selection:
     """Without whatever was in force before and is not asked for now."""
     return replace(

@@ -1,12 +1,11 @@
 """What the operator's commands say, and whether what they advise works when it is pasted."""
 
-import shlex
 from pathlib import Path
 
 import pytest
 
 from tests.acceptance.cli import Cli
-from tests.acceptance.conftest import STORIES, Pair, Start, streaming, wait_until
+from tests.acceptance.conftest import STORIES, Pair, Start, wait_until
 
 QUIET = {"verify_interval": "0"}
 
@@ -14,31 +13,6 @@ QUIET = {"verify_interval": "0"}
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def test_a_table_that_was_renamed_is_not_to_be_unwatched(direct: Pair, start: Start) -> None:
-    """The fix of `status`, pasted: the application's writes must not stop to travel, with everything in sync."""
-    daemon = streaming(start({**direct.settings, **QUIET}))
-    cli = Cli({**direct.settings, "admin_port": str(daemon.port)})
-    direct.write(STORIES, 3)
-    direct.arrives()
-    direct.write('alter table "Story" rename to "Tale"')
-    wait_until(
-        lambda: (
-            "gone" in cli("status", "--json").json()["verdict"] or "Tale" in cli("status", "--json").json()["verdict"]
-        )
-    )
-    fix = cli.found()['public."Story"']["fix"]
-    pasted = shlex.split(fix)
-    assert pasted[0] == "outboxd", fix
-    assert cli(*pasted[1:]).code == 0
-    direct.write("""update "Tale" set title = 'changed'""")
-    ((recorded,),) = direct.ask(
-        direct.source,
-        "select count(*) from pg_trigger where tgrelid = '\"Tale\"'::regclass and tgname like 'outbox_row%'",
-    )
-    said = cli("status")
-    assert recorded == 1 or said.code == 3, (fix, said.out)
 
 
 @pytest.mark.parametrize("setting", ["retention", "request_timeout"])
