@@ -184,9 +184,7 @@ def watch(
 
     def place(was: str, called: str) -> str:
         """Of a table that was renamed: where its mirror is, unless that was renamed alike."""
-        if settings.target_dsn is None or install.has_table(settings.target_conninfo, was):
-            return was
-        return called if install.has_table(settings.target_conninfo, called) else was
+        return was if settings.target_dsn is None else install.moved(settings.target_conninfo, was, called)
 
     watching = []
     try:

@@ -262,11 +262,16 @@ def unwatch(
             yield patiently(conn, "select outbox.unwatch(%s)", (named,))
 
 
-def has_table(dsn: str, name: str) -> bool:
-    """Is there such a table on the target?"""
+def moved(dsn: str, was: str, called: str) -> str:
+    """Where the mirror of a renamed table is on the target: as it was, unless there is none and there is one of the new name. What
+    is on its way by the old name goes there as well, until the copy is done."""
     with connect(dsn) as conn:
-        row = conn.execute("select to_regclass(%s) is not null", (name,)).fetchone()
-        return bool(row and row[0])
+        require(conn, "target")
+        there = [conn.execute("select to_regclass(%s) is not null", (name,)).fetchone() for name in (was, called)]
+        if there != [(False,), (True,)]:
+            return was
+        conn.execute(query("mirror_moved"), {"was": was, "called": called})
+        return called
 
 
 def named(dsn: str, names: Collection[str]) -> dict[str, Named]:

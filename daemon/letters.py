@@ -89,10 +89,10 @@ class Letters:
         async with self._source.connected() as conn:
             return await (await conn.execute(query("held_waiting"), {"tables": list(out)})).fetchall()
 
-    async def drop(self, table: str, held: Collection[Key]) -> None:
-        """Remove the letters of a table that is out that somebody wants dropped."""
+    async def drop(self, table: str, held: Collection[Key], *, every: bool = False) -> None:
+        """Remove the letters of a table that is out that somebody wants dropped, or every one."""
         async with self._source.connected() as conn:
-            await conn.execute(query("held_drop"), {"table": table, "held": _of(table, held)})
+            await conn.execute(query("held_drop"), {"table": table, "held": _of(table, held), "every": every})
 
     async def stay(self, table: str, reason: str) -> None:
         """A table is out still: nobody waits for its letters any more."""

@@ -277,6 +277,10 @@ class Retries:
                 await self._letters.drop(table, self._delivery.held)
             if retry or discard or now >= self._tried.get(table, float("-inf")) + self._recheck:
                 self._tried[table] = now
+                if (heir := await self._heir(table)) is not None:
+                    if done := await self._ended(table, heir, place):
+                        return done
+                    continue
                 if done := await self._skipped(table, place):
                     del self._tried[table]
                     return done
@@ -284,6 +288,22 @@ class Retries:
                     del self._tried[table]  # there may be more
                     return done
         return None
+
+    async def _heir(self, table: str) -> str | None:
+        """The table that goes to the same place by another name. Sent now, what waits would write over its newer rows."""
+        places = {self._delivery.places.get(one): one for one in self._copier.captured}
+        heir = places.get(self._delivery.places.get(table, ""))
+        if heir is None or heir == table or (await self._letters.identities({table}))[table].watched:
+            return None
+        return heir
+
+    async def _ended(self, table: str, heir: str, place: Place) -> Done | None:
+        """What waits of a table is over once its heir is copied; None: it is not yet."""
+        aim = (await self._letters.identities({heir}))[heir].aim
+        if not (aim and self._copier.settled(heir, aim)):
+            return None
+        await self._letters.drop(table, self._delivery.held, every=True)
+        return await self._come_back(table, place)
 
     async def _skipped(self, table: str, place: Place) -> Done | None:
         """What of a table was skipped while it was still captured, for a copy was to bring it, becomes letters, once."""

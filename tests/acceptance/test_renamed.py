@@ -118,7 +118,30 @@ def test_where_its_mirror_was_renamed_alike(item: Pair) -> None:
     assert cli(*advised(cli, "app.item")).code == 0
     do(item, AFTER, "app.thing")
     assert cli("run", "--until-idle").code == 0
+    assert cli("run", "--until-idle").code == 0  # what waited by the old name is looked at again, and is over
     assert equal(item, "app.thing", "app.thing")
+    assert cli.found() == {}
+
+
+def test_while_it_is_out(item: Pair) -> None:
+    """What waits by the old name is over once it is copied by the new one: sent, it would write over newer rows."""
+    cli = Cli({**item.settings, **QUIET})
+    assert cli("run", "--until-idle").code == 0
+    with item.target.connect() as conn:
+        conn.execute("alter table app.item rename column note to other")
+    do(item, BETWEEN[:2], "app.item")
+    assert cli("run", "--until-idle").code == 0
+    item.write("alter table app.item rename to thing")
+    do(item, BETWEEN[2:], "app.thing")
+    assert cli("run", "--until-idle").code == 0
+    assert cli(*advised(cli, "app.item")).code == 0
+    do(item, AFTER, "app.thing")
+    assert cli("run", "--until-idle").code == 0
+    with item.target.connect() as conn:
+        conn.execute("alter table app.item rename column other to note")
+    assert cli("run", "--until-idle").code == 0
+    assert cli("run", "--until-idle").code == 0
+    assert equal(item, "app.thing")
     assert cli.found() == {}
 
 
@@ -141,7 +164,9 @@ def test_another_table_has_its_name(item: Pair) -> None:
     assert cli("run", "--until-idle").code == 0
     item.write("alter table app.item rename to former; create table app.item (like app.former including all)")
     with item.target.connect() as conn:
-        conn.execute("create table app.former (like app.item including all); alter table app.former enable row level security")
+        conn.execute(
+            "create table app.former (like app.item including all); alter table app.former enable row level security"
+        )
     item.write("insert into app.item values (1, 'new', 'secret')")
     assert "watch app.former first" in cli.found()["app.item"]["what"]
     assert cli("watch", "app.former").code == 0
@@ -159,9 +184,9 @@ def test_what_is_said_wins_over_what_it_was(item: Pair) -> None:
     item.write("alter table app.item rename to thing")
     said = cli("watch", "app.thing", "--target", "app.elsewhere", "--where", "id > 1")
     assert "it was watched as app.item, and goes on as that was" in said.err
-    assert watched(item) == [("app.thing", '{"secret": "null"}', "id > 1", '"app"."elsewhere"', "halt")] or watched(item) == [
-        ("app.thing", '{"secret": "null"}', "id > 1", "app.elsewhere", "halt")
-    ]
+    assert watched(item) == [("app.thing", '{"secret": "null"}', "id > 1", '"app"."elsewhere"', "halt")] or watched(
+        item
+    ) == [("app.thing", '{"secret": "null"}', "id > 1", "app.elsewhere", "halt")]
 
 
 def test_to_unwatch_it_is_asked_for(item: Pair) -> None:
