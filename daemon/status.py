@@ -308,7 +308,13 @@ async def _of_status(settings: Settings, lost: AbstractSet[str]) -> list[check.I
         and not lost & {one.table, f"target {one.table}", f"copy {one.table}"}
     ]
     named = await asyncio.to_thread(install.named, settings.source_conninfo, settings.tables) if settings.tables else {}
-    mapped = [one["table"] for one in (there.described or {}).get("tables", ())]
+    # A name that goes to a watched table's place is what that was called once, and no table that is on the target alone.
+    places = {row["target"] or row["table_name"]: row["table_name"] for row in here.seen.rows}
+    mapped = [
+        one["table"]
+        for one in (there.described or {}).get("tables", ())
+        if places.get(one["target"], one["table"]) == one["table"]
+    ]
     gone = {row["table_name"] for row in here.seen.rows if not row["is_there"]}
     for name, said in settings.tables.items():
         if named[name].table not in gone:

@@ -189,6 +189,18 @@ def test_what_is_said_wins_over_what_it_was(item: Pair) -> None:
     ) == [("app.thing", '{"secret": "null"}', "id > 1", "app.elsewhere", "halt")]
 
 
+def test_what_the_configuration_says_by_the_old_name_is_named(item: Pair) -> None:
+    """It says nothing of the table any more: who may see it, say."""
+    cli = Cli({**item.settings, **QUIET})
+    item.write("alter table app.item rename to thing")
+    Path("outboxd.toml").write_text("""[tables."app.item"]\nmask = { secret = "null" }\naccess = "public_read"\n""")
+    assert list(cli.found()) == ["app.item"]
+    assert "[tables] is to name it by its name of now" in cli(*advised(cli, "app.item")).err
+    assert cli.found()["app.item"]["what"].startswith("[tables] names it, and the source has no such table")
+    Path("outboxd.toml").write_text("""[tables."app.thing"]\nmask = { secret = "null" }\naccess = "public_read"\n""")
+    assert cli.found() == {}
+
+
 def test_to_unwatch_it_is_asked_for(item: Pair) -> None:
     """By the old name; whoever gives the one it has means it."""
     cli = Cli({**item.settings, **QUIET})
