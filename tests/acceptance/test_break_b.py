@@ -15,26 +15,6 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("setting", ["retention", "request_timeout"])
-@pytest.mark.parametrize("value", ["inf", "1e300"])
-def test_a_number_without_an_end(direct: Pair, start: Start, setting: str, value: str) -> None:
-    """Either refused as bad configuration, or it runs."""
-    daemon = start({**direct.settings, setting: value})
-    wait_until(lambda: daemon.returncode is not None or (daemon.status() or {}).get("state") == "streaming")
-    if daemon.returncode is not None:
-        assert daemon.returncode == 78, daemon.last_words()
-        return
-    direct.write(STORIES, 3)
-    direct.arrives()
-    assert "Traceback" not in daemon.last_words()
-    assert daemon.returncode is None
-
-
-def test_a_variable_that_is_misspelled(direct: Pair) -> None:
-    told = Cli(direct.settings)("check", retenton="3600")
-    assert told.code == 78 or "RETENTON" in (told.out + told.err).upper(), told
-
-
 COLUMNS = ["text", "int", "numeric", "boolean", "timestamptz", "varchar(20)", "float8", "uuid", "date", "bytea"]
 
 

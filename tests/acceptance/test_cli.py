@@ -411,6 +411,11 @@ def test_a_name_that_no_database_can_have_is_wrong_usage(command: list[str], nam
     assert (said.code, "Error: an argument has a NUL byte, or is not in UTF-8" in said.err) == (2, True), said
 
 
+def test_a_variable_that_is_misspelled(direct: Pair) -> None:
+    told = Cli(direct.settings)("check", retenton="3600")
+    assert told.code == 78 or "RETENTON" in (told.out + told.err).upper(), told
+
+
 def test_the_installed_command_is_there() -> None:
     """`outboxd` on PATH, in an environment that has nothing but it."""
     command = Path(sys.executable).with_name("outboxd")
