@@ -298,9 +298,12 @@ class Retries:
         return heir
 
     async def _ended(self, table: str, heir: str, place: Place) -> Done | None:
-        """What waits of a table is over once its heir is copied; None: it is not yet."""
+        """What waits of a table is over once its heir is copied, with prune, for it may be a delete; None: it is not yet."""
         aim = (await self._letters.identities({heir}))[heir].aim
         if not (aim and self._copier.settled(heir, aim)):
+            return None
+        if not self._copier.copies[heir].prune:
+            await self._letters.copy(heir)
             return None
         await self._letters.drop(table, self._delivery.held, every=True)
         return await self._come_back(table, place)
