@@ -3,7 +3,9 @@
 Knows what a source and a target must look like for changes to travel. Changes nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import difflib
+import shlex
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +17,10 @@ from daemon.connection import cause, connect
 from daemon.copies import other_key
 from daemon.errors import DaemonError, SourceUnavailable, TargetError, advice
 from daemon.identity import Identity
+from daemon.selection import Named, unmet
 from daemon.session import failure, query
 from daemon.source import Source
+from daemon.tables import TableSettings, parts, readings
 from daemon.target import Target
 from daemon.wakeup import Bell
 from daemon.watchlist import Level, by_table, elsewhere, objections, unspoken
@@ -85,6 +89,36 @@ async def check(
         except DaemonError as exc:
             items.append(Item("target", "FAIL", str(exc)))
     return items
+
+
+def said(name: str, settings: TableSettings, found: Named, mapped: Collection[str]) -> Iterator[Item]:
+    """`[tables]` against what is in force. `mapped`: on the target; one that is only emitted may be there alone."""
+    table, now = found.table, found.now
+    if found.amiss:
+        yield Item(name, "FAIL", f"[tables]: {found.amiss}", "write its name there as `outboxd watched` does")
+        return
+    if table is None:
+        if not set(readings(name)) & {parts(one) for one in mapped}:
+            near = difflib.get_close_matches(name, mapped, n=1)
+            what = f"[tables] names it, and the source has no such table{f'; did you mean {near[0]}?' if near else ''}"
+            yield Item(name, "WARN", what, "write its name there as `outboxd watched` does, or take it off")
+        return
+    again = f"outboxd watch {shlex.quote(table)}"
+    if now is None:
+        yield Item(table, "WARN", "[tables] names it, and it is not watched", again)
+        return
+    if not now.capture:
+        if useless := [one for one in ("rename", "constant", "mask", "where") if getattr(settings, one)]:
+            what = (
+                f"{', '.join(useless)} in [tables] is not in force: the application emits its changes as it gives them"
+            )
+            yield Item(table, "FAIL", what, "take that off, and map where it emits")
+            return
+        again += " --emit-only"
+    apart = unmet(table, settings, now)
+    if apart.lacks:
+        kept = f"say {', '.join(apart.ends)} in [tables] as well, or it ends; then " if apart.ends else ""
+        yield Item(table, "FAIL", f"{', '.join(apart.lacks)} in [tables] is not in force", f"{kept}{again}")
 
 
 def door_grants(role: str, exposed_schema: str) -> str:

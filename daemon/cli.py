@@ -6,6 +6,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 a check found something, 75 a dependency i
 
 import asyncio
 import json
+import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
@@ -40,6 +41,11 @@ FAILED, FOUND, AWAY, CONFIG = 1, 3, 75, 78
 class _Group(click.Group):
     """Turns expected errors into one sentence and the right exit code; a bug keeps its traceback."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not all(map(_is_text, args)):
+            raise click.UsageError("an argument has a NUL byte, or is not in UTF-8")
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -56,6 +62,14 @@ class _Group(click.Group):
             )
         except psycopg.Error as exc:
             fail(exc.diag.message_primary or type(exc).__name__, FAILED)
+
+
+def _is_text(argument: str) -> bool:
+    """As Postgres has it, whatever it is the name of."""
+    try:
+        return b"\0" not in argument.encode()
+    except UnicodeEncodeError:  # bytes that are none, as Python hands them on
+        return False
 
 
 def _away(exc: DaemonError) -> bool:
@@ -168,15 +182,28 @@ def watch(
         chosen = selection.combined(options, said_of(settings.tables, name, alike))
         return selection.plain(chosen) if plain else chosen
 
+    def place(was: str, called: str) -> str:
+        """Of a table that was renamed: where its mirror is, unless that was renamed alike."""
+        return was if settings.target_dsn is None else install.moved(settings.target_conninfo, was, called)
+
     watching = []
-    for before, now in install.watch(settings.source_conninfo, tables, selected, lambda text: say(f"warning: {text}")):
-        watching.append(now)
-        _say_watched(before, now, copied=not no_copy)
-    _map(settings, watching)
+    try:
+        for before, now in install.watch(
+            settings.source_conninfo, tables, selected, lambda text: say(f"warning: {text}"), place
+        ):
+            watching.append(now)
+            _say_watched(before, now, copied=not no_copy)
+    finally:  # where one is refused, those before it are watched: they must be mapped as well
+        mapped = _map(settings, watching)
+    if not mapped:
+        sys.exit(FAILED)
 
 
 def _say_watched(before: install.Watched | None, now: install.Watched, *, copied: bool) -> None:
     say(f"watching {now.table}")
+    if before and before.table != now.table:
+        say(f"  it was watched as {before.table}, and goes on as that was; [tables] is to name it by its name of now")
+        return
     if now.mapped:
         say(f"  {now.mapped}")
     if before and before.differs(now):
@@ -191,27 +218,43 @@ def _say_watched(before: install.Watched | None, now: install.Watched, *, copied
         )
 
 
-def _map(settings: Settings, watching: Sequence[install.Watched]) -> None:
-    """With a direct connection the target learns of the tables at once; without, say what to run there."""
+def _map(settings: Settings, watching: Sequence[install.Watched]) -> bool:
+    """With a direct connection the target learns of the tables at once; without, say what to run there. False: it refuses one."""
+    if not watching:
+        return True
     if settings.target_dsn is None:
         say("on the target, in the SQL editor:")
         for one in watching:
             click.echo(_map_statement(one))
-        return
-    for one, there in install.map_on_target(settings.target_conninfo, watching):
-        say(
-            f"mapped {one.on_target} on the target"
-            if there
-            else f"the target has no table {one.on_target} yet: `outboxd schema apply` makes it; if you do,  {_map_statement(one)}"
-        )
+        return True
+    refused = False
+    for one, there, because in install.map_on_target(settings.target_conninfo, watching):
+        if because is not None:
+            refused = True
+            say(f"error: {one.table} is watched, and not mapped on the target: {because}")
+        elif there:
+            say(f"mapped {one.on_target} on the target")
+        else:
+            say(
+                f"the target has no table {one.on_target} yet: `outboxd schema apply` makes it; if you do,  {_map_statement(one)}"
+            )
+    return not refused
 
 
 @main.command()
 @click.argument("tables", nargs=-1, required=True, metavar="TABLE…")
+@click.option("--yes", is_flag=True, help="Do not ask, also where the table lives on under another name.")
 @click.pass_context
-def unwatch(ctx: click.Context, tables: Sequence[str]) -> None:
+def unwatch(ctx: click.Context, tables: Sequence[str], *, yes: bool) -> None:
     """Stop recording changes of TABLE…; what is recorded already still travels."""
-    for name in install.unwatch(_settings(ctx, "source").source_conninfo, tables):
+
+    def living(one: install.Renamed, by_its_name: bool) -> None:
+        say(f"{one.was} is called {one.called} now, and its changes are recorded no more from here on")
+        if not (yes or by_its_name):
+            say(f"to go on under that name: outboxd watch {shlex.quote(one.called)}")
+            click.confirm(f"stop recording changes of {one.called}?", abort=True, err=True)
+
+    for name in install.unwatch(_settings(ctx, "source").source_conninfo, tables, living):
         say(f"no longer watching {name}")
         say(
             "  its mirror and the rows there stay: `outboxd schema plan` offers to drop what is outboxd's of it (foreign keys,"

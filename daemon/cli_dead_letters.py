@@ -112,10 +112,9 @@ def discard(
     """Drop dead letters for good: the target keeps what it has of their rows, until they change again."""
     _choose(letters, every=every, of_table=of_table)
     dsn = _dsn(ctx)
-    chosen = [one for one in dead_letters.listed(dsn, of_table) if every or of_table or one.letter in letters]
-    if not yes:
-        many = sum(one.changes for one in chosen) if chosen else len(letters)
-        click.confirm(f"drop {many} change(s) of {len(chosen) or len(letters)} row(s) for good?", abort=True, err=True)
+    if not yes and (chosen := dead_letters.listed(dsn, of_table, letters or None)):
+        many = sum(one.changes for one in chosen)
+        click.confirm(f"drop {many} change(s) of {len(chosen)} row(s) for good?", abort=True, err=True)
     _report(
         dead_letters.ask(dsn, "discard", list(letters) or None, of_table, patience=wait), "dropped", as_json=as_json
     )

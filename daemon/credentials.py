@@ -11,6 +11,8 @@ import re
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 
 # Prisma's own parameters: libpq refuses a URL that has one, and the DATABASE_URL of a Prisma user often does.
@@ -18,6 +20,15 @@ _PRISMA = frozenset(
     ["schema", "connection_limit", "pool_timeout", "pgbouncer", "statement_cache_size", "socket_timeout"]
 )
 _KEYWORDS = re.compile(r"(?:\s*\w+\s*=\s*(?:'(?:\\.|[^'\\])*'|(?:\\.|[^\s\\'])+)(?:\s+|$))+")
+
+_UNREADABLE = "cannot be read as an address: in a user's name or a password % is written %25, a space %20, @ %40, / %2F, : %3A, [ %5B"
+# libpq looks at these when it connects, where they would pass for a server that is away.
+_WORDS = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "channel_binding": ("disable", "prefer", "require"),
+    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+}
+_NUMBERS = ("connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")  # fmt: skip
 
 
 def check_dsn(secret: SecretStr) -> SecretStr:
@@ -33,17 +44,40 @@ def check_dsn(secret: SecretStr) -> SecretStr:
     elif scheme[1] not in {"postgres", "postgresql"}:
         raise ValueError("must begin with postgresql://")
     else:
-        parts = _split(text)
+        parts = _split(text, _UNREADABLE)
         if not parts.netloc.rpartition("@")[2] and not parts.path.strip("/") and "host=" not in parts.query:
             raise ValueError("names neither a host nor a database")
+    _read_by_libpq(for_libpq(secret))
     return secret
 
 
-def _split(text: str) -> SplitResult:
+def _read_by_libpq(text: str) -> None:
+    """What it would refuse, now or when it connects."""
+    try:
+        told = {name: str(value) for name, value in conninfo_to_dict(text).items()}
+    except (ProgrammingError, UnicodeError) as exc:  # its message may quote the password
+        option = re.search("query parameter|connection option", str(exc))
+        raise ValueError("has an option that libpq does not know" if option else _UNREADABLE) from None
+    hosts, ports = told.get("hostaddr", told.get("host", "")).split(","), told.get("port", "").split(",")
+    if "\0" in text or any("@" in host[1:] for host in hosts):  # a socket's name may begin with it
+        raise ValueError(_UNREADABLE)
+    if not all(re.fullmatch(r"\d{1,5}", port, re.ASCII) and 0 < int(port) < 65_536 for port in ports if port):
+        raise ValueError("has a port that is no number up to 65535 (in a password / is written %2F, : %3A)")
+    if len(ports) not in {1, len(hosts)}:
+        raise ValueError("has not as many ports as hosts")
+    for name, words in _WORDS.items():
+        if told.get(name, words[0]) not in words:
+            raise ValueError(f"has a value of {name} that is none of {', '.join(words)}")
+    for name in _NUMBERS:
+        if not re.fullmatch(r"-?\d{1,9}", told.get(name, "0"), re.ASCII):
+            raise ValueError(f"has a value of {name} that is no number")
+
+
+def _split(text: str, sentence: str = "cannot be read as an address") -> SplitResult:
     try:
         return urlsplit(text)
     except ValueError:  # its message may quote the password
-        raise ValueError("cannot be read as an address") from None
+        raise ValueError(sentence) from None
 
 
 def looks_pooled(dsn: str) -> bool:

@@ -64,10 +64,11 @@ class Outcome:
     waiting: int
 
 
-def listed(dsn: str, table: str | None = None) -> list[HeldKey]:
-    """The held keys, oldest refused change first."""
+def listed(dsn: str, table: str | None = None, letters: Sequence[int] | None = None) -> list[HeldKey]:
+    """The held keys, oldest refused change first. `letters`: those that these belong to."""
+    asked = {"table": table, "ids": None if letters is None else list(letters)}
     with _connect(dsn) as conn:
-        return [HeldKey(*row) for row in conn.execute(query("letters_list"), {"table": table})]
+        return [HeldKey(*row) for row in conn.execute(query("letters_list"), asked)]
 
 
 def shown(dsn: str, letters: Sequence[int], *, values: bool = True) -> list[LetterShown]:

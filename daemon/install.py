@@ -15,8 +15,8 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from daemon.connection import connect_once
-from daemon.errors import SourceUnavailable
-from daemon.selection import Selection
+from daemon.errors import AmbiguousTable, SourceUnavailable
+from daemon.selection import Named, Selection, going_on
 from daemon.session import query
 from daemon.tables import meant, readings
 from outbox import __version__
@@ -53,6 +53,14 @@ class Watched:
         said += [f"{name} = {text!r}" for name, text in (self.constant or {}).items()]
         said += [f"{column} masked ({mask})" for column, mask in (self.mask or {}).items()]
         return "; ".join(said + ([f"where {self.where}"] if self.where else []))
+
+    @property
+    def selection(self) -> Selection:
+        """What was chosen."""
+        return Selection(
+            key=self.key, include=self.include, exclude=self.exclude, capture=self.capture, on_error=self.on_error, target=self.target,
+            rename=self.rename, constant=self.constant, mask=self.mask, where=self.where,
+        )  # fmt: skip
 
     def differs(self, now: "Watched") -> bool:
         """Would rows that are there already travel otherwise now?"""
@@ -133,11 +141,13 @@ def watch(
     tables: Sequence[str],
     selected: Callable[[str, Collection[str]], Selection],
     warn: Callable[[str], None],
+    place: Callable[[str, str], str] = lambda was, _: was,
 ) -> Iterator[tuple[Watched | None, Watched]]:
     """Watch one table after the other, a transaction each; yields each as it was watched before, and is now.
 
     `selected` says how a table, named as the outbox has it, is to be watched (and is told of those whose names are like
-    it); `warn` is told what outbox.watch warns of.
+    it); `warn` is told what outbox.watch warns of. A table that was watched by another name goes on as it was: `place` says
+    where on the target, given where its rows went and what it is called now.
     """
     with connect(dsn) as conn:
         conn.add_notice_handler(lambda said: _warned(said, warn))
@@ -146,6 +156,11 @@ def watch(
             before = _watched(conn)
             named = _named(conn, table)
             wanted = selected(named, _alike(conn, named))
+            old = next((one for one in _renamed(conn) if one.called == named and named not in before), None)
+            if old is not None:
+                was = replace(before[old.was].selection, key=old.key)
+                goes = old.gone and wanted.target is None
+                wanted = going_on(wanted, was, place(before[old.was].on_target, named) if goes else None)
             mapping = [None if one is None else Jsonb(one) for one in (wanted.rename, wanted.constant, wanted.mask)]
             parameters = (
                 named,
@@ -157,14 +172,41 @@ def watch(
                 *mapping,
                 wanted.where,
             )
-            name = patiently(
-                conn,
-                "select outbox.watch(%s::regclass, %s, %s, %s, %s, %s, %s, %s, %s, %s) where set_config('outbox.copy', %s, true) is not null",
-                (*parameters, "on" if wanted.copy else "off"),
-            )
-            if wanted.on_error is not None:
-                conn.execute("select outbox.on_error(%s, %s)", (name, wanted.on_error))
-            yield before.get(name), _watched(conn)[name]
+            taken = old.was if old is not None and old.gone else None
+            name = retried(conn, lambda: _watch(conn, parameters, wanted, taken), about=named)  # noqa: B023
+            yield before.get(name) or (before[old.was] if old else None), _watched(conn)[name]
+
+
+def _watch(conn: psycopg.Connection[Any], parameters: Sequence[Any], wanted: Selection, old: str | None) -> str:
+    """`old`: the name that the table had. In one transaction no change goes by neither name; what is on its way by the old
+    one arrives before the copy, which brings what deletes of it may have missed as well."""
+    with conn.transaction():
+        if old is not None:
+            conn.execute("select outbox.unwatch(%s)", (old,))
+        [name] = conn.execute(
+            "select outbox.watch(%s::regclass, %s, %s, %s, %s, %s, %s, %s, %s, %s) where set_config('outbox.copy', %s, true) is not null",
+            (*parameters, "on" if wanted.copy else "off"),
+        ).fetchone() or [""]
+        if old is not None and wanted.capture and wanted.copy:
+            conn.execute("select outbox.ask_copy(%s, prune => true)", (name,))
+        if wanted.on_error is not None:
+            conn.execute("select outbox.on_error(%s, %s)", (name, wanted.on_error))
+        return str(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """A captured table that is called otherwise than it is watched as. `gone`: no other table has the old name; `key`: columns
+    that were named."""
+
+    was: str
+    called: str
+    gone: bool
+    key: list[str] | None
+
+
+def _renamed(conn: psycopg.Connection[Any]) -> list[Renamed]:
+    return [Renamed(*row) for row in conn.execute(query("renamed"))]
 
 
 def _warned(said: psycopg.errors.Diagnostic, warn: Callable[[str], None]) -> None:
@@ -203,12 +245,46 @@ def ask_verifications(dsn: str, tables: Sequence[str], *, repair: bool) -> dict[
         return wishes
 
 
-def unwatch(dsn: str, tables: Sequence[str]) -> Iterator[str]:
-    """Stop watching; yields each name."""
+def unwatch(
+    dsn: str, tables: Sequence[str], living: Callable[[Renamed, bool], None] = lambda *_: None
+) -> Iterator[str]:
+    """Stop watching; yields each name. `living` is told of a table that lives on under another name, and whether it was called
+    by that: it raises where nobody means that one."""
     with connect(dsn) as conn:
         require(conn, "source")
         for table in tables:
-            yield patiently(conn, "select outbox.unwatch(%s)", (_named(conn, table),))
+            named, known = _named(conn, table), _watched(conn)
+            renamed = {one.called: one for one in _renamed(conn) if one.called not in known}
+            one = renamed.get(named) or next((one for one in renamed.values() if one.was == named), None)
+            if one is not None:
+                living(one, named == one.called)
+                named = one.was
+            yield patiently(conn, "select outbox.unwatch(%s)", (named,))
+
+
+def moved(dsn: str, was: str, called: str) -> str:
+    """Where the mirror of a renamed table is on the target: as it was, unless there is none and there is one of the new name. What
+    is on its way by the old name goes there as well, until the copy is done."""
+    with connect(dsn) as conn:
+        require(conn, "target")
+        there = [conn.execute("select to_regclass(%s) is not null", (name,)).fetchone() for name in (was, called)]
+        if there != [(False,), (True,)]:
+            return was
+        conn.execute(query("mirror_moved"), {"was": was, "called": called})
+        return called
+
+
+def named(dsn: str, names: Collection[str]) -> dict[str, Named]:
+    """What names as `[tables]` has them mean."""
+    with connect(dsn) as conn:
+        rows, found = _watched(conn), {}
+        for name in names:
+            try:
+                table = meant(name, _alike(conn, name))
+                found[name] = Named(table, rows[table].selection if table in rows else None)
+            except AmbiguousTable as exc:
+                found[name] = Named(None, None, str(exc))
+        return found
 
 
 def watched(dsn: str) -> list[Watched]:
@@ -218,16 +294,21 @@ def watched(dsn: str) -> list[Watched]:
         return list(_watched(conn).values())
 
 
-def map_on_target(dsn: str, tables: Sequence[Watched]) -> Iterator[tuple[Watched, bool]]:
-    """Allow tables on the target; yields (table, whether the target has it)."""
+def map_on_target(dsn: str, tables: Sequence[Watched]) -> Iterator[tuple[Watched, bool, str | None]]:
+    """Allow tables on the target; yields (table, whether the target has it, why it refuses). One that it refuses keeps none
+    of the others out."""
     with connect(dsn) as conn:
         require(conn, "target")
         for one in tables:
-            row = conn.execute("select to_regclass(%s) is not null", (one.on_target,)).fetchone()
-            there = bool(row and row[0])
-            if there:
-                conn.execute("select outboxd.map(%s::regclass, %s)", (one.on_target, one.table))
-            yield one, there
+            try:
+                row = conn.execute("select to_regclass(%s) is not null", (one.on_target,)).fetchone()
+                there = bool(row and row[0])
+                if there:
+                    conn.execute("select outboxd.map(%s::regclass, %s)", (one.on_target, one.table))
+            except (psycopg.ProgrammingError, psycopg.DataError) as exc:
+                yield one, True, exc.diag.message_primary or type(exc).__name__
+            else:
+                yield one, there, None
 
 
 def _watched(conn: psycopg.Connection[Any]) -> dict[str, Watched]:

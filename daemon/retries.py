@@ -186,6 +186,8 @@ class Retries:
         left = {table for table, one in identities.items() if one.left_over and one.aim is None and one.sure}
         await self._leave(left.difference(table for table, _ in others))
         unsure = {table for table, one in identities.items() if not one.sure}
+        heirs = {heir for (table, _), heir in others.items() if heir != table and heir in copied}
+        copied -= {heir for heir in heirs if not await self._inherited(heir)}
         obsolete = {key for key, table in others.items() if table in copied} | await self._letters.obsolete(copied)
         obsolete |= await self._adopted(others.keys())
         wanted = await self._letters.wanted(
@@ -273,6 +275,15 @@ class Retries:
         captured = (one.table for one in self._copier.wishes.values() if one.aim is not None and one.table != table)
         return next((other for other in sorted(captured) if places.get(other) == places[table]), None)
 
+    async def _inherited(self, heir: str) -> bool:
+        """Has a copy of that one brought all that the other's letters are about? With prune, for one may be a delete."""
+        if not self._copier.settled(heir, (await self._letters.identities({heir}))[heir].aim):
+            return False
+        if not (pruned := self._copier.copies[heir].prune):
+            await self._letters.copy(heir)
+            self._copier.ring()
+        return pruned
+
     def _later(self, identities: Mapping[str, Identity]) -> set[Key]:
         """Held keys of emitted tables, as long as others are held by a key that was: those go first (see Delivery.prepare)."""
         mixed = {
@@ -305,7 +316,7 @@ class Retries:
             if discard:
                 await self._letters.drop(table, self._delivery.held)
             if (heir := self._heir(table, identities[table])) is not None:
-                if self._copier.settled(heir, (await self._letters.identities({heir}))[heir].aim):
+                if await self._inherited(heir):
                     await self._letters.end(table, self._delivery.held)
                     return await self._come_back(table, place)
                 continue

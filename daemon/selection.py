@@ -44,6 +44,66 @@ def combined(options: Selection, said: TableSettings | None) -> Selection:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The table of the source that a name means (None: there is none, or `amiss` says why nobody knows), and as what it is
+    watched."""
+
+    table: str | None
+    now: Selection | None
+    amiss: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unmet:
+    """What `[tables]` says of a table and is not in force (`lacks`); what is in force, is not said there, and would end if the
+    table were watched again as is said (`ends`)."""
+
+    lacks: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+
+
+def unmet(table: str, said: TableSettings, now: Selection) -> Unmet:
+    """`now`: as it is watched. What is not said stays as it is, so it is always in force."""
+    wanted = combined(Selection(), said)
+    lacks, ends = [], []
+    if wanted.include is not None and set(wanted.include) != set(now.include or ()):
+        lacks.append("include")
+    if wanted.exclude is not None:
+        stay = [one for one in wanted.exclude if one not in (now.exclude or ())]
+        if stay and (now.include is None or set(stay) & set(now.include)):
+            lacks.append(f"exclude of {', '.join(stay)}")
+        ends += [f"exclude of {one}" for one in now.exclude or () if one not in wanted.exclude]
+        ends += ["include"] * (now.include is not None)
+    if wanted.target is not None and parts(wanted.target) != parts(now.target or table):
+        lacks.append("target")
+    for name in ("rename", "constant", "mask"):
+        want, has = getattr(wanted, name) or {}, getattr(now, name) or {}
+        lacks += [f"{name} of {column}" for column, to in want.items() if has.get(column) != to]
+        ends += [f"{name} of {column}" for column in has if want and column not in want]
+    if wanted.where is not None and wanted.where != (now.where or "").strip():
+        lacks.append("where")
+    return Unmet(tuple(lacks), tuple(ends))
+
+
+def going_on(wanted: Selection, was: Selection, place: str | None) -> Selection:
+    """What a table that has another name now is to be watched as: where nothing is said, as it was, so that a new name takes no
+    mask off. `place`: where it goes on the target, where that is not said."""
+    own_columns = wanted.include is not None or wanted.exclude is not None
+    return replace(
+        wanted,
+        key=was.key if wanted.key is None else wanted.key,
+        include=wanted.include if own_columns else was.include,
+        exclude=wanted.exclude if own_columns else was.exclude,
+        on_error=wanted.on_error or was.on_error,
+        target=place if wanted.target is None else wanted.target,
+        rename=was.rename if wanted.rename is None else wanted.rename,
+        constant=was.constant if wanted.constant is None else wanted.constant,
+        mask=was.mask if wanted.mask is None else wanted.mask,
+        where=was.where if wanted.where is None else wanted.where,
+    )
+
+
 def plain(selection: Selection) -> Selection:
     """Without whatever was in force before and is not asked for now."""
     return replace(

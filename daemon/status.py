@@ -6,6 +6,7 @@ Knows what to ask and how to join the answers. Changes nothing.
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,7 +32,7 @@ from daemon.survey import origin, survey
 from daemon.target import Standing, Target, require_schema, unknown
 from daemon.verdict import SMALL, Facts, equal, findings, sentence
 from daemon.verification import Verification, known, shown
-from daemon.watchlist import Tables
+from daemon.watchlist import State, Tables
 from outbox import Cursor
 
 _ORDER = (
@@ -268,7 +269,7 @@ async def examine(settings: Settings) -> list[check.Item]:
     try:
         role = "service_role" if settings.transport == "rest" else check.user_of(settings.target_conninfo)
         grants = check.door_grants(role, settings.exposed_schema)
-        return items + await check.check(
+        items += await check.check(
             settings.source_conninfo,
             target,
             pooled_address=settings.looks_pooled,
@@ -278,6 +279,47 @@ async def examine(settings: Settings) -> list[check.Item]:
         )
     finally:
         await target.close()
+    lost = {item.name for item in items if item.level == "FAIL"}
+    return items if lost & {"source", "source schema"} else items + await _of_status(settings, lost)
+
+
+async def _of_status(settings: Settings, lost: AbstractSet[str]) -> list[check.Item]:
+    """What keeps the verdict from "in sync" and is not among what the doctor has found by itself (`lost`); and what the
+    configuration says of tables and is not in force. Whether somebody leads is no matter of its."""
+    there = _There(Worth(Mode.DEGRADED), away=True) if "target" in lost else await _of_target(Loaded(settings))
+    source = Source(settings.source_conninfo, application_name=f"{NAME} check")
+    try:
+        here = await _of_source(source, settings, there)
+    finally:
+        await source.close()
+    found: list[check.Item] = []
+    if here.foreign:
+        found.append(check.Item("source", "FAIL", here.foreign))
+    if here.instead:
+        what = f"relay {here.instead} leads this source, and {settings.relay} does not: nothing of this one moves"
+        found.append(check.Item("relay", "FAIL", what, "give this one that name, or stop the other"))
+    if here.seen is None:
+        return found
+    copies = there.copies if there.answers else None
+    found += [
+        check.Item(one.table, "FAIL", one.what, one.command)
+        for one in here.seen.entries(copies)
+        if one.state not in {State.WELL, State.UNCOPIED}
+        and not lost & {one.table, f"target {one.table}", f"copy {one.table}"}
+    ]
+    named = await asyncio.to_thread(install.named, settings.source_conninfo, settings.tables) if settings.tables else {}
+    # A name that goes to a watched table's place is what that was called once, and no table that is on the target alone.
+    places = {row["target"] or row["table_name"]: row["table_name"] for row in here.seen.rows}
+    mapped = [
+        one["table"]
+        for one in (there.described or {}).get("tables", ())
+        if places.get(one["target"], one["table"]) == one["table"]
+    ]
+    gone = {row["table_name"] for row in here.seen.rows if not row["is_there"]}
+    for name, said in settings.tables.items():
+        if named[name].table not in gone:
+            found += check.said(name, said, named[name], mapped)
+    return found
 
 
 def _target(settings: Settings) -> Target:

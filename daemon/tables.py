@@ -18,7 +18,7 @@ Mask = Literal["null", "hash", "redact"]
 Auto = Literal["off", "additive"]
 
 # One part of a name: as SQL quotes it, or as a person types it.
-_PART = r'"(?:[^"]|"")+"|[^".\s]+'
+_PART = r'"(?:[^"\0]|"")+"|[^".\s\0]+'
 _TABLE = re.compile(rf"(?:({_PART})\.)?({_PART})")
 Known = TypeVar("Known")
 
@@ -73,12 +73,13 @@ def check_table(name: str) -> str:
 def _check_where(text: str) -> str:
     if not text.strip():
         raise ValueError("is empty: leave it out, and every row travels")
-    if ";" in text:
+    if ";" in text or "\0" in text:
         raise ValueError("is to be one condition over the table's columns, without a semicolon")
     return text.strip()
 
 
-Column = Annotated[str, Field(min_length=1, max_length=63)]
+Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+Column = Annotated[Text, Field(min_length=1, max_length=63)]
 Table = Annotated[str, AfterValidator(check_table)]
 
 
@@ -91,7 +92,7 @@ class TableSettings(BaseModel):
     include: tuple[Column, ...] | None = None
     exclude: tuple[Column, ...] | None = None
     rename: dict[Column, Column] = {}
-    constant: dict[Column, str] = {}
+    constant: dict[Column, Text] = {}
     mask: dict[Column, Mask] = {}
     where: Annotated[str, AfterValidator(_check_where)] | None = None
     owner: Column | None = None

@@ -17,8 +17,8 @@ STANDING_BY = "standing by: another outboxd leads"
 SMALL = 5.0  # seconds of lag that are none: what is on its way
 # What keeps it from being said, the worst first; a closed set, for it is a label of the metrics.
 KINDS = (
-    "away", "setup", "source", "uncaptured", "disabled", "problem", "unled", "missing", "unfit", "out", "held", "drift",
-    "uncompared", "uncopied", "lag", "unknown",
+    "away", "setup", "source", "uncaptured", "disabled", "problem", "unled", "missing", "unfit", "out", "renamed", "held",
+    "drift", "uncompared", "uncopied", "lag", "unknown",
 )  # fmt: skip
 _NAMED = 3  # tables of a kind that are named in one sentence
 
@@ -107,6 +107,7 @@ _SAID = {
     State.MISSING: "{table} is not on the target: `{command}`",
     State.UNFIT: "{table} does not fit on the target, {what}: `{command}`",
     State.OUT: "{table} is out, the others flow: {what}",
+    State.RENAMED: "{table} is {what}: `{command}`",
     State.UNCOPIED: "copying {table}: {what}",
 }
 

@@ -24,6 +24,7 @@ class State(enum.StrEnum):
     MISSING = "missing"
     UNFIT = "unfit"
     OUT = "out"
+    RENAMED = "renamed"
     UNCOPIED = "uncopied"
     WELL = "well"
 
@@ -81,7 +82,7 @@ class Tables:
         if row["capture"]:
             for one in objections(row):
                 if one.level == "FAIL":
-                    return Entry(table, State.UNCAPTURED, one.what, one.fix)
+                    return Entry(table, State.RENAMED if _follows(row) else State.UNCAPTURED, one.what, one.fix)
             unfit, columns = self.fits.get(table, (None, ()))
             if unfit:
                 return Entry(table, State.UNCAPTURED, unfit, f"outboxd watch {named}")
@@ -163,20 +164,42 @@ def unspoken(labels: Mapping[str, Sequence[str]], mirror: Row) -> str | None:
     return "; ".join(sorted(said)) or None
 
 
+def _moved(row: Row) -> str:
+    """Another table took the name of the one that is watched."""
+    called = row["called"]
+    return f" (they are on {called}, which had this name: for both, watch {called} first)" if called else ""
+
+
+def _nameless(row: Row) -> Objection:
+    """No table has the name any more. To unwatch one that lives on by another would lose its changes."""
+    if row["called"] is None:
+        return Objection("FAIL", "watched, but the table is gone", f"outboxd unwatch {shlex.quote(row['table_name'])}")
+    lost = "something that is no table has its name, and changes are not recorded"
+    what = lost if row["shadowed"] else "it can neither be copied nor compared until it is watched by that name"
+    return Objection("FAIL", f"called {row['called']} now: {what}", f"outboxd watch {shlex.quote(row['called'])}")
+
+
+def _follows(row: Row) -> bool:
+    """Has the table another name, and are its changes recorded under the old one all the same?"""
+    return not row["is_there"] and row["called"] is not None and not row["shadowed"]
+
+
 def objections(row: Row) -> Iterator[Objection]:
     """What keeps its changes from being recorded, or recorded well."""
     table = shlex.quote(str(row["table_name"]))
     again = f"outboxd watch {table}"
     if not row["is_there"]:
         if row["capture"]:
-            yield Objection("FAIL", "watched, but the table is gone", f"outboxd unwatch {table}")
+            yield _nameless(row)
         return
     bare, untruncated = ", ".join(row["bare"]), ", ".join(row["untruncated"])
     asleep, detached = ", ".join(row["asleep"]), ", ".join(row["detached"])
     if row["unfit"]:
         yield Objection("FAIL", str(row["unfit"]), again)
     if bare:
-        yield Objection("FAIL", f"no capture triggers on {bare}: changes made there are not recorded", again)
+        yield Objection(
+            "FAIL", f"no capture triggers on {bare}: changes made there are not recorded{_moved(row)}", again
+        )
     if untruncated and not bare:
         yield Objection("FAIL", f"no triggers for TRUNCATE on {untruncated}: emptying it is not recorded", again)
     if asleep:

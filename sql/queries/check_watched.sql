@@ -1,7 +1,13 @@
--- Every watched table as `outboxd check` looks at it: what keeps its changes from being recorded.
+-- Every watched table as `outboxd check` looks at it: what keeps its changes from being recorded. `called`: the table that has
+-- its triggers, where that has another name by now; `shadowed`: no table has its own name, and something else has.
 select w.table_name,
        w.capture,
        t.tbl is not null as is_there,
+       t.tbl is null and t.named is not null as shadowed,
+       (select format('%I.%I', c.relnamespace::regnamespace::name, c.relname)
+          from pg_trigger g join pg_class c on c.oid = g.tgrelid
+         where g.tgfoid = p.oid and g.tgname = 'outbox_row_' || w.id and g.tgparentid = 0 and g.tgrelid is distinct from t.tbl
+         order by g.oid limit 1) as called,
        case when t.tbl is not null and p.oid is not null
             then coalesce(outbox.unfit(t.tbl, coalesce(w.key_columns, outbox.primary_key(t.tbl)),
                                        w.include, outbox.still_left_out(t.tbl, w.exclude, w.mapping), p.proowner::regrole::name),
@@ -28,6 +34,8 @@ select w.table_name,
        (select json_object_agg(c.name, c.type) from outbox.projected_columns(t.tbl, w.include, w.exclude, w.mapping) c) as types,
        greatest((select c.reltuples from pg_class c where c.oid = t.tbl), 0)::bigint as rows_estimate
   from outbox.watched w
- cross join lateral (select outbox.table_named(w.table_name) as tbl offset 0) t
+ cross join lateral (
+   select n.named, (select c.oid::regclass from pg_class c where c.oid = n.named and c.relkind in ('r', 'p')) as tbl
+     from (select outbox.table_named(w.table_name) as named offset 0) n offset 0) t
   left join pg_proc p on p.pronamespace = 'outbox'::regnamespace and p.proname = 'capture_' || w.id
  order by w.table_name

@@ -13,8 +13,10 @@ from daemon.demo.process import free_port
 from daemon.demo.supabase import EmbeddedSupabase
 from outbox.migrations import migrate, step
 from tests.acceptance.cli import Cli
-from tests.acceptance.conftest import STORIES, Pair, Start, ended, wait_until
+from tests.acceptance.conftest import STORIES, Pair, Start, ended, streaming, wait_until
 from tests.databases import SETTINGS, Database
+
+STORY = 'public."Story"'
 
 
 @pytest.fixture(autouse=True)
@@ -295,6 +297,119 @@ def test_the_database_of_another_project(rest: Pair, target_cluster: Cluster) ->
         assert "addresses" not in Cli({**rest.settings, "target_dsn": rest.target.dsn}).found()
     finally:
         target_cluster.drop_database("second_project")
+
+
+def test_a_source_that_is_another_installation(direct: Pair) -> None:
+    """Uninstalled and set up again, by accident: the relay is paused, and the doctor says so as status does."""
+    cli = Cli(direct.settings)
+    direct.write(STORIES, 3)
+    assert cli("run", "--until-idle").code == 0
+    assert cli.found() == {}
+    assert cli("uninstall", "source", "--yes").code == 0
+    assert cli("setup", "source").code == 0
+    for table in ("Story", "Prompt", "Scenario", "VideoAsset"):
+        assert cli("watch", f'public."{table}"').code == 0
+    assert "installed anew" in cli("status").out
+    assert "installed anew" in cli.found()["source"]["what"]
+
+
+def test_a_source_that_another_relay_leads(direct: Pair, start: Start) -> None:
+    """Nothing of this one moves, and nobody else would say so."""
+    streaming(start({**direct.settings, "relay": "other"}))
+    found = Cli(direct.settings).found()
+    assert found["relay"]["what"] == "relay other leads this source, and main does not: nothing of this one moves"
+
+
+def test_two_tables_in_one_place(direct: Pair) -> None:
+    """What status finds of a table the doctor finds as well."""
+    direct.write("create table twin (id uuid primary key, title text)")
+    cli = Cli(direct.settings)
+    assert cli("watch", "twin").code == 0
+    with direct.target.connect() as conn:
+        conn.execute(
+            """select outboxd.map('public."Scenario"', 'public.twin'), outboxd.map('public."Scenario"', 'public."Scenario"')"""
+        )
+    found = cli.found()['public."Scenario"']
+    assert (found["level"], found["what"]) == ("FAIL", 'public.twin goes to public."Scenario" as well')
+
+
+SAID = {
+    "a mask": ('mask = { title = "hash" }', "mask of title"),
+    "two of them": ('mask = { title = "hash", authorEmail = "null" }', "mask of title, mask of authorEmail"),
+    "a column left out": ('exclude = ["title", "authorEmail"]', "exclude of title, authorEmail"),
+    "columns that travel": ('include = ["id", "updatedAt"]', "include"),
+    "a filter": ('where = "title is not null"', "where"),
+    "a name": ('rename = { title = "headline" }', "rename of title"),
+    "a constant": ('constant = { origin = "main" }', "constant of origin"),
+    "a place": ('target = "app.story"', "target"),
+}
+
+
+@pytest.mark.parametrize("what", SAID)
+def test_what_the_configuration_says_and_nobody_has_watched_since(direct: Pair, what: str) -> None:
+    """Values travel as they are; the fix, pasted, puts it in force."""
+    said, words = SAID[what]
+    Path("outboxd.toml").write_text(f"[tables.'public.\"Story\"']\n{said}\n")
+    cli = Cli(direct.settings)
+    found = cli.found()[STORY]
+    assert (found["level"], found["what"]) == ("FAIL", f"{words} in [tables] is not in force")
+    pasted = shlex.split(found["fix"])
+    assert (pasted[0], cli(*pasted[1:]).code) == ("outboxd", 0)
+    assert "not in force" not in cli.found().get(STORY, {"what": ""})["what"]
+
+
+def test_what_would_end_is_said_before(direct: Pair) -> None:
+    """An option has masked more than the configuration says: watching again as it says would take that off."""
+    cli = Cli(direct.settings)
+    assert cli("watch", "Story", "--mask", "title=hash").code == 0
+    Path("outboxd.toml").write_text("""[tables.'public."Story"']\nmask = { authorEmail = "null" }\n""")
+    found = cli.found()[STORY]
+    assert found["what"] == "mask of authorEmail in [tables] is not in force"
+    assert found["fix"] == f"say mask of title in [tables] as well, or it ends; then outboxd watch '{STORY}'"
+    Path("outboxd.toml").write_text("""[tables.'public."Story"']\nmask = { title = "hash" }\n""")
+    assert STORY not in cli.found()
+
+
+def test_what_of_the_configuration_needs_nobody_to_watch(direct: Pair) -> None:
+    """Who sees the rows, a table that is on the target alone, and what is in force under another spelling."""
+    with direct.target.connect() as conn:
+        conn.execute("create table emitted (id int primary key); alter table emitted enable row level security")
+        conn.execute("select outboxd.map('emitted')")
+    cli = Cli(direct.settings)
+    assert cli("watch", "Story", "--exclude", "authorEmail", "--where", "title is not null").code == 0
+    Path("outboxd.toml").write_text(
+        "[tables.'public.Story']\nexclude = ['authorEmail']\nwhere = ' title is not null '\ntarget = 'public.\"Story\"'\n"
+        "[tables.'public.emitted']\naccess = 'public_read'\n"
+        "[tables.'public.\"Prompt\"']\naccess = 'public_read'\nrealtime = true\n"
+    )
+    assert cli.found() == {}
+
+
+def test_names_of_the_configuration_that_mean_no_table(direct: Pair) -> None:
+    """One that nobody has, one of two, one that is not watched, one that is emitted and cannot be mapped."""
+    direct.write("""create table story (id int primary key); create table plain (id int primary key)""")
+    with direct.target.connect() as conn:
+        conn.execute("""create table sent (id int primary key); alter table sent enable row level security""")
+    direct.write("create table sent (id int primary key, a text)")
+    cli = Cli(direct.settings)
+    assert cli("watch", "sent", "--emit-only").code == 0
+    Path("outboxd.toml").write_text(
+        "[tables.'public.Scenaro']\nmask = { title = 'hash' }\n[tables.'public.Story']\nmask = { title = 'hash' }\n"
+        "[tables.'public.plain']\nmask = { id = 'hash' }\n[tables.'public.sent']\nmask = { a = 'hash' }\n"
+    )
+    found = cli.found()
+    assert found["public.Scenaro"]["level"] == "WARN"
+    assert 'did you mean public."Scenario"?' in found["public.Scenaro"]["what"]
+    assert "may mean" in found["public.Story"]["what"]
+    assert (found["public.plain"]["level"], found["public.plain"]["fix"]) == ("WARN", "outboxd watch public.plain")
+    assert (found["public.sent"]["level"], "the application emits" in found["public.sent"]["what"]) == ("FAIL", True)
+    Path("outboxd.toml").write_text("[tables.'public.sent']\nexclude = ['a']\n")
+    fix = cli.found()["public.sent"]["fix"]
+    assert cli(*shlex.split(fix)[1:]).code == 0
+    assert "public.sent" not in cli.found()
+    assert direct.ask(direct.source, "select capture from outbox.watched where table_name = 'public.sent'") == [
+        (False,)
+    ]
 
 
 def test_a_schema_that_the_role_may_not_use_is_a_finding(direct: Pair) -> None:

@@ -132,6 +132,36 @@ def test_watch_with_a_direct_connection_does_both_sides(bare: Pair, start: Start
     assert bare.mirrored() == 4
 
 
+def test_watch_that_fails_for_one_table_leaves_none_half_done(bare: Pair) -> None:
+    """The second is misspelled, or the target cannot map it: the others are captured, so they are mapped as well."""
+    for store in (bare.source, bare.target):
+        with store.connect() as conn:
+            conn.execute("create table keyed (id int primary key); create table plain (id int primary key)")
+    cli = Cli(bare.settings)
+    said = cli("watch", "public.plain", "public.misspelled", "Story")
+    assert (said.code, "misspelled" in said.err) == (1, True)
+    assert "mapped public.plain on the target" in said.err
+    assert mapped(bare) == captured(bare) == {"public.plain"}
+    with bare.target.connect() as conn:
+        conn.execute("alter table keyed drop constraint keyed_pkey")
+    said = cli("watch", "public.keyed", "Story")
+    assert (said.code, mapped(bare)) == (1, {"public.plain", 'public."Story"'})
+    assert (
+        "error: public.keyed is watched, and not mapped on the target: cannot map public.keyed: it has no primary key"
+        in said.err
+    )
+    by_hand = cli("watch", "Prompt", "public.misspelled", target_dsn="", transport="rest")
+    assert (by_hand.code, by_hand.out) == (1, """select outboxd.map('public."Prompt"');\n""")
+
+
+def captured(pair: Pair) -> set[str]:
+    return {name for (name,) in pair.ask(pair.source, "select table_name from outbox.watched")}
+
+
+def mapped(pair: Pair) -> set[str]:
+    return {name for (name,) in pair.ask(pair.target, "select table_name from outboxd.mirror")}
+
+
 def test_watch_warns_of_a_table_that_a_sequence_fills(bare: Pair) -> None:
     """The server's warning reaches the person, with its way on; once."""
     with bare.source.connect() as conn:
@@ -323,6 +353,45 @@ def test_missing_settings_exit_78_and_are_named(command: list[str]) -> None:
     assert "example: postgresql://" in said.err
 
 
+UNREADABLE = {
+    "a password with a percent sign": "postgresql://app:100%sure@127.0.0.1/app",
+    "a password with a space": "postgresql://app:pass word@127.0.0.1/app",
+    "an option that libpq does not know": "postgresql://app:100%25sure@127.0.0.1/app?sslmod=require",
+    "a port that is none": "postgresql://app:pass%20word@127.0.0.1:5432x/app",
+}
+OF_SOURCE = [
+    ["status"], ["check"], ["watched"], ["watch", "a"], ["unwatch", "a"], ["setup", "source"], ["backfill", "a"], ["verify"],
+    ["rebase"], ["dead-letters", "list"], ["schema", "plan"], ["uninstall", "source"], ["run"], ["config", "show"],
+]  # fmt: skip
+OF_TARGET = [
+    ["check"],
+    ["setup", "target"],
+    ["schema", "plan"],
+    ["uninstall", "target"],
+    ["run", "--strict"],
+    ["watched"],
+]
+
+
+@pytest.mark.parametrize("which", ["source_dsn", "target_dsn"])
+@pytest.mark.parametrize("address", UNREADABLE)
+def test_an_address_that_nobody_can_read_is_bad_configuration(direct: Pair, address: str, which: str) -> None:
+    """Not a store that is away, nor a schema that is missing: the setting is named, in every command, and no secret."""
+    cli = Cli(direct.settings)
+    for command in OF_SOURCE if which == "source_dsn" else OF_TARGET:
+        said = cli(*command, **{which: UNREADABLE[address]})
+        assert (said.code, f"  {which} " in said.err) == (78, True), (command, said)
+        assert not re.search("100%|sure|pass word|pass%20word|sslmod=", said.err + said.out)
+
+
+@pytest.mark.parametrize("address", UNREADABLE)
+def test_of_the_targets_side_a_status_says_so_for_the_daemon_that_runs_without(direct: Pair, address: str) -> None:
+    """Captures go on: that is a verdict, and 3, as for any other setting of that side."""
+    said = Cli(direct.settings)("status", "--json", target_dsn=UNREADABLE[address])
+    assert (said.code, said.json()["mode"], said.json()["away"]) == (3, "disabled", [])
+    assert said.json()["verdict"].startswith("disabled: target_dsn ")
+
+
 @pytest.mark.parametrize(
     "command", [["nonsense"], ["setup"], ["setup", "middle"], ["watch"], ["demo", "--seconds", "0"]]
 )
@@ -331,6 +400,20 @@ def test_wrong_usage_exits_2(command: list[str]) -> None:
     said = Cli({})(*command)
     assert said.code == 2
     assert "Usage:" in said.err
+
+
+@pytest.mark.parametrize("command", [["watch", "{}"], ["watch", "a", "--mask", "{}"], ["unwatch", "{}"], ["backfill", "{}"],
+                                     ["verify", "{}"], ["dead-letters", "retry", "--table", "{}"]])  # fmt: skip
+@pytest.mark.parametrize("name", ["a\0b", "a\udcffb"])
+def test_a_name_that_no_database_can_have_is_wrong_usage(command: list[str], name: str) -> None:
+    """A NUL, or bytes that are no UTF-8, wherever they stand."""
+    said = Cli({})(*[word.format(name) for word in command])
+    assert (said.code, "Error: an argument has a NUL byte, or is not in UTF-8" in said.err) == (2, True), said
+
+
+def test_a_variable_that_is_misspelled(direct: Pair) -> None:
+    told = Cli(direct.settings)("check", retenton="3600")
+    assert told.code == 78 or "RETENTON" in (told.out + told.err).upper(), told
 
 
 def test_the_installed_command_is_there() -> None:

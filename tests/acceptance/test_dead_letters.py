@@ -1,5 +1,6 @@
 """`outboxd dead-letters` beside a running daemon, through the Data API."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -66,8 +67,17 @@ def test_discard_asks_and_says_what_is_lost(rest: Pair, start: Start) -> None:
     refused = cli("dead-letters", "discard", "--all")
     assert refused.code == 1
     assert "drop 1 change(s) of 1 row(s) for good?" in refused.err
-    assert len(cli("dead-letters", "list", "--json").json()) == 1
-    assert cli("dead-letters", "discard", "--all", "--yes").err == "dropped: 1 change(s)\n"
+    [one] = cli("dead-letters", "list", "--json").json()
+    rest.write(f"""update "Story" set "updatedAt" = now() where id = '{_FIRST}'""")
+    wait_until(lambda: cli("dead-letters", "list", "--json").json()[0]["changes"] == 2)
+    follower = str(
+        max(
+            int(n)
+            for n in re.findall(r"^letter +(\d+)", cli("dead-letters", "show", str(one["letter"])).out, re.MULTILINE)
+        )
+    )
+    assert "drop 2 change(s) of 1 row(s) for good?" in cli("dead-letters", "discard", follower).err
+    assert cli("dead-letters", "discard", "--all", "--yes").err == "dropped: 2 change(s)\n"
     assert cli("dead-letters", "list", "--json").json() == []
     assert rest.mirrored() == 0
     rest.write(f"""update "Story" set title = 'tame' where id = '{_FIRST}'""")
@@ -102,6 +112,15 @@ def test_what_cannot_be_meant_is_said(direct: Pair, arguments: tuple[str, ...], 
     said = Cli(direct.settings)("dead-letters", *arguments)
     assert said.code == 2
     assert says in said.err
+
+
+@pytest.mark.parametrize("which", [["--all"], ["17"], ["--table", "public.no"]])
+def test_discarding_nothing_asks_nothing(direct: Pair, which: list[str]) -> None:
+    """The sentence and the code of a retry, at once."""
+    said = Cli(direct.settings)("dead-letters", "discard", *which)
+    again = Cli(direct.settings)("dead-letters", "retry", *which)
+    assert said == again
+    assert (said.code, said.err) == (0, "no such dead letter: `outboxd dead-letters list` names them\n")
 
 
 def test_retrying_an_unknown_letter_says_so(direct: Pair) -> None:

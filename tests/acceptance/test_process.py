@@ -198,3 +198,18 @@ def test_python_m_daemon_is_outboxd(start: Start) -> None:
     outboxd: Outboxd = start({}, "version", "--json")
     assert ended(outboxd) == 0
     assert json.loads(outboxd.last_words())["outboxd"]
+
+
+@pytest.mark.parametrize("setting", ["retention", "request_timeout"])
+@pytest.mark.parametrize("value", ["inf", "1e300"])
+def test_a_number_without_an_end(direct: Pair, start: Start, setting: str, value: str) -> None:
+    """Either refused as bad configuration, or it runs."""
+    daemon = start({**direct.settings, setting: value})
+    wait_until(lambda: daemon.returncode is not None or (daemon.status() or {}).get("state") == "streaming")
+    if daemon.returncode is not None:
+        assert daemon.returncode == 78, daemon.last_words()
+        return
+    direct.write(STORIES, 3)
+    direct.arrives()
+    assert "Traceback" not in daemon.last_words()
+    assert daemon.returncode is None

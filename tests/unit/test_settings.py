@@ -366,11 +366,18 @@ def test_unknown_names_are_problems_with_a_guess(monkeypatch, tmp_path):
         r"host=db password=a\ b",
         "host=db password=a://b",
         "service=shop",
+        "postgresql://app:100%25sure%20p%40ss@db/shop?sslmode=verify-full&connect_timeout=3",
+        "postgresql://a:1,b:2/shop?target_session_attrs=read-write",
+        "host=@abstract dbname=shop keepalives=0",
     ],
 )
 def test_addresses_libpq_takes(dsn):
     """A URL or keywords, as long as they say where to."""
     assert load(overrides={"source_dsn": dsn}, needs=()).source_conninfo == dsn
+
+
+UNREADABLE = "cannot be read as an address: in a user's name or a password % is written %25, a space %20, @ %40, / %2F, : %3A, [ %5B"
+NO_PORT = "has a port that is no number up to 65535 (in a password / is written %2F, : %3A)"
 
 
 @pytest.mark.parametrize(
@@ -387,7 +394,24 @@ def test_addresses_libpq_takes(dsn):
             "postgresql+asyncpg://app:hunter2@db/shop",
             "is an SQLAlchemy address: write postgresql:// without the driver's name",
         ),
-        ("postgresql://app:hunter2[@db/shop", "cannot be read as an address"),
+        ("postgresql://app:hunter2[@db/shop", UNREADABLE),
+        ("postgresql://app:100%hunter2@db/shop", UNREADABLE),
+        ("postgresql://app:hunter2 x@db/shop", UNREADABLE),
+        ("postgresql://app:hunter2@x@db/shop", UNREADABLE),
+        ("postgresql://app:hunter2\udcff@db/shop", UNREADABLE),
+        ("host=db\0 password=hunter2", UNREADABLE),
+        ("postgresql://app:hunter2/x@db/shop", NO_PORT),
+        ("postgresql://app:hunter2@db:99999/shop", NO_PORT),
+        ("postgresql://app:hunter2@db:5432x/shop", NO_PORT),
+        ("host=db password=hunter2 port=0", NO_PORT),
+        ("postgresql://app:hunter2@/shop?host=a,b,c&port=1,2", "has not as many ports as hosts"),
+        ("postgresql://app:hunter2@db/shop?sslmod=require", "has an option that libpq does not know"),
+        ("host=db password=hunter2 hunter2=x", "has an option that libpq does not know"),
+        (
+            "postgresql://app:hunter2@db/shop?sslmode=no-verify",
+            "has a value of sslmode that is none of disable, allow, prefer, require, verify-ca, verify-full",
+        ),
+        ("host=db password=hunter2 connect_timeout=hunter2", "has a value of connect_timeout that is no number"),
     ],
 )
 @pytest.mark.parametrize("setting", ["source_dsn", "target_dsn"])
