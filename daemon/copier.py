@@ -153,17 +153,22 @@ class Copier:
             return Look(question, partial(self._rows, copy, begins, question), self._refused)
         if copy.table in self._begun:
             return None  # since when it has not been written, the target knows once it has the first of the rows
-        extra, place = self._unasked.get(copy.table) or await self._unwritten(copy)
-        self._unasked[copy.table] = extra, place
+        if copy.table not in self._unasked and not await self._unwritten(copy):
+            return None
+        extra, place = self._unasked[copy.table]
         some = self._most.get(copy.table, len(extra))
         if left := extra[some:]:
             place = copy.after
         question = Question(copy.table, "missing", extra[:some])
         return Look(question, partial(self._extra, copy, place, question, left=left), self._refused)
 
-    async def _unwritten(self, copy: Copy) -> tuple[tuple[str, ...], str | None]:
-        """Keys of rows that the target may have too much, and where it is to be asked next."""
+    async def _unwritten(self, copy: Copy) -> bool:
+        """Learn keys of rows that the target may have too much, and where it is to be asked next. False: they are of another
+        table than the copy is in."""
         more = (await self._target.unwritten(copy.table, copy.after)).more
+        if more.get("elsewhere"):
+            self.copies[copy.table] = replace(self.copies[copy.table], here=False)
+            return False
         # Held keys, too: what a table that was out has missed may be the delete of one. They are released key by key.
         # Those of other columns than its key are no rows of it: they go once it is copied.
         held = set(self.held_of(copy.table) if copy.prune and copy.after is None else ())
@@ -171,7 +176,8 @@ class Copier:
             identity = (await Letters(self._source).identities({copy.table}))[copy.table]
             held = {key for key in held if identity.names(key)}
         self._only_held[copy.table] = held.difference(more["keys"])
-        return (*more["keys"], *sorted(self._only_held[copy.table])), more.get("place")
+        self._unasked[copy.table] = (*more["keys"], *sorted(self._only_held[copy.table])), more.get("place")
+        return True
 
     async def _emptying(self, copy: Copy) -> Copy:
         """With columns that travelled before this copy and do not any more: what the target has in them goes, where it can."""

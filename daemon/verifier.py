@@ -309,9 +309,13 @@ class Verifier:
 
     async def _look_beyond(self, record: Verification) -> Look | None:
         """Of the next keys of the target those that the source does not have."""
-        more = (await self._target.keys(record.table, record.after, self._range(record))).more
+        more = (await self._target.keys(record.table, record.after, self._range(record), record.began_at)).more
         if "failed" in more:
             self._stumbled(record, str(more["failed"]), "list its keys")
+            return None
+        if more.get("elsewhere"):  # and back before anything was compared there
+            self._begin_anew()
+            self.records[record.table] = replace(self.records.get(record.table, record), here=False)
             return None
         keys = tuple(more["keys"])
         then = record.further(keys[-1] if keys else None, ends=bool(more["ends"]))

@@ -36,10 +36,12 @@ $$;
 
 -- The table of a mirror, or null. From the catalogue: to_regclass raises where the door may not use the table's schema.
 create or replace function outboxd.place_of(m outboxd.mirror) returns oid
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = m.target_schema and c.relname = m.target_table
+begin
+  return (select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = m.target_schema and c.relname = m.target_table);
+end
 $$;
 
 -- Columns of a mirror's table that outboxd has filled, {"name": number}, as they are called now. A table that was made anew

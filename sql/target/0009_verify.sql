@@ -40,7 +40,7 @@ comment on column outboxd.verification.last is 'of the last pass that came to it
 revoke all on outboxd.verification from public;
 
 -- Tables that are not any more what was copied, or is compared: said once, and kept in the records by then.
-create or replace function outboxd.moved(relay_name text) returns json
+create or replace function outboxd.moved(relay_name text) returns text[]
 language sql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -51,7 +51,24 @@ as $$
     update outboxd.verification v set place = null
      where v.relay = relay_name and v.place is distinct from outboxd.place(v.table_name) and v.place is not null returning v.table_name
   )
-  select json_agg(t.table_name) from (select * from copied union select * from compared) t
+  select array(select * from copied union select * from compared)
+$$;
+
+-- The same of a table that this batch has written, or compared: nobody can put another in its place before the batch ends. A
+-- place there and back is seen by those that did something there, whenever somebody looks. True: it was another one, which is news.
+create or replace function outboxd.note_place(relay_name text, m outboxd.mirror) returns boolean
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  there text := outboxd.place_of(m) || ' ' || m.key_columns::text;
+  other boolean;
+begin
+  update outboxd.copy c set place = null where c.relay = relay_name and c.table_name = m.table_name and c.place <> there;
+  other := found;
+  update outboxd.verification v set place = null where v.relay = relay_name and v.table_name = m.table_name and v.place <> there;
+  return other or found;
+end
 $$;
 
 create or replace function outboxd.verifications(relay_name text) returns json
@@ -182,8 +199,8 @@ as $$
 $$;
 
 -- Compare one group: {"rows": how many, "found": [[number, kind, columns], ...]}, or {"failed": SQLSTATE}. Of a group that has
--- a `span` of keys, too: "alone": no row lies in it that is not in the group. False: one may.
-create or replace function outboxd.compare(g json, entries json) returns json
+-- a `span` of keys, too: "alone": no row lies in it that is not in the group. False: one may. "moved": see outboxd.note_place.
+create or replace function outboxd.compare(relay_name text, g json, entries json) returns json
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
@@ -206,19 +223,19 @@ begin
        into strict found, known using entries, (g -> 'span' ->> 0)::json, (g -> 'span' ->> 1)::json;
     execute format('select count(*) from (select from %I.%I t where %s limit $1) t', m.target_schema, m.target_table, inside)
        into strict here using known + 1, (g -> 'span' ->> 0)::json, (g -> 'span' ->> 1)::json;
-    return json_build_object('rows', json_array_length(entries), 'found', found, 'alone', here = known);
+    return json_build_object('rows', json_array_length(entries), 'found', found, 'alone', here = known, 'moved', case when outboxd.note_place(relay_name, m) then m.table_name end);
   end if;
   execute format('select coalesce(json_agg(json_build_array(d.n - 1, d.kind, d.columns)), ''[]'') from (%s) d(n, kind, columns)',
                  outboxd.compare_sql(m, g ->> 'op', array(select json_array_elements_text(g -> 'columns'))))
      into strict found using entries;
-  return json_build_object('rows', json_array_length(entries), 'found', found);
+  return json_build_object('rows', json_array_length(entries), 'found', found, 'moved', case when outboxd.note_place(relay_name, m) then m.table_name end);
 exception when query_canceled or others then
   return json_build_object('failed', sqlstate);
 end
 $$;
 
 -- What a batch asks to be compared; null: nothing.
-create or replace function outboxd.compared(parts text[]) returns json
+create or replace function outboxd.compared(relay_name text, parts text[]) returns json
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -228,15 +245,16 @@ begin
   for i in 2 .. cardinality(parts) by 2 loop
     g := parts[i]::json;
     if g ->> 'op' in ('digest', 'compare', 'present') then
-      return outboxd.compare(g, parts[i + 1]::json);
+      return outboxd.compare(relay_name, g, parts[i + 1]::json);
     end if;
   end loop;
   return null;
 end
 $$;
 
--- The next keys of a mirror behind one (null: from the first), in the order of the index that holds them.
-create or replace function outboxd.keys_after(name text, after json, most int) returns json
+-- The next keys of a mirror behind one (null: from the first), in the order of the index that holds them. "elsewhere": the pass
+-- that began then has compared another table.
+create or replace function outboxd.keys_after(relay_name text, name text, after json, most int, began double precision) returns json
 language plpgsql stable
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off set lock_timeout = '200ms'
 as $$
@@ -252,7 +270,9 @@ begin
     case when after is null then '(select) x ' else format('json_to_record($1) as x(%s) ', o.definition) end,
     (select string_agg(format('t.%I', k), ', ') from unnest(m.key_columns) k), m.target_schema, m.target_table,
     case when after is null then '' else format(' where (%s) > (%s)', o.ordered, o.given) end, o.ordered) into keys using after, most;
-  return json_build_object('keys', coalesce(keys, '{}'), 'ends', coalesce(cardinality(keys), 0) < most);
+  return json_build_object('keys', coalesce(keys, '{}'), 'ends', coalesce(cardinality(keys), 0) < most, 'elsewhere', exists (
+    select from outboxd.verification v where v.relay = relay_name and v.table_name = name and v.began_at = to_timestamp(began)
+       and v.place is distinct from outboxd.place_of(m) || ' ' || m.key_columns::text));
 exception when query_canceled or others then
   return json_build_object('keys', array[]::text[], 'ends', true, 'failed', sqlstate);
 end

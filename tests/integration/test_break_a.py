@@ -389,36 +389,6 @@ async def test_a_letter_of_a_table_that_was_dropped_and_made_anew(pair: Pair) ->
     none_is_left(pair)
 
 
-@pytest.mark.parametrize("way", ["mapped", "renamed"])
-async def test_a_place_there_and_back_again(pair: Pair, way: str) -> None:
-    """For a moment it went elsewhere: what arrived there meanwhile is nowhere else."""
-    ways = {
-        "mapped": (["select outboxd.map('tale', 'public.story')"], ["select outboxd.map('story')"]),
-        "renamed": (
-            ["alter table story rename to aside", "alter table tale rename to story"],
-            ["alter table story rename to tale", "alter table aside rename to story"],
-        ),
-    }
-    to, back = ways[way]
-    pair.create(STORY, "story")
-    on_target(pair, STORY.replace("story", "tale"))
-    async with pair.relay(timing=EAGER) as parts:
-        pair.write("insert into story values (1, 1), (2, 2), (3, 3)")
-        await rest(parts)
-        on_target(pair, *to)
-        pair.write(
-            "update story set n = 7 where id = 1", "delete from story where id = 2", "insert into story values (4, 4)"
-        )
-        await still(parts)
-        on_target(pair, *back)
-        parts.relay.ask_again()
-        await rest(parts)
-        await rest(parts)
-    async with pair.relay(timing=EAGER) as parts:
-        await rest(parts)
-    pair.assert_equal("story")
-
-
 async def test_a_captured_table_that_went_and_is_mapped(pair: Pair) -> None:
     """The source drops it, and the application emits its rows from now on; then the mirror is out for a while."""
     pair.create(STORY, "story")
@@ -743,25 +713,3 @@ async def test_the_type_of_the_key_is_another_one_during_a_copy(pair: Pair, now:
         on_source(pair, "select outbox.notice()")
         await rest(parts)
     pair.assert_equal("story")
-
-
-async def test_a_place_there_and_back_again_during_a_comparison(pair: Pair) -> None:
-    """The half that was compared elsewhere says nothing of what is here."""
-    filled(pair)
-    on_target(pair, "create table tale (id int primary key, n int)")
-    async with pair.relay(limits=SMALL, timing=AT_ONCE) as parts:
-        await rest(parts)
-        on_target(pair, "insert into tale select * from story", "update story set n = -1 where id > 1000")
-        ask(pair)
-        parts.relay.verifier.ring()
-        while (record := parts.relay.verifier.records.get("public.story")) is None or record.rows < 300:
-            await parts.relay.step()
-        on_target(pair, "select outboxd.map('tale', 'public.story')")
-        await still(parts)
-        on_target(pair, "select outboxd.map('story')")
-        parts.relay.ask_again()
-        for _ in range(3):
-            parts.relay.verifier.ring()
-            await rest(parts)
-        record = parts.relay.verifier.records["public.story"]
-        assert (record.state, record.different) == ("done", 1500)
