@@ -142,6 +142,7 @@ class Copier:
             return Look(None, lambda _, end: _after(end, nothing)) if self._noting else None
         copy, begins = candidates[chosen.table]
         if begins:
+            self._unasked.pop(copy.table, None)  # of the one before
             copy = await self._emptying(copy)
         if copy.step == "rows":
             limits = self._source.limits
@@ -149,7 +150,7 @@ class Copier:
             most = min(most, self._most.get(copy.table, most))
             behind = copy.seen or copy.after
             keys = None if behind is None else (behind,)
-            question = Question(copy.table, "rows", keys, most, limits.bytes)
+            question = Question(copy.table, "rows", keys, most, limits.bytes, copy.aim)
             return Look(question, partial(self._rows, copy, begins, question), self._refused)
         if copy.table in self._begun:
             return None  # since when it has not been written, the target knows once it has the first of the rows
@@ -159,7 +160,7 @@ class Copier:
         some = self._most.get(copy.table, len(extra))
         if left := extra[some:]:
             place = copy.after
-        question = Question(copy.table, "missing", extra[:some])
+        question = Question(copy.table, "missing", extra[:some], aim=copy.aim)
         return Look(question, partial(self._extra, copy, place, question, left=left), self._refused)
 
     async def _unwritten(self, copy: Copy) -> bool:
@@ -191,7 +192,9 @@ class Copier:
         return replace(copy, empties=goes, kept=stays)
 
     def _refused(self, exc: CopyRefused) -> None:
-        if exc.busy:
+        if exc.other:
+            self.ring()
+        elif exc.busy:
             self._busy[exc.table] = time.monotonic() + _LOOK
         elif exc.slow:
             self._slow_down(exc.table)
@@ -281,6 +284,13 @@ class Copier:
 
     # -- sending ---------------------------------------------------------------------------------------------
 
+    async def meets(self, batch: Batch) -> None:
+        """Are there tables in it that have been watched since the last look? Where their first rows go is to be on record."""
+        if batch.copied is None and batch.checked is None:
+            unknown = {sheaf.table for sheaf in batch.sheaves} - self.wishes.keys() - self.copies.keys()
+            if unknown and await self._source.ask("copy_met", {"tables": sorted(unknown)}):
+                await self._wish()
+
     def outgoing(self, batch: Batch) -> Outgoing:
         """What of it is sent."""
         notes = [note(copy, begins=False) for copy in self._noting.values()]
@@ -292,7 +302,9 @@ class Copier:
         if batch.copied is None or batch.copied.copy is None:
             sheaves = tuple(sheaf for sheaf in batch.sheaves if sheaf.table not in self.out)
             aside = tuple(sheaf for sheaf in batch.sheaves if sheaf.table in self.out)
-            return Outgoing(sheaves, (*notes, *self._first({sheaf.table for sheaf in sheaves})), aside)
+            tables = {sheaf.table for sheaf in sheaves}
+            vacates = {table: self.vacant(table) for table in tables}
+            return Outgoing(sheaves, (*notes, *self._first(tables)), aside, vacates)
         copy = batch.copied.copy
         if batch.copied.begins:
             self.out.discard(copy.table)
@@ -384,11 +396,14 @@ class Copier:
         log.error("table_out", table=table, reason=reason)
         return True
 
+    async def _wish(self) -> None:
+        self.wishes = {wished[0]: Wish(*wished) for wished in await self._source.ask("copy_wanted")}
+        self._watched = set(self.wishes)
+
     async def _look(self, now: float) -> None:
         """What does the source want, and does a table that is out fit again?"""
         await self.noticing.due(now, self._recheck)
-        self.wishes = {wished[0]: Wish(*wished) for wished in await self._source.ask("copy_wanted")}
-        self._watched = set(self.wishes)
+        await self._wish()
         waiting = (self.out & self.wishes.keys()) - self._fit
         if not waiting or now < self._rechecked + self._recheck:
             return

@@ -300,6 +300,7 @@ class Relay:
             # a later change of a key that is held would flow past it.
             self._put_back(batch)
             return
+        await self.copier.meets(batch)
         outgoing = self.copier.outgoing(batch)
         batch_no, after = self.status.batch_no, self._digest
         if before is not None:

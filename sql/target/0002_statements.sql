@@ -80,7 +80,8 @@ begin
 end
 $$;
 
--- A group with the columns that its rows set to null because they no longer travel (`vacates`): those that are ours.
+-- A group with the columns that its rows set to null because they no longer travel (`vacates`): those that are ours, and may be
+-- null: somebody may have them need a value since the relay was told.
 create or replace function outboxd.vacating(m outboxd.mirror, g json) returns json
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -88,7 +89,7 @@ as $$
   select case when g -> 'vacates' is null then g else
     (g::jsonb || jsonb_build_object('columns', (g -> 'columns')::jsonb || coalesce((
        select jsonb_agg(a.attname order by a.attnum) from pg_attribute a cross join outboxd.ours(m) o(columns)
-        where a.attrelid = outboxd.place_of(m) and a.attnum = (o.columns ->> a.attname::text)::int
+        where a.attrelid = outboxd.place_of(m) and a.attnum = (o.columns ->> a.attname::text)::int and not a.attnotnull
           and (g -> 'vacates')::jsonb ? a.attname and not (g -> 'columns')::jsonb ? a.attname), '[]')))::json end
 $$;
 

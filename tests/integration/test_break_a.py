@@ -3,11 +3,8 @@
 import pytest
 
 from daemon.batch import Limits
-from daemon.survey import survey
-from daemon.watchlist import State
-from tests.integration.test_aim import half_copied, on_source, on_target
-from tests.integration.test_copy import filled
-from tests.integration.test_dead_letters import AT_ONCE, held, letters
+from tests.integration.test_aim import on_source, on_target
+from tests.integration.test_dead_letters import held, letters
 from tests.integration.test_letters_aim import (
     BY_EMAIL,
     EAGER,
@@ -22,7 +19,6 @@ from tests.integration.test_letters_aim import (
     retried,
 )
 from tests.integration.test_out_emitted import there
-from tests.integration.test_verify import ask
 from tests.pairs import Pair, Parts
 
 SMALL = Limits(changes=100)
@@ -222,83 +218,6 @@ async def test_an_emitted_table_that_is_out_is_mapped_by_another_key(pair: Pair,
     assert there(pair, "select id, n from story order by 1") == [*[(1, 5)], *([(2, 1)] if before else []), (3, 6)]
 
 
-REORDERED = ("create unique index two on story (b, a)", "drop index one")
-
-
-def ordered(pair: Pair) -> None:
-    pair.create(
-        "create table story (a int not null, b int not null, n int)",
-        on_target="create table story (a int, b int, n int, primary key (a, b))",
-    )
-    on_source(
-        pair,
-        "create unique index one on story (a, b)",
-        "insert into story select g, (g * 7919) % 1009, g from generate_series(1, 1000) g",
-        "select outbox.watch('story', key_columns => array['a', 'b'])",
-    )
-    on_target(pair, "select outboxd.map('story')")
-
-
-async def test_the_index_of_the_key_is_another_one_in_the_last_second_of_a_copy(pair: Pair) -> None:
-    ordered(pair)
-    async with pair.relay(limits=SMALL, timing=AT_ONCE) as parts:
-        await half_copied(parts)
-        pair.write(*REORDERED)
-        await still(parts)
-        await rest(parts)
-        assert parts.relay.copier.copies["public.story"].state == "done"
-    pair.assert_equal("story")
-
-
-async def test_the_index_of_the_key_is_another_one_in_the_last_second_of_a_comparison(pair: Pair) -> None:
-    ordered(pair)
-    async with pair.relay(limits=SMALL, timing=AT_ONCE) as parts:
-        await rest(parts)
-        on_target(pair, "update story set n = -1 where a > 400")
-        ask(pair)
-        parts.relay.verifier.ring()
-        while (record := parts.relay.verifier.records.get("public.story")) is None or record.rows < 200:
-            await parts.relay.step()
-        assert record.state == "running"
-        pair.write(*REORDERED)
-        await still(parts)
-        await rest(parts)
-        record = parts.relay.verifier.records["public.story"]
-        assert (record.state, record.rows, record.different) == ("done", 1000, 600)
-
-
-async def test_another_collation_of_the_key_is_noticed(pair: Pair) -> None:
-    """It is the order in which ranges are read, as another index is: `after` says nothing in it."""
-    pair.create("""create table story (id text collate "C" primary key, n int)""", "story")
-    with pair.source.connect() as source:
-        aim = "select aim from outbox.aims()"
-        before = source.execute(aim).fetchall()
-        source.execute("""alter table story alter column id type text collate "POSIX" """)
-        noticed = source.execute("select outbox.notice()").fetchall()
-        assert noticed or source.execute(aim).fetchall() != before
-
-
-async def test_new_rows_where_a_column_that_was_taken_off_has_a_default(pair: Pair) -> None:
-    pair.create("create table story (id int primary key, n int, note text default 'none')", "story")
-    async with pair.relay(timing=EAGER) as parts:
-        pair.write("insert into story values (1, 1, 'raw')")
-        await rest(parts)
-        on_source(pair, "select outbox.watch('story', exclude => array['note'])")
-        await rest(parts)
-        pair.write(
-            "insert into story values (2, 2, 'raw')",
-            "delete from story where id = 1",
-            "insert into story values (1, 5, 'raw')",
-        )
-        await rest(parts)
-        ask(pair)
-        for _ in range(3):
-            parts.relay.verifier.ring()
-            await rest(parts)
-        record = parts.relay.verifier.records["public.story"]
-        assert record.drift == 0
-
-
 async def test_the_key_there_and_back_within_a_second_without_watching(pair: Pair) -> None:
     pair.create("create table story (id int not null, t text not null, n int, primary key (id))", "story")
     async with pair.relay(timing=EAGER) as parts:
@@ -428,27 +347,6 @@ async def test_a_stranger_that_came_while_the_table_was_out(pair: Pair) -> None:
     none_is_left(pair)
 
 
-async def test_a_row_that_is_refused_while_its_column_is_emptied_and_taken_right_after(pair: Pair) -> None:
-    """The copy goes on without it; the source records it anew, and it arrives as a change like any other."""
-    pair.create(SECRET, "story")
-    async with pair.relay(timing=EAGER) as parts:
-        pair.write("insert into story values (1, 13, 'raw'), (2, 1, 'raw')")
-        await rest(parts)
-        on_target(pair, REFUSES + " not valid")
-        on_source(pair, "select outbox.watch('story', exclude => array['secret'])")
-        parts.relay.copier.ring()
-        with pair.source.connect() as conn:
-            newest = "select max(id) from outbox.change"
-            before = conn.execute(newest).fetchall()
-            while conn.execute(newest).fetchall() == before:
-                await parts.relay.step()
-        on_target(pair, TAKES)
-        await rest(parts)
-        assert parts.relay.copier.copies["public.story"].state == "done"
-        none_is_left(pair)
-    assert there(pair, "select * from story order by 1") == [(1, 13, None), (2, 1, None)]
-
-
 @pytest.mark.parametrize("change", ["update tale set n = 5 where id = 1", "select 1"])
 async def test_a_table_that_is_out_is_renamed_and_goes_on_into_the_same_mirror(pair: Pair, change: str) -> None:
     pair.create(STORY, "story")
@@ -475,37 +373,6 @@ async def test_a_table_that_is_out_is_renamed_and_goes_on_into_the_same_mirror(p
         source = conn.execute("select id, n from tale order by 1").fetchall()
     assert there(pair, "select id, n from story order by 1") == source
     none_is_left(pair)
-
-
-@pytest.mark.parametrize("way", ["made anew", "watched anew", "deleted meanwhile"])
-async def test_a_table_whose_first_rows_came_within_the_second_in_which_it_was_watched(pair: Pair, way: str) -> None:
-    """As a migration makes a table, watches it and fills it: where its rows went is on record all the same."""
-    pair.create("create table other (id int primary key)", "other")
-    async with pair.relay(timing=EAGER) as parts:
-        pair.write("insert into other values (1)")
-        await rest(parts)
-        pair.create(STORY, "story")
-        pair.write("insert into story values (1, 1), (2, 2)")
-        await still(parts)
-        assert there(pair, "select count(*) from story") == [(2,)]
-        pair.write("insert into other values (2)")
-        await rest(parts)
-        if way == "made anew":
-            on_target(pair, "drop table story", STORY, "select outboxd.map('story')")
-        elif way == "watched anew":
-            on_source(pair, "select outbox.unwatch('story')", "delete from story", "select outbox.watch('story')")
-        else:
-            on_source(
-                pair,
-                "select outbox.watch('story', capture => false)",
-                "delete from story",
-                "select outbox.watch('story')",
-            )
-        parts.relay.ask_again()
-        await rest(parts)
-    async with pair.relay(timing=EAGER) as parts:
-        await rest(parts)
-    pair.assert_equal("story")
 
 
 @pytest.mark.parametrize("how", ["while it was out", "without triggers", "with its partition"])
@@ -549,20 +416,6 @@ async def test_a_row_that_left_unseen_and_that_the_target_does_not_let_go(pair: 
         await rest(parts)
     pair.assert_equal("story")
     none_is_left(pair)
-
-
-async def test_what_status_says_of_a_copy_whose_order_was_another_one(pair: Pair) -> None:
-    """And what a comparison says that somebody asks for afterwards."""
-    ordered(pair)
-    async with pair.relay(limits=SMALL, timing=AT_ONCE) as parts:
-        await half_copied(parts)
-        pair.write(*REORDERED)
-        await still(parts)
-        await rest(parts)
-        tables = await survey(parts.source, (await parts.target.describe()).more)
-        state = tables.entries(parts.relay.copier.copies)[0].state
-    [(many,)] = there(pair, "select count(*) from story")
-    assert (many, state) == (1000, State.WELL)
 
 
 @pytest.mark.parametrize("pruned", [True, False], ids=["the outbox let go of it", "the outbox has it"])
@@ -667,49 +520,3 @@ async def test_emitted_for_a_while_with_letters_and_captured_again(pair: Pair) -
         await rest(parts)
     pair.assert_equal("story")
     none_is_left(pair)
-
-
-TYPES = {
-    "text": "alter table story alter column id type text",
-    "uuid": "alter table story alter column id type uuid using lpad(id::text, 32, '0')::uuid",
-}
-
-
-@pytest.mark.parametrize("now", list(TYPES))
-async def test_the_type_of_the_key_is_another_one_during_a_comparison(pair: Pair, now: str) -> None:
-    """Where it had come to says nothing in the order of another type."""
-    filled(pair)
-    async with pair.relay(limits=SMALL, timing=AT_ONCE) as parts:
-        await rest(parts)
-        ask(pair)
-        parts.relay.verifier.ring()
-        while (record := parts.relay.verifier.records.get("public.story")) is None or record.rows < 300:
-            await parts.relay.step()
-        assert record.state == "running"
-        pair.write(TYPES[now])
-        on_target(pair, TYPES[now])
-        on_source(pair, "select outbox.notice()")
-        parts.relay.copier.ring()
-        while not parts.relay.copier.away("public.story"):
-            await parts.relay.step()
-        while parts.relay.copier.away("public.story"):
-            await parts.relay.step()
-        on_target(pair, "update story set n = -1")
-        for _ in range(6):
-            parts.relay.verifier.ring()
-            await rest(parts)
-        record = parts.relay.verifier.records["public.story"]
-        assert record.state == "failed" or record.different >= 1900, "it is not said that the others are equal"
-
-
-@pytest.mark.parametrize("now", list(TYPES))
-async def test_the_type_of_the_key_is_another_one_during_a_copy(pair: Pair, now: str) -> None:
-    filled(pair)
-    async with pair.relay(limits=SMALL, timing=AT_ONCE) as parts:
-        await half_copied(parts)
-        pair.write(TYPES[now])
-        on_target(pair, TYPES[now])
-        await rest(parts)
-        on_source(pair, "select outbox.notice()")
-        await rest(parts)
-    pair.assert_equal("story")

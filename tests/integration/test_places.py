@@ -137,3 +137,52 @@ async def test_keys_beyond_those_compared_are_looked_for_elsewhere(pair: Pair) -
             await rest(parts)
         record = parts.relay.verifier.records["public.story"]
         assert (record.state, record.rows, record.extra) == ("done", 2500, 1)
+
+
+@pytest.mark.parametrize("way", ["made anew", "watched anew", "deleted meanwhile"])
+async def test_a_table_whose_first_rows_came_within_the_second_in_which_it_was_watched(pair: Pair, way: str) -> None:
+    """As a migration makes a table, watches it and fills it: where its rows went is on record all the same."""
+    pair.create("create table other (id int primary key)", "other")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into other values (1)")
+        await rest(parts)
+        pair.create(STORY, "story")
+        pair.write("insert into story values (1, 1), (2, 2)")
+        await parts.relay.drain()
+        assert there(pair, "select count(*) from story") == [(2,)]
+        pair.write("insert into other values (2)")
+        await rest(parts)
+        if way == "made anew":
+            on_target(pair, "drop table story", STORY, "select outboxd.map('story')")
+        elif way == "watched anew":
+            on_source(pair, "select outbox.unwatch('story')", "delete from story", "select outbox.watch('story')")
+        else:
+            on_source(
+                pair,
+                "select outbox.watch('story', capture => false)",
+                "delete from story",
+                "select outbox.watch('story')",
+            )
+        parts.relay.ask_again()
+        await rest(parts)
+    async with pair.relay(timing=EAGER) as parts:
+        await rest(parts)
+    pair.assert_equal("story")
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["some are left", "none is left"])
+async def test_what_was_recorded_before_it_was_watched_anew_arrives_first(pair: Pair, left: bool) -> None:
+    """Rows went meanwhile that nobody saw, and the target has no record of the table yet."""
+    pair.create("create table other (id int primary key)", "other")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into other values (1)")
+        await rest(parts)
+        pair.create(STORY, "story")
+        pair.write("insert into story values (1, 1), (2, 2)")
+        on_source(pair, "select outbox.unwatch('story')", "truncate story", "select outbox.watch('story')")
+        if left:
+            pair.write("insert into story values (3, 3)")
+        await parts.relay.drain()
+        await rest(parts)
+        await rest(parts)
+    pair.assert_equal("story")
