@@ -369,7 +369,11 @@ class Relay:
     async def _moved(self, answer: Answer) -> None:
         """Tables that the target says are others by now: what is known of their copies is to be learnt anew."""
         if moved := answer.more.get("moved"):
-            log.warning("tables_replaced", tables=moved, because="the target has others under their names, or keys in another order: they begin anew")
+            log.warning(
+                "tables_replaced",
+                tables=moved,
+                because="the target has others under their names, or keys in another order: they begin anew",
+            )
             await self._forget()
 
     def _heartbeat_arrived(self, batch: Batch, latency: float, seconds: float) -> None:
