@@ -1,4 +1,4 @@
-"""What a copy or a comparison of a table is of, as the source says: `installation:digest`, perhaps ` order` (outbox.aims).
+"""What a copy or a comparison of a table is of, as the source says: `installation:digest order` (outbox.aims).
 
 As text. While ranges are still to be read two are compared as a whole, with `=`. Of the parts one is asked for: numbers of wishes mean something within one
 installation of schema outbox alone. Pure.

@@ -27,13 +27,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is to be read of a table as of a window's end: see outbox.copy_work."""
+    """What is to be read of a table as of a window's end: see outbox.copy_work. `aim`: what it is read for. As of that end the
+    table may be of something else, or its ranges be in another order: then it counts for nothing."""
 
     table: str
     what: str
     keys: tuple[str, ...] | None
     rows: int = 0
     bytes: int = 0
+    aim: str | None = None
 
 
 # As outbox.copy_work answers: columns, keys and rows of a piece side by side, eight bytes of each row's size.

@@ -142,6 +142,7 @@ class Copier:
             return Look(None, lambda _, end: _after(end, nothing)) if self._noting else None
         copy, begins = candidates[chosen.table]
         if begins:
+            self._unasked.pop(copy.table, None)  # of the one before
             copy = await self._emptying(copy)
         if copy.step == "rows":
             limits = self._source.limits
@@ -149,21 +150,26 @@ class Copier:
             most = min(most, self._most.get(copy.table, most))
             behind = copy.seen or copy.after
             keys = None if behind is None else (behind,)
-            question = Question(copy.table, "rows", keys, most, limits.bytes)
+            question = Question(copy.table, "rows", keys, most, limits.bytes, copy.aim)
             return Look(question, partial(self._rows, copy, begins, question), self._refused)
         if copy.table in self._begun:
             return None  # since when it has not been written, the target knows once it has the first of the rows
-        extra, place = self._unasked.get(copy.table) or await self._unwritten(copy)
-        self._unasked[copy.table] = extra, place
+        if copy.table not in self._unasked and not await self._unwritten(copy):
+            return None
+        extra, place = self._unasked[copy.table]
         some = self._most.get(copy.table, len(extra))
         if left := extra[some:]:
             place = copy.after
-        question = Question(copy.table, "missing", extra[:some])
+        question = Question(copy.table, "missing", extra[:some], aim=copy.aim)
         return Look(question, partial(self._extra, copy, place, question, left=left), self._refused)
 
-    async def _unwritten(self, copy: Copy) -> tuple[tuple[str, ...], str | None]:
-        """Keys of rows that the target may have too much, and where it is to be asked next."""
+    async def _unwritten(self, copy: Copy) -> bool:
+        """Learn keys of rows that the target may have too much, and where it is to be asked next. False: they are of another
+        table than the copy is in."""
         more = (await self._target.unwritten(copy.table, copy.after)).more
+        if more.get("elsewhere"):
+            self.copies[copy.table] = replace(self.copies[copy.table], here=False)
+            return False
         # Held keys, too: what a table that was out has missed may be the delete of one. They are released key by key.
         # Those of other columns than its key are no rows of it: they go once it is copied.
         held = set(self.held_of(copy.table) if copy.prune and copy.after is None else ())
@@ -171,7 +177,8 @@ class Copier:
             identity = (await Letters(self._source).identities({copy.table}))[copy.table]
             held = {key for key in held if identity.names(key)}
         self._only_held[copy.table] = held.difference(more["keys"])
-        return (*more["keys"], *sorted(self._only_held[copy.table])), more.get("place")
+        self._unasked[copy.table] = (*more["keys"], *sorted(self._only_held[copy.table])), more.get("place")
+        return True
 
     async def _emptying(self, copy: Copy) -> Copy:
         """With columns that travelled before this copy and do not any more: what the target has in them goes, where it can."""
@@ -189,7 +196,9 @@ class Copier:
         return replace(copy, empties=goes, kept=stays)
 
     def _refused(self, exc: CopyRefused) -> None:
-        if exc.busy:
+        if exc.other:
+            self.ring()
+        elif exc.busy:
             self._busy[exc.table] = time.monotonic() + _LOOK
         elif exc.slow:
             self._slow_down(exc.table)
@@ -279,6 +288,13 @@ class Copier:
 
     # -- sending ---------------------------------------------------------------------------------------------
 
+    async def meets(self, batch: Batch) -> None:
+        """Are there tables in it that have been watched since the last look? Where their first rows go is to be on record."""
+        if batch.copied is None and batch.checked is None:
+            unknown = {sheaf.table for sheaf in batch.sheaves} - self.wishes.keys() - self.copies.keys()
+            if unknown and await self._source.ask("copy_met", {"tables": sorted(unknown)}):
+                await self._wish()
+
     def outgoing(self, batch: Batch) -> Outgoing:
         """What of it is sent."""
         notes = [note(copy, begins=False) for copy in self._noting.values()]
@@ -290,7 +306,9 @@ class Copier:
         if batch.copied is None or batch.copied.copy is None:
             sheaves = tuple(sheaf for sheaf in batch.sheaves if sheaf.table not in self.out)
             aside = tuple(sheaf for sheaf in batch.sheaves if sheaf.table in self.out)
-            return Outgoing(sheaves, (*notes, *self._first({sheaf.table for sheaf in sheaves})), aside)
+            tables = {sheaf.table for sheaf in sheaves}
+            vacates = {table: self.vacant(table) for table in tables}
+            return Outgoing(sheaves, (*notes, *self._first(tables)), aside, vacates)
         copy = batch.copied.copy
         if batch.copied.begins:
             self.out.discard(copy.table)
@@ -382,11 +400,14 @@ class Copier:
         log.error("table_out", table=table, reason=reason)
         return True
 
+    async def _wish(self) -> None:
+        self.wishes = {wished[0]: Wish(*wished) for wished in await self._source.ask("copy_wanted")}
+        self._watched = set(self.wishes)
+
     async def _look(self, now: float) -> None:
         """What does the source want, and does a table that is out fit again?"""
         await self.noticing.due(now, self._recheck)
-        self.wishes = {wished[0]: Wish(*wished) for wished in await self._source.ask("copy_wanted")}
-        self._watched = set(self.wishes)
+        await self._wish()
         waiting = (self.out & self.wishes.keys()) - self._fit
         if not waiting or now < self._rechecked + self._recheck:
             return

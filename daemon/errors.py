@@ -33,13 +33,14 @@ class SourceForeign(SourceUnfit):
 
 class CopyRefused(DaemonError):
     """The source does not give a table's rows: another one's may still flow. `busy`: not now, because it is locked;
-    `slow`: not so many at once."""
+    `slow`: not so many at once; `other`: they are of something else by now, or in another order."""
 
-    def __init__(self, table: str, why: str, *, busy: bool = False, slow: bool = False) -> None:
+    def __init__(self, table: str, why: str, *, busy: bool = False, slow: bool = False, other: bool = False) -> None:
         super().__init__(why)
         self.table = table
         self.busy = busy
         self.slow = slow
+        self.other = other
 
 
 class CaptureLost(DaemonError):

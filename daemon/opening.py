@@ -108,15 +108,17 @@ class Opening:
         seen = _seen(await conn.several(query("window_open")))
         return await self._opened(conn, cursor, limits, seen)
 
-    async def open_as_of(self, conn: Link, cursor: Cursor, limits: Limits, question: Question) -> tuple[Pages, Found]:
-        """The window after `cursor`, and what `question` asks as of its goal."""
+    async def open_as_of(
+        self, conn: Link, cursor: Cursor, limits: Limits, question: Question
+    ) -> tuple[Pages, Found, str | None]:
+        """The window after `cursor`, what `question` asks as of its goal, and the aim of its table as of then."""
         await self._begin(conn, cursor)
         asked = {
             "table": question.table, "what": question.what, "keys": list(question.keys) if question.keys is not None else None,
             "most": question.rows, "max_bytes": question.bytes, "row_bytes": limits.row_bytes,
         }  # fmt: skip
-        *sets, rows = await conn.several(query("window_copy"), asked)
-        return await self._opened(conn, cursor, limits, _seen(sets)), rows
+        *sets, aim, rows = await conn.several(query("window_copy"), asked)
+        return await self._opened(conn, cursor, limits, _seen(sets)), rows, aim[0][0]
 
     def led_to(self, pages: Pages, part: Part) -> None:
         """This was read, through this connection."""

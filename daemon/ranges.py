@@ -58,6 +58,7 @@ class Ranges:
                 batch, found, goal = await self._source.read_as_of(cursor, look.question)
             except CopyRefused as exc:
                 look.refused(exc)
+                self.looked = exc.other
                 return await self._source.read(cursor)
             except SourceUnavailable:
                 look.lost()

@@ -300,6 +300,7 @@ class Relay:
             # a later change of a key that is held would flow past it.
             self._put_back(batch)
             return
+        await self.copier.meets(batch)
         outgoing = self.copier.outgoing(batch)
         batch_no, after = self.status.batch_no, self._digest
         if before is not None:
@@ -339,9 +340,7 @@ class Relay:
             await self._forget()  # an answer that came out of turn may be older than another
             return
         self.copier.told(flight.load.parcel.notes)
-        if moved := answer.more.get("moved"):
-            log.warning("tables_replaced", tables=moved, because="the target has others under their names: copied anew")
-            await self._forget()  # what is known of their copies is to be learnt anew
+        await self._moved(answer)
         if batch.checked is not None:
             self._failures = 0
             self.verifier.arrived(batch.checked, answer, seconds, self._delivery.held)
@@ -366,6 +365,16 @@ class Relay:
             torn=batch.torn, lag_s=round(self.status.behind_seconds, 4), duration_s=round(seconds, 4), **flight.trace,
         )  # fmt: skip
         await self.note(every=_REMEMBER_EVERY)
+
+    async def _moved(self, answer: Answer) -> None:
+        """Tables that the target says are others by now: what is known of their copies is to be learnt anew."""
+        if moved := answer.more.get("moved"):
+            log.warning(
+                "tables_replaced",
+                tables=moved,
+                because="the target has others under their names, or keys in another order: they begin anew",
+            )
+            await self._forget()
 
     def _heartbeat_arrived(self, batch: Batch, latency: float, seconds: float) -> None:
         """With its answer the target has said which tables are others by now, though not what of their columns is."""
@@ -416,6 +425,7 @@ class Relay:
             self._letters_seen = now
             return False
         self._go_on_from(done[1], self._stated)
+        await self._moved(done[1])
         self.status.applied += done[0].changes
         await self.note()  # the letters are gone: a target that is put back to before is to be known as such
         return True

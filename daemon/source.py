@@ -87,11 +87,12 @@ class Source:
         """
         async with self.connected() as conn:
             found: Found = []
+            aim: str | None = None
             try:
                 if question is None:
                     pages = await self._opening.open(conn, cursor, self.limits)
                 else:
-                    pages, found = await self._opening.open_as_of(conn, cursor, self.limits, question)
+                    pages, found, aim = await self._opening.open_as_of(conn, cursor, self.limits, question)
             except psycopg.Error as exc:
                 code = exc.sqlstate or ""
                 if conn.closed or question is None or not code.startswith(("OB", "42", "22", "55P03", "57014")):
@@ -102,9 +103,13 @@ class Source:
                 why = ours or f"its rows cannot be read ({code}): `outboxd check`"
                 refused = CopyRefused(question.table, why, busy=code == "55P03", slow=code == "57014")
             else:
-                await pages.flush(conn)
-                goal = str(pages.window.goal)
-                return await self._next(conn, pages), found, goal
+                if question is None or question.aim is None or aim in (None, question.aim):
+                    await pages.flush(conn)
+                    goal = str(pages.window.goal)
+                    return await self._next(conn, pages), found, goal
+                refused = CopyRefused(
+                    question.table, "it is of something else, or in another order, by now", other=True
+                )
         raise refused
 
     async def touch(self, table: str, keys: Sequence[str]) -> None:

@@ -155,9 +155,10 @@ class Target:
         """Keys of rows that have not been written since the table's copy began, from a place in the table on."""
         return await self._ask({"mode": "extra", "relay": self._relay, "table": table, "place": place})
 
-    async def keys(self, table: str, after: str | None, most: int) -> Answer:
-        """The next keys of the table's rows there, in the order of its key."""
-        return await self._ask({"mode": "keys", "relay": self._relay, "table": table, "after": after, "most": most})
+    async def keys(self, table: str, after: str | None, most: int, began: float) -> Answer:
+        """The next keys of the table's rows there, in the order of its key, for the pass that began then."""
+        asked = {"table": table, "after": after, "most": most, "began": began}
+        return await self._ask({"mode": "keys", "relay": self._relay, **asked})
 
     async def held(self, after: Sequence[str]) -> Answer:
         """More of the keys that the target holds, behind those that an answer had."""

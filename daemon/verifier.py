@@ -203,7 +203,7 @@ class Verifier:
         suspects, head = self._suspects, self._head()
         if self._flying and (suspects or head is None or not self._goes_on(head)):
             return None
-        if suspects is not None and not self._compares(suspects.then.table):
+        if suspects is not None and not self._goes_with(suspects.then):
             self._begin_anew()
             suspects = head = None
         self._reading = reading = object()
@@ -257,6 +257,10 @@ class Verifier:
         """Is it watched, and does the target have it as a whole?"""
         return table in (self.wanted or ()) and not self.absent(table)
 
+    def _goes_with(self, record: Verification) -> bool:
+        """Is what it is of to be compared still? As rows are looked at again they are asked for by its aim."""
+        return self._compares(record.table) and record.fits((self.wanted or {})[record.table])
+
     def _candidates(self) -> dict[str, Verification]:
         """Passes that go on, or begin."""
         found, now = {}, self._clock()
@@ -279,7 +283,7 @@ class Verifier:
         behind = record.seen or record.after
         keys = None if behind is None else (behind,)
         asked = Question(
-            record.table, "rows" if what == "compare" else "digests", keys, most, self._source.limits.bytes
+            record.table, "rows" if what == "compare" else "digests", keys, most, self._source.limits.bytes, record.aim
         )
 
         def made(found: Found, end: Batch) -> Batch | None:
@@ -309,14 +313,18 @@ class Verifier:
 
     async def _look_beyond(self, record: Verification) -> Look | None:
         """Of the next keys of the target those that the source does not have."""
-        more = (await self._target.keys(record.table, record.after, self._range(record))).more
+        more = (await self._target.keys(record.table, record.after, self._range(record), record.began_at)).more
         if "failed" in more:
             self._stumbled(record, str(more["failed"]), "list its keys")
+            return None
+        if more.get("elsewhere"):  # and back before anything was compared there
+            self._begin_anew()
+            self.records[record.table] = replace(self.records.get(record.table, record), here=False)
             return None
         keys = tuple(more["keys"])
         then = record.further(keys[-1] if keys else None, ends=bool(more["ends"]))
 
-        asked = Question(record.table, "missing", keys)
+        asked = Question(record.table, "missing", keys, aim=record.aim)
 
         def made(found: Found, end: Batch) -> Batch | None:
             absent = stretch(asked, found, end.read_us).sheaves
@@ -327,7 +335,7 @@ class Verifier:
     def _look_again(self, suspects: _Suspects) -> Look:
         """At rows that seem to differ: as they are now."""
         before, then, todo = suspects.before, suspects.then, tuple(suspects.todo[: self._range(suspects.then)])
-        asked = Question(then.table, "these", todo, len(todo), self._source.limits.bytes)
+        asked = Question(then.table, "these", todo, len(todo), self._source.limits.bytes, then.aim)
 
         def made(found: Found, end: Batch) -> Batch | None:
             read = stretch(asked, found, end.read_us)
@@ -360,7 +368,9 @@ class Verifier:
 
         def refused(exc: CopyRefused) -> None:
             self._reading = None
-            if exc.busy:
+            if exc.other:
+                self.ring()
+            elif exc.busy:
                 self._busy[record.table] = self._clock() + _LOOK
             elif exc.slow:
                 self._went_unanswered(record, "the source")

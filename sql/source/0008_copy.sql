@@ -58,10 +58,11 @@ end
 $$;
 
 -- What a copy or a comparison of each captured table is of, as text to be compared with `=`: "installation:digest", of what was
--- watched (not a table of its name that is watched anew), its key, what of its rows travels, as what, and to where; and, where
--- it is not the key's own, " digest" of the order in which ranges are read, which matters while some are still to be read. Null
--- while that cannot be said: the table is gone, or has no key. All tables in one statement, for this is asked every second.
-create or replace function outbox.aims(of_table text default null) returns table (table_name text, relid oid, aim text)
+-- watched (not a table of its name that is watched anew), its key, what of its rows travels, as what, and to where; and " digest"
+-- of the order in which ranges are read (the key's columns, their types and collations, as the index has them), which matters while
+-- some are still to be read. Null while that cannot be said: the table is gone, or has no key. All tables (or `those`) in one
+-- statement, for this is asked every second.
+create or replace function outbox.aims(those text[] default null) returns table (table_name text, relid oid, aim text)
 language sql stable security definer
 set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
 as $$
@@ -79,11 +80,11 @@ as $$
    cross join lateral (
      select c.keys, (select jsonb_object_agg(a.attname, array[a.attnum::text, format_type(a.atttypid, a.atttypmod)])
                        from pg_attribute a where a.attrelid = r.relid and a.attname = any (c.keys)) as made offset 0) k
-   -- Null where the index gives the rows in the key's own order and collations: what outbox.range_order does otherwise.
+   -- What outbox.range_order does.
    cross join lateral (
-     select nullif(i.way, (select string_agg(quote_ident(n), ', ' order by at) from unnest(k.keys) with ordinality u(n, at))) as way
+     select i.way
        from (values (null)) one left join lateral (
-              select string_agg(quote_ident(a.attname) || case when n.coll <> a.attcollation then ' ' || n.coll else '' end, ', ' order by n.at) as way
+              select string_agg(concat_ws(' ', quote_ident(a.attname), a.atttypid, a.atttypmod, n.coll), ', ' order by n.at) as way
                 from pg_index i
                cross join lateral unnest((i.indkey::int2[])[0:i.indnkeyatts - 1], (i.indcollation::oid[])[0:i.indnkeyatts - 1]) with ordinality n(attnum, coll, at)
                 join pg_attribute a on a.attrelid = i.indrelid and a.attnum = n.attnum
@@ -92,7 +93,7 @@ as $$
               having array_agg(a.attname::text) <@ k.keys and k.keys <@ array_agg(a.attname::text)
                order by i.indisprimary desc, i.indexrelid limit 1) i on true
      offset 0) o
-   where w.capture and (of_table is null or w.table_name = of_table)
+   where w.capture and (those is null or w.table_name = any (those))
 $$;
 
 -- Columns, as the target calls them, that this table's rows do not have, or no longer under that name: what outboxd itself
@@ -120,7 +121,8 @@ end
 $$;
 
 -- The key's columns in the order of the index that holds it, and alias `t`'s expressions for them in that index' own
--- collations: only so can the index give the next rows.
+-- collations: only so can the index give the next rows. Named even where they are the columns' own, which may be others by now
+-- than this snapshot says.
 create or replace function outbox.range_order(tbl regclass, keys text[], out names text[], out ordered text[])
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -130,7 +132,7 @@ declare
 begin
   select array_agg(columns[k.attnum] order by k.n),
          array_agg(format('t.%I', columns[k.attnum])
-                   || case when k.coll <> 0 and k.coll <> a.attcollation
+                   || case when k.coll <> 0
                            then (select format(' collate %I.%I', l.collnamespace::regnamespace, l.collname) from pg_collation l where l.oid = k.coll)
                            else '' end order by k.n)
     into names, ordered
@@ -304,13 +306,14 @@ end
 $$;
 
 -- Was the table, or a partition, written anew since this snapshot was taken (TRUNCATE, ALTER TABLE)? An older snapshot
--- then sees it empty. To be asked once it has been read: until this transaction ends that cannot happen any more.
+-- then sees it empty. Or an index, whose key has other types by now than the snapshot says. To be asked once it has been read:
+-- until this transaction ends that cannot happen any more.
 create or replace function outbox.rewritten(tbl regclass) returns boolean
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
   select exists (
-    select from (select tbl as relid union select p.relid from pg_partition_tree(tbl) p) r
+    select from (select tbl as relid union select p.relid from pg_partition_tree(tbl) p union select i.indexrelid from pg_index i where i.indrelid = tbl) r
       left join pg_class c on c.oid = r.relid
      where coalesce(c.relfilenode, 0) <> coalesce(pg_relation_filenode(r.relid), 0))
 $$;
@@ -506,8 +509,8 @@ as $$
 $$;
 
 -- What of a table decides which values its rows have, beside statements that are captured:
---   columns   those that travel or that the filter reads, by number: name, type, its modifier, what generates it; and the
---             transaction that last altered it
+--   columns   those that travel or that the filter reads, by number: name, type, its modifier, what generates it; the
+--             transaction that last altered it; and the collation of the key's and of those that the filter reads
 --   types     of those: an enum's labels, a composite's attributes
 --   parts     the tables that hold the rows, and the file of each
 --   triggers  ours, and the transaction that last altered each
@@ -529,7 +532,8 @@ as $$
     types as (select distinct t.type from (select distinct atttypid from columns where atttypid::int8 >= 16384) c, outbox.types_within(c.atttypid) t(type))
   select jsonb_build_object(
     'columns', coalesce((select jsonb_object_agg(c.attnum, jsonb_build_array(
-                         c.attname, c.atttypid::int8, c.atttypmod, pg_get_expr(c.adbin, c.attrelid), c.xmin::text)) from columns c), '{}'),
+                         c.attname, c.atttypid::int8, c.atttypmod, pg_get_expr(c.adbin, c.attrelid), c.xmin::text,
+                         case when w.mapping -> 'needs' ? c.attname or c.attname = any (coalesce(w.key_columns, outbox.primary_key(c.attrelid))) then c.attcollation::int8 end)) from columns c), '{}'),
     'types', coalesce((select jsonb_object_agg(made.type::text, made.of)
                 from (select e.enumtypid as type, jsonb_object_agg(e.oid::text, e.enumlabel) as of
                         from pg_enum e where e.enumtypid in (select type from types) group by 1
@@ -709,7 +713,7 @@ begin
     tbl := case when w.capture then tbl end;
     keys := case when keys is not null then outbox.projected(keys, jsonb_strip_nulls(jsonb_build_object('rename', w.mapping -> 'rename'))) end;
     columns := case when tbl is not null then outbox.projected(outbox.row_columns(tbl, w.include, w.exclude), w.mapping) end;
-    aim := case when tbl is not null then (select a.aim from outbox.aims(w.table_name) a) end;
+    aim := case when tbl is not null then (select a.aim from outbox.aims(array[w.table_name]) a) end;
     sure := tbl is null or coalesce(outbox.same_rows(aim, w.aimed), false);
     since_id := greatest(w.since_id, (select u.since_id from outbox.unwatched u where u.table_name = identities.table_name), 0);
     left_over := exists (select from outbox.held h where h.table_name = identities.table_name and (h.id between 1 and identities.since_id - 1 or h.id < 0 and h.op = 'lost'));
@@ -730,7 +734,7 @@ declare
   now text;
 begin
   select * into strict w from outbox.watched k where k.id = watched_id;
-  select a.aim into now from outbox.aims(w.table_name) a;
+  select a.aim into now from outbox.aims(array[w.table_name]) a;
   if coalesce(outbox.same_rows(now, w.aimed), true) then
     return false;
   end if;

@@ -36,10 +36,12 @@ $$;
 
 -- The table of a mirror, or null. From the catalogue: to_regclass raises where the door may not use the table's schema.
 create or replace function outboxd.place_of(m outboxd.mirror) returns oid
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = m.target_schema and c.relname = m.target_table
+begin
+  return (select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = m.target_schema and c.relname = m.target_table);
+end
 $$;
 
 -- Columns of a mirror's table that outboxd has filled, {"name": number}, as they are called now. A table that was made anew
@@ -78,16 +80,17 @@ begin
 end
 $$;
 
--- A group with the columns that its rows set to null because they no longer travel (`vacates`): those that are ours.
+-- A group with the columns that its rows set to null because they no longer travel (`vacates`): those that are ours, and may be
+-- null: somebody may have them need a value since the relay was told.
 create or replace function outboxd.vacating(m outboxd.mirror, g json) returns json
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
   select case when g -> 'vacates' is null then g else
     (g::jsonb || jsonb_build_object('columns', (g -> 'columns')::jsonb || coalesce((
-       select jsonb_agg(v.name order by o.number::int)
-         from (select json_array_elements_text(g -> 'vacates') except select json_array_elements_text(g -> 'columns')) v(name)
-         join jsonb_each_text(outboxd.ours(m)) o(name, number) on o.name = v.name), '[]')))::json end
+       select jsonb_agg(a.attname order by a.attnum) from pg_attribute a cross join outboxd.ours(m) o(columns)
+        where a.attrelid = outboxd.place_of(m) and a.attnum = (o.columns ->> a.attname::text)::int and not a.attnotnull
+          and (g -> 'vacates')::jsonb ? a.attname and not (g -> 'columns')::jsonb ? a.attname), '[]')))::json end
 $$;
 
 -- The mirror of a table, or an error whose text names the statement that would allow it.

@@ -256,16 +256,19 @@ as $$
 declare
   c       outboxd.cursor;
   stands  record;
+  given   record;
   m       outboxd.mirror;
   g       json;
   heads   json[];
   bodies  json[];
   spared  text;
+  mirrors outboxd.mirror[];  -- as they were looked up once: what is written, put back and noted is of the same table
   writers text[];
   marks   boolean := false;
   gentle  boolean := false;
   beat    boolean;
   seen    json;
+  moved   text[] := '{}';
   attempt int := 0;
   stale   boolean;
   names   text[];
@@ -309,6 +312,7 @@ begin
         end if;
         m := outboxd.mirror_of(at);
         g := outboxd.vacating(m, g);
+        mirrors[i] := m;
         heads[i] := g;
         bodies[i] := parts[i + 1]::json;
         if g -> 'keyed' is not null then
@@ -342,18 +346,18 @@ begin
       for i in 2 .. cardinality(parts) by 2 loop
         continue when heads[i] is null;
         at := heads[i] ->> 'table';
-        spared := case when heads[i] ->> 'op' <> 'upsert' then outboxd.spared_sql(outboxd.mirror_of(at), heads) else '' end;
+        spared := case when heads[i] ->> 'op' <> 'upsert' then outboxd.spared_sql(mirrors[i], heads) else '' end;
         if spared <> '' then
-          n := outboxd.remove(outboxd.mirror_of(at), heads[i], bodies[i], spared, bodies);
+          n := outboxd.remove(mirrors[i], heads[i], bodies[i], spared, bodies);
         elsif writers[i] is null then
-          n := outboxd.write(outboxd.mirror_of(at), heads[i], bodies[i]);
+          n := outboxd.write(mirrors[i], heads[i], bodies[i]);
         else
           execute 'select outboxd.' || writers[i] || '($1)' into n using bodies[i];
           if n is null then
             stale := true;
             raise exception using errcode = 'OB000';
           elsif n < 0 then
-            perform outboxd.require_key(outboxd.mirror_of(at), heads[i], bodies[i]);
+            perform outboxd.require_key(mirrors[i], heads[i], bodies[i]);
             n := 0;
           end if;
         end if;
@@ -370,7 +374,7 @@ begin
         for i in 2 .. cardinality(parts) by 2 loop
           continue when heads[i] is null;
           at := heads[i] ->> 'table';
-          perform outboxd.require_key(outboxd.mirror_of(at), heads[i], bodies[i]);
+          perform outboxd.require_key(mirrors[i], heads[i], bodies[i]);
         end loop;
         perform outboxd.refuse_cascades(array(select h ->> 'table' from unnest(heads) h where h ->> 'op' = 'upsert'));
         set constraints all deferred;
@@ -378,7 +382,7 @@ begin
           g := heads[k];
           continue when g is null;
           at := g ->> 'table';
-          m := outboxd.mirror_of(at);
+          m := mirrors[k];
           names := array(select json_array_elements_text(g -> 'columns'));
           if g ->> 'op' = 'upsert' and g -> 'anew' is null and exists (select from outboxd.other_columns(m, names)) then
             execute outboxd.take_sql(m) into strict old using bodies[k];
@@ -391,7 +395,7 @@ begin
           g := heads[i];
           continue when g is null or g ->> 'op' <> 'upsert';
           at := g ->> 'table';
-          m := outboxd.mirror_of(at);
+          m := mirrors[i];
           names := array(select json_array_elements_text(g -> 'columns'));
           if taken[i] is not null then
             execute outboxd.put_back_sql(m, names) using bodies[i], taken[i];
@@ -422,20 +426,31 @@ begin
   if state is not null then
     return outboxd.refused(c, gear, at, state, message, context, wrong_schema, wrong_table, wrong_column, wrong_constraint);
   end if;
-  for at, names in
-    select distinct h ->> 'table', array(select json_array_elements_text(h -> 'columns')) from unnest(heads) h where h ->> 'op' = 'upsert'
+  for given in
+    select distinct mirrors[i] as m, array(select json_array_elements_text(heads[i] -> 'columns')) as names
+      from generate_series(2, cardinality(parts), 2) i where heads[i] ->> 'op' = 'upsert'
   loop
-    perform outboxd.note_filled(c.relay, outboxd.mirror_of(at), names);
+    perform outboxd.note_filled(c.relay, given.m, given.names);
   end loop;
   if marks then
     beat := outboxd.note_held(c.relay, parts);
-    seen := outboxd.compared(parts);
+    seen := outboxd.compared(c.relay, parts);
+    moved := array_remove(array[seen ->> 'moved'], null);
+  end if;
+  -- After what the batch has noted: where it begins a copy, that is of what it has written, too.
+  for m in select distinct u.* from unnest(mirrors) u where u.table_name is not null loop
+    if outboxd.note_place(c.relay, m) then
+      moved := moved || m.table_name;
+    end if;
+  end loop;
+  if beat is not null then
+    moved := moved || outboxd.moved(c.relay);
   end if;
   update outboxd.cursor
      set batch_no = (header ->> 'batch_no')::bigint, digest = header ->> 'digest', cursor = (header -> 'cursor')::text, updated_at = now()
    where relay = c.relay
   returning * into c;
   return outboxd.answer('applied', c, json_build_object('gear', gear, 'written', written, 'heartbeat', beat, 'compared', seen,
-                                                        'moved', case when beat is not null then outboxd.moved(c.relay) end));
+                                                        'moved', case when moved <> '{}' then to_json(moved) end));
 end
 $$;

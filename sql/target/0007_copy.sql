@@ -130,6 +130,7 @@ $$;
 -- From a place on ("oid tid file" of a table or partition, a row's place, and the file that this is in; null: the beginning),
 -- through some of the table, in the order in which it lies on disk: no sorting, and no comparing of keys. Such rows do not
 -- move, but for those of a table that is written anew (VACUUM FULL, CLUSTER): it is gone through from its beginning then.
+-- "elsewhere": this was another table than the copy is in.
 create or replace function outboxd.extra(relay_name text, name text, place text) returns json
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -146,6 +147,8 @@ declare
   keys  text[];
   last  tid;
   file  oid;
+  elsewhere boolean := exists (select from outboxd.copy c where c.relay = relay_name and c.table_name = name
+                                  and c.place is distinct from tbl::oid || ' ' || m.key_columns::text);
 begin
   leaf := coalesce(split_part(place, ' ', 1)::oid, 0);
   at := coalesce(split_part(place, ' ', 2)::tid, '(0,0)');
@@ -153,7 +156,7 @@ begin
     from (select p.relid from pg_partition_tree(tbl) p where p.isleaf union select tbl where (select relkind from pg_class where oid = tbl) <> 'p') r
    where r.relid::oid >= leaf;
   if leaf is null then
-    return json_build_object('keys', array[]::text[]);
+    return json_build_object('keys', array[]::text[], 'elsewhere', elsewhere);
   end if;
   execute format('select from only %s limit 0', leaf::regclass);  -- it keeps its file until this has ended
   file := pg_relation_filenode(leaf::regclass);
@@ -167,7 +170,7 @@ begin
     ' where t.ctid > $1 and t.ctid < $2 and age(t.xmin) > age($3::xid) limit $4) x',
     (select string_agg(format('t.%I', k), ', ') from unnest(m.key_columns) k), leaf::regclass)
     into keys, last using at, upto, since, most;
-  return json_build_object('keys', coalesce(keys, '{}'), 'place',
+  return json_build_object('keys', coalesce(keys, '{}'), 'elsewhere', elsewhere, 'place',
     case when cardinality(keys) >= most then format('%s %s %s', leaf, last, file)
          when pg_relation_size(leaf::regclass) > 8192 * split_part(ltrim(upto::text, '('), ',', 1)::bigint then format('%s %s %s', leaf, upto, file)
          else format('%s (0,0)', leaf::bigint + 1) end);

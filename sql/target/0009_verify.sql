@@ -25,6 +25,7 @@ create table if not exists outboxd.verification (
   last       json,
   aim        text,
   place      text,
+  way        text,
   updated_at timestamptz not null default now(),
   primary key (relay, table_name)
 );
@@ -34,13 +35,14 @@ comment on column outboxd.verification.after is 'how far it has come: the last k
 comment on column outboxd.verification.repaired is 'rows that differed, were written again, and were found equal then';
 comment on column outboxd.verification.samples is 'some of the rows that differ: kind, key, and the names of columns';
 comment on column outboxd.verification.aim is 'what is compared, as outboxd.copy.aim; place is the table here';
+comment on column outboxd.verification.way is 'in which order its keys came here when it began (outboxd.key_way)';
 comment on column outboxd.verification.began_at is 'by the source''s clock';
 comment on column outboxd.verification.last is 'of the last pass that came to its end: when it began and ended, and its counts';
 
 revoke all on outboxd.verification from public;
 
 -- Tables that are not any more what was copied, or is compared: said once, and kept in the records by then.
-create or replace function outboxd.moved(relay_name text) returns json
+create or replace function outboxd.moved(relay_name text) returns text[]
 language sql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -51,7 +53,24 @@ as $$
     update outboxd.verification v set place = null
      where v.relay = relay_name and v.place is distinct from outboxd.place(v.table_name) and v.place is not null returning v.table_name
   )
-  select json_agg(t.table_name) from (select * from copied union select * from compared) t
+  select array(select * from copied union select * from compared)
+$$;
+
+-- The same of a table that this batch has written, or compared: nobody can put another in its place before the batch ends. A
+-- place there and back is seen by those that did something there, whenever somebody looks. True: it was another one, which is news.
+create or replace function outboxd.note_place(relay_name text, m outboxd.mirror) returns boolean
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  there text := outboxd.place_of(m) || ' ' || m.key_columns::text;
+  other boolean;
+begin
+  update outboxd.copy c set place = null where c.relay = relay_name and c.table_name = m.table_name and c.place <> there;
+  other := found;
+  update outboxd.verification v set place = null where v.relay = relay_name and v.table_name = m.table_name and v.place <> there;
+  return other or found;
+end
 $$;
 
 create or replace function outboxd.verifications(relay_name text) returns json
@@ -65,21 +84,55 @@ as $$
     from outboxd.verification v where v.relay = relay_name
 $$;
 
+-- The index that holds a mirror's key; null: there is none.
+create or replace function outboxd.key_index(m outboxd.mirror) returns oid
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select i.indexrelid from pg_index i
+     where i.indrelid = outboxd.place_of(m)
+       and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null and i.indexprs is null
+       and (select array_agg(b.attname::text order by b.attname::text collate "C") from pg_attribute b
+             where b.attrelid = i.indrelid and b.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
+         = (select array_agg(q order by q collate "C") from unnest(m.key_columns) q)
+     order by i.indisprimary desc, i.indexrelid limit 1);
+end
+$$;
+
+-- In which order the keys of a mirror come, as text to be compared. Where it is another one by now, how far a pass has come says
+-- nothing.
+create or replace function outboxd.key_way(m outboxd.mirror) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select string_agg(concat_ws(' ', quote_ident(a.attname), a.atttypid, a.atttypmod, k.coll), ', ' order by k.n)
+      from pg_index i
+     cross join lateral unnest((i.indkey::int2[])[0:i.indnkeyatts - 1], (i.indcollation::oid[])[0:i.indnkeyatts - 1]) with ordinality k(attnum, coll, n)
+      join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+     where i.indexrelid = outboxd.key_index(m));
+end
+$$;
+
 -- Record how far the verification of a table has come, as a group of the batch says.
 create or replace function outboxd.note_verification(relay_name text, name text, entries json) returns void
 language sql volatile
 set search_path = pg_catalog, pg_temp
 as $$
-  insert into outboxd.verification as v (relay, table_name, state, wish, asked, repair, step, after, rows, missing, different, extra, held, repaired, samples, reason, began_at, last, aim, place)
+  insert into outboxd.verification as v (relay, table_name, state, wish, asked, repair, step, after, rows, missing, different, extra, held, repaired, samples, reason, began_at, last, aim, place, way)
   select relay_name, name, x.state, x.wish, x.asked, x.repair, x.step, x.after, x.rows, x.missing, x.different, x.extra, x.held, x.repaired, x.samples, x.reason,
-         to_timestamp(x.began_at), x.last, x.aim, outboxd.place(name)
+         to_timestamp(x.began_at), x.last, x.aim, outboxd.place(name), (select outboxd.key_way(m) from outboxd.mirror m where m.table_name = name)
     from json_to_recordset(entries) as x(state text, wish bigint, asked boolean, repair boolean, step text, after text, rows bigint, missing bigint, different bigint,
                                          extra bigint, held bigint, repaired bigint, samples json, reason text, began_at double precision, last json, aim text)
   on conflict on constraint verification_pkey do update
      set state = excluded.state, wish = excluded.wish, asked = excluded.asked, repair = excluded.repair, step = excluded.step, after = excluded.after, rows = excluded.rows,
          missing = excluded.missing, different = excluded.different, extra = excluded.extra, held = excluded.held, repaired = excluded.repaired,
          samples = excluded.samples, reason = excluded.reason, began_at = excluded.began_at, last = excluded.last, aim = excluded.aim, updated_at = clock_timestamp(),
-         place = case when v.began_at = excluded.began_at then v.place else excluded.place end
+         place = case when v.began_at = excluded.began_at then v.place else excluded.place end,
+         way = case when v.began_at = excluded.began_at then v.way else excluded.way end
 $$;
 
 -- A mirror's row as the source would write it into a change, as SQL over alias t: equal text means equal rows. The
@@ -142,6 +195,18 @@ begin
 end
 $$;
 
+-- The keys of a table come in another order than when the pass through it began: see outboxd.note_place.
+create or replace function outboxd.note_way(relay_name text, m outboxd.mirror) returns boolean
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update outboxd.verification v set place = null
+   where v.relay = relay_name and v.table_name = m.table_name and v.place is not null and v.way is distinct from outboxd.key_way(m);
+  return found;
+end
+$$;
+
 -- The key of a mirror in the order of the index that holds it: the columns of alias t, in the index' own collations (only so
 -- can it find a stretch of them), the same of a key read as x, and x's definition. Null: there is no such index.
 create or replace function outboxd.key_order(m outboxd.mirror, out ordered text, out given text, out definition text)
@@ -152,13 +217,7 @@ as $$
                       then (select format(' collate %I.%I', l.collnamespace::regnamespace, l.collname) from pg_collation l where l.oid = k.coll)
                       else '' end, ', ' order by k.n),
          string_agg(c.value, ', ' order by k.n), string_agg(c.definition, ', ' order by k.n)
-    from (select i.* from pg_index i
-           where i.indrelid = to_regclass(format('%I.%I', m.target_schema, m.target_table))
-             and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null and i.indexprs is null
-             and (select array_agg(b.attname::text order by b.attname::text collate "C") from pg_attribute b
-                   where b.attrelid = i.indrelid and b.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
-               = (select array_agg(q order by q collate "C") from unnest(m.key_columns) q)
-           order by i.indisprimary desc, i.indexrelid limit 1) i
+    from (select i.* from pg_index i where i.indexrelid = outboxd.key_index(m)) i
    cross join lateral unnest((i.indkey::int2[])[0:i.indnkeyatts - 1], (i.indcollation::oid[])[0:i.indnkeyatts - 1]) with ordinality k(attnum, coll, n)
     join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
     join outboxd.columns_of(m, m.key_columns) c on c.name = a.attname
@@ -166,7 +225,7 @@ $$;
 
 -- Whether a row t lies in the stretch of keys behind the first ($2; null: from the beginning) and up to the second ($3;
 -- null: to the end), by the order that this store has. Null: that cannot be said of this table. A pass whose stretches
--- follow each other looks at every row here, whatever the order: a row behind where one begins and not behind where a later
+-- follow each other looks at every row here, whatever the order, as long as it is one: a row behind where one begins and not behind where a later
 -- one ends lies in one of those in between.
 create or replace function outboxd.inside_sql(m outboxd.mirror, span json) returns text
 language sql stable
@@ -182,8 +241,8 @@ as $$
 $$;
 
 -- Compare one group: {"rows": how many, "found": [[number, kind, columns], ...]}, or {"failed": SQLSTATE}. Of a group that has
--- a `span` of keys, too: "alone": no row lies in it that is not in the group. False: one may.
-create or replace function outboxd.compare(g json, entries json) returns json
+-- a `span` of keys, too: "alone": no row lies in it that is not in the group. False: one may. "moved": see outboxd.note_place.
+create or replace function outboxd.compare(relay_name text, g json, entries json) returns json
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
@@ -206,19 +265,20 @@ begin
        into strict found, known using entries, (g -> 'span' ->> 0)::json, (g -> 'span' ->> 1)::json;
     execute format('select count(*) from (select from %I.%I t where %s limit $1) t', m.target_schema, m.target_table, inside)
        into strict here using known + 1, (g -> 'span' ->> 0)::json, (g -> 'span' ->> 1)::json;
-    return json_build_object('rows', json_array_length(entries), 'found', found, 'alone', here = known);
+    return json_build_object('rows', json_array_length(entries), 'found', found, 'alone', here = known,
+                             'moved', case when outboxd.note_place(relay_name, m) or outboxd.note_way(relay_name, m) then m.table_name end);
   end if;
   execute format('select coalesce(json_agg(json_build_array(d.n - 1, d.kind, d.columns)), ''[]'') from (%s) d(n, kind, columns)',
                  outboxd.compare_sql(m, g ->> 'op', array(select json_array_elements_text(g -> 'columns'))))
      into strict found using entries;
-  return json_build_object('rows', json_array_length(entries), 'found', found);
+  return json_build_object('rows', json_array_length(entries), 'found', found, 'moved', case when outboxd.note_place(relay_name, m) then m.table_name end);
 exception when query_canceled or others then
   return json_build_object('failed', sqlstate);
 end
 $$;
 
 -- What a batch asks to be compared; null: nothing.
-create or replace function outboxd.compared(parts text[]) returns json
+create or replace function outboxd.compared(relay_name text, parts text[]) returns json
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -228,15 +288,16 @@ begin
   for i in 2 .. cardinality(parts) by 2 loop
     g := parts[i]::json;
     if g ->> 'op' in ('digest', 'compare', 'present') then
-      return outboxd.compare(g, parts[i + 1]::json);
+      return outboxd.compare(relay_name, g, parts[i + 1]::json);
     end if;
   end loop;
   return null;
 end
 $$;
 
--- The next keys of a mirror behind one (null: from the first), in the order of the index that holds them.
-create or replace function outboxd.keys_after(name text, after json, most int) returns json
+-- The next keys of a mirror behind one (null: from the first), in the order of the index that holds them. "elsewhere": the pass
+-- that began then has compared another table, or in another order.
+create or replace function outboxd.keys_after(relay_name text, name text, after json, most int, began double precision) returns json
 language plpgsql stable
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off set lock_timeout = '200ms'
 as $$
@@ -252,7 +313,9 @@ begin
     case when after is null then '(select) x ' else format('json_to_record($1) as x(%s) ', o.definition) end,
     (select string_agg(format('t.%I', k), ', ') from unnest(m.key_columns) k), m.target_schema, m.target_table,
     case when after is null then '' else format(' where (%s) > (%s)', o.ordered, o.given) end, o.ordered) into keys using after, most;
-  return json_build_object('keys', coalesce(keys, '{}'), 'ends', coalesce(cardinality(keys), 0) < most);
+  return json_build_object('keys', coalesce(keys, '{}'), 'ends', coalesce(cardinality(keys), 0) < most, 'elsewhere', exists (
+    select from outboxd.verification v where v.relay = relay_name and v.table_name = name and v.began_at = to_timestamp(began)
+       and (v.place is distinct from outboxd.place_of(m) || ' ' || m.key_columns::text or v.way is distinct from outboxd.key_way(m))));
 exception when query_canceled or others then
   return json_build_object('keys', array[]::text[], 'ends', true, 'failed', sqlstate);
 end

@@ -304,3 +304,66 @@ async def test_a_column_left_out_that_was_dropped_and_comes_again_stays_at_home(
         on_source(pair, "select outbox.notice()", "select outbox.ask_copy('story')")
         await settled(parts)
     assert left(pair) == [(0, 2)]
+
+
+NONE = "create table story (id int primary key, n int unique deferrable, note text default 'none')"
+GEARS = {
+    "written": (),
+    "swapped": ("update story set n = 3 - n where n < 3",),
+    "one is refused": ("insert into story values (13, 13)",),
+}
+
+
+@pytest.mark.parametrize("more", list(GEARS))
+async def test_new_rows_where_one_that_was_taken_off_has_a_default(pair: Pair, more: str) -> None:
+    """Also where rows are taken out and put back, or one of them is refused."""
+    pair.create(NONE, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1, 'raw'), (2, 2, 'raw')")
+        await settled(parts)
+        on_source(pair, WITHOUT)
+        on_target(pair, "alter table story add check (n <> 13)")
+        await settled(parts)
+        pair.write("insert into story values (3, 3, 'raw')", "delete from story where id = 2",
+                   "insert into story values (2, 5, 'raw')", "update story set n = 2 where id = 2", *GEARS[more])  # fmt: skip
+        await settled(parts)
+        ask(pair)
+        await settled(parts)
+        record = parts.relay.verifier.records["public.story"]
+        assert (record.state, record.rows, record.drift) == ("done", 3 + (more == "one is refused"), 0)
+    assert left(pair) == [(0, 3)]
+
+
+async def test_one_that_was_taken_off_must_have_a_value_meanwhile(pair: Pair) -> None:
+    """The relay has not been told: rows get what a new one has there."""
+    pair.create(NONE, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1, 'raw')")
+        await settled(parts)
+        on_source(pair, WITHOUT)
+        await settled(parts)
+        on_target(pair, "update story set note = 'theirs'", "alter table story alter column note set not null")
+        pair.write("insert into story values (2, 2, 'raw')", "update story set n = 7 where id = 1")
+        await parts.relay.drain()
+    assert on_it(pair, "select * from story order by 1") == [(1, 7, "theirs"), (2, 2, "none")]
+
+
+async def test_a_row_that_is_refused_while_its_column_is_emptied_and_taken_right_after(pair: Pair) -> None:
+    """The copy goes on without it; the source records it anew, and it arrives as a change like any other."""
+    pair.create(STORY, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 13, 'raw'), (2, 1, 'raw')")
+        await settled(parts)
+        on_target(pair, "alter table story add constraint lucky check (n <> 13) not valid")
+        on_source(pair, WITHOUT)
+        parts.relay.copier.ring()
+        with pair.source.connect() as conn:
+            newest = "select max(id) from outbox.change"
+            before = conn.execute(newest).fetchall()
+            while conn.execute(newest).fetchall() == before:
+                await parts.relay.step()
+        on_target(pair, "alter table story drop constraint lucky")
+        await settled(parts)
+        assert parts.relay.copier.copies["public.story"].state == "done"
+        assert on_it(pair, "select * from outboxd.held") == []
+    assert on_it(pair, "select * from story order by 1") == [(1, 13, None), (2, 1, None)]

@@ -493,3 +493,71 @@ async def test_a_table_that_is_out_is_renamed_and_its_old_name_stays_watched(pai
         assert not parts.relay.copier.out
     assert there(pair, "select id, n from story order by 1") == [(1, 5), (2, 2)]
     none_is_left(pair)
+
+
+@pytest.mark.parametrize("how", ["while it was out", "without triggers", "with its partition"])
+async def test_a_row_that_left_unseen_and_that_the_target_does_not_let_go(pair: Pair, how: str) -> None:
+    """It has a letter of before, which is no delete; the copy that prunes leaves another, which is one."""
+    parts_of = how == "with its partition"
+    ddl = STORY + (" partition by range (id)" if parts_of else "")
+    pair.create(STORY)
+    with pair.source.connect() as conn:
+        if parts_of:
+            conn.execute("drop table story")
+            conn.execute(ddl.encode())
+            conn.execute("create table low partition of story for values from (0) to (4)")
+            conn.execute("create table high partition of story for values from (4) to (9)")
+    on_source(pair, "select outbox.watch('story')")
+    on_target(pair, "select outboxd.map('story')")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1), (5, 5)")
+        await rest(parts)
+        on_target(pair, REFUSES, "create table fan (id int references story)", "insert into fan values (5)")
+        pair.write("update story set n = 13 where id = 5")
+        await rest(parts)
+        assert held(pair) == [("public.story", '{"id":5}')]
+        if how == "while it was out":
+            on_target(pair, "alter table story rename column note to memo")
+            pair.write("update story set n = 2 where id = 1")
+            await rest(parts)
+            assert parts.relay.copier.out
+            pair.write("delete from story where id = 5")
+            await rest(parts)
+            on_target(pair, "alter table story rename column memo to note")
+        elif parts_of:
+            pair.write("alter table story detach partition high")
+        else:
+            pair.write("alter table story disable trigger user", "delete from story where id = 5")
+            on_source(pair, "select outbox.watch('story')")
+        on_source(pair, "select outbox.notice()")
+        await rest(parts)
+        on_target(pair, TAKES, "drop table fan")
+        await retried(pair, parts)
+        await rest(parts)
+    pair.assert_equal("story")
+    none_is_left(pair)
+
+
+async def test_emitted_for_a_while_with_letters_and_captured_again(pair: Pair) -> None:
+    pair.create(STORY, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1, 'a'), (2, 2, 'b')")
+        await rest(parts)
+        on_target(pair, REFUSES)
+        pair.write("update story set n = 13 where id = 1")
+        await rest(parts)
+        on_source(pair, "select outbox.watch('story', capture => false)")
+        pair.write("select outbox.emit('public.story', 'upsert', '{\"id\": 1, \"n\": 13, \"note\": \"said\"}')",
+                   "select outbox.emit('public.story', 'upsert', '{\"id\": 9, \"n\": 13}')")  # fmt: skip
+        pair.write("update story set n = 8 where id = 1")
+        await rest(parts)
+        on_target(pair, "alter table story rename column note to memo")
+        pair.write('select outbox.emit(\'public.story\', \'upsert\', \'{"id": 7, "n": 1, "note": "x"}\')')
+        await rest(parts)
+        on_source(pair, "select outbox.watch('story')")
+        await rest(parts)
+        on_target(pair, "alter table story rename column memo to note", TAKES)
+        await retried(pair, parts)
+        await rest(parts)
+    pair.assert_equal("story")
+    none_is_left(pair)

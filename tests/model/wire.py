@@ -357,6 +357,7 @@ _STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]]
     "on_error": _on_error,
     "letters_wake": _on_error,
     "copy_wanted": _copy_wanted,
+    "copy_met": _copy_wanted,
     "copy_notice": _copy_wanted,
     "uncaptured": _copy_wanted,
     "verify_wanted": _copy_wanted,

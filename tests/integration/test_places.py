@@ -1,0 +1,188 @@
+"""A table's rows go elsewhere on the target for a moment: what arrived there is not here, and what was there is not compared here."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from daemon.batch import Limits
+from daemon.target import Answer
+from tests.integration.test_aim import half_copied, on_source, on_target
+from tests.integration.test_copy import filled
+from tests.integration.test_dead_letters import AT_ONCE
+from tests.integration.test_letters_aim import EAGER, REFUSES, STORY, TAKES, rest, retried
+from tests.integration.test_out_emitted import there
+from tests.integration.test_verify import ask
+from tests.pairs import Pair
+
+SMALL = Limits(changes=100)
+WAYS = {
+    "mapped": (["select outboxd.map('tale', 'public.story')"], ["select outboxd.map('story')"]),
+    "renamed": (
+        ["alter table story rename to aside", "alter table tale rename to story"],
+        ["alter table story rename to tale", "alter table aside rename to story"],
+    ),
+}
+CHANGES = {
+    "all": ["update story set n = 7 where id = 1", "delete from story where id = 2", "insert into story values (4, 4)"],
+    "a delete": ["delete from story where id = 2"],
+    "a truncate": ["truncate story"],
+}
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("changes", list(CHANGES))
+async def test_a_place_there_and_back_again(pair: Pair, way: str, changes: str) -> None:
+    """For a moment it went elsewhere: what arrived there meanwhile is nowhere else."""
+    to, back = WAYS[way]
+    pair.create(STORY, "story")
+    on_target(pair, STORY.replace("story", "tale"))
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1), (2, 2), (3, 3)")
+        await rest(parts)
+        on_target(pair, *to)
+        pair.write(*CHANGES[changes])
+        await parts.relay.drain()
+        on_target(pair, *back)
+        parts.relay.ask_again()
+        await rest(parts)
+        await rest(parts)
+    async with pair.relay(timing=EAGER) as parts:
+        await rest(parts)
+    pair.assert_equal("story")
+
+
+async def test_a_letter_that_was_delivered_elsewhere(pair: Pair) -> None:
+    pair.create(STORY, "story")
+    on_target(pair, STORY.replace("story", "tale"))
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1), (2, 2)")
+        await rest(parts)
+        on_target(pair, REFUSES)
+        pair.write("update story set n = 13 where id = 1")
+        await rest(parts)
+        on_target(pair, *WAYS["mapped"][0])
+        await retried(pair, parts)
+        on_target(pair, TAKES, *WAYS["mapped"][1])
+        parts.relay.ask_again()
+        await rest(parts)
+        await rest(parts)
+    pair.assert_equal("story")
+
+
+async def test_a_place_there_and_back_again_during_a_comparison(pair: Pair) -> None:
+    """The half that was compared elsewhere says nothing of what is here."""
+    filled(pair)
+    on_target(pair, "create table tale (id int primary key, n int)")
+    async with pair.relay(limits=SMALL, timing=AT_ONCE) as parts:
+        await rest(parts)
+        on_target(pair, "insert into tale select * from story", "update story set n = -1 where id > 1000")
+        ask(pair)
+        parts.relay.verifier.ring()
+        while (record := parts.relay.verifier.records.get("public.story")) is None or record.rows < 300:
+            await parts.relay.step()
+        on_target(pair, *WAYS["mapped"][0])
+        await parts.relay.drain()
+        on_target(pair, *WAYS["mapped"][1])
+        parts.relay.ask_again()
+        for _ in range(3):
+            parts.relay.verifier.ring()
+            await rest(parts)
+        record = parts.relay.verifier.records["public.story"]
+        differ = there(pair, "select count(*)::int from story where n = -1")
+        assert (record.state, record.rows, [(record.different,)]) == ("done", 2500, differ)
+
+
+def elsewhere(pair: Pair, asked: Callable[..., Awaitable[Answer]]) -> Callable[..., Awaitable[Answer]]:
+    """This question, the first time put to the target while the table is another one."""
+    left = [*WAYS["mapped"]]
+
+    async def answered(*given: Any) -> Answer:
+        if not left:
+            return await asked(*given)
+        to, back = left
+        left.clear()
+        on_target(pair, *to)
+        try:
+            return await asked(*given)
+        finally:
+            on_target(pair, *back)
+
+    return answered
+
+
+async def test_what_is_too_much_is_looked_for_elsewhere(pair: Pair) -> None:
+    """An empty table has nothing too much."""
+    filled(pair)
+    on_target(pair, "create table tale (id int primary key, n int)", "insert into story values (9000, 1)")
+    on_source(pair, "select outbox.ask_copy('story', prune => true)")
+    async with pair.relay(limits=SMALL, timing=AT_ONCE) as parts:
+        parts.target.unwritten = elsewhere(pair, parts.target.unwritten)  # type: ignore[method-assign,assignment]
+        await half_copied(parts)
+        await rest(parts)
+        assert parts.relay.copier.copies["public.story"].state == "done"
+    pair.assert_equal("story")
+
+
+async def test_keys_beyond_those_compared_are_looked_for_elsewhere(pair: Pair) -> None:
+    filled(pair)
+    on_target(pair, "create table tale (id int primary key, n int)")
+    async with pair.relay(limits=SMALL, timing=AT_ONCE) as parts:
+        await rest(parts)
+        on_target(pair, "insert into story values (9000, 1)")
+        parts.target.keys = elsewhere(pair, parts.target.keys)  # type: ignore[method-assign,assignment]
+        ask(pair)
+        parts.relay.verifier.ring()
+        for _ in range(3):
+            await rest(parts)
+        record = parts.relay.verifier.records["public.story"]
+        assert (record.state, record.rows, record.extra) == ("done", 2500, 1)
+
+
+@pytest.mark.parametrize("way", ["made anew", "watched anew", "deleted meanwhile"])
+async def test_a_table_whose_first_rows_came_within_the_second_in_which_it_was_watched(pair: Pair, way: str) -> None:
+    """As a migration makes a table, watches it and fills it: where its rows went is on record all the same."""
+    pair.create("create table other (id int primary key)", "other")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into other values (1)")
+        await rest(parts)
+        pair.create(STORY, "story")
+        pair.write("insert into story values (1, 1), (2, 2)")
+        await parts.relay.drain()
+        assert there(pair, "select count(*) from story") == [(2,)]
+        pair.write("insert into other values (2)")
+        await rest(parts)
+        if way == "made anew":
+            on_target(pair, "drop table story", STORY, "select outboxd.map('story')")
+        elif way == "watched anew":
+            on_source(pair, "select outbox.unwatch('story')", "delete from story", "select outbox.watch('story')")
+        else:
+            on_source(
+                pair,
+                "select outbox.watch('story', capture => false)",
+                "delete from story",
+                "select outbox.watch('story')",
+            )
+        parts.relay.ask_again()
+        await rest(parts)
+    async with pair.relay(timing=EAGER) as parts:
+        await rest(parts)
+    pair.assert_equal("story")
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["some are left", "none is left"])
+async def test_what_was_recorded_before_it_was_watched_anew_arrives_first(pair: Pair, left: bool) -> None:
+    """Rows went meanwhile that nobody saw, and the target has no record of the table yet."""
+    pair.create("create table other (id int primary key)", "other")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into other values (1)")
+        await rest(parts)
+        pair.create(STORY, "story")
+        pair.write("insert into story values (1, 1), (2, 2)")
+        on_source(pair, "select outbox.unwatch('story')", "truncate story", "select outbox.watch('story')")
+        if left:
+            pair.write("insert into story values (3, 3)")
+        await parts.relay.drain()
+        await rest(parts)
+        await rest(parts)
+    pair.assert_equal("story")
