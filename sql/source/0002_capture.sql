@@ -852,7 +852,7 @@ begin
     end if;
     get diagnostics made = row_count;
   else
-    were := outbox.pin(outbox.spelling());
+    were := outbox.pin(outbox.spelling() || '{enable_memoize,off}');  -- which before 17 has a key of each use of a column: too many
     if tg_op <> 'TRUNCATE' then
       begin
         mark := @statement@;

@@ -406,12 +406,12 @@ declare
   title text := 'copy_' || watched_id;
 begin
   -- The index gives the next rows in order: a plan that reads all of them and sorts would do so for each range. What is
-  -- switched off seems dear, and would have each range compiled.
+  -- switched off seems dear, and would have each range compiled. Memoize would take each row for a key, to find none again.
   execute format(
     'create or replace function outbox.%I(what text, keys text[], most int, max_bytes bigint, row_bytes bigint)'
     ' returns table (columns text[], named text, texts text, sizes bytea) language sql volatile security definer'
     ' set search_path = pg_catalog, pg_temp set row_security = off'
-    ' set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off%s'
+    ' set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_memoize = off set jit = off%s'
     ' as ''select * from outbox.copy_work(%s, $1, $2, $3, $4, $5)''',
     title,
     (select string_agg(format(' set %s = %L', p.name, p.setting), '') from (
