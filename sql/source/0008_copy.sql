@@ -522,6 +522,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   with
     root as (select outbox.table_named(w.table_name) as relid),
+    keyed as materialized (select coalesce(w.key_columns, outbox.primary_key(r.relid)) as names from root r),  -- once, not for each column
     tree as (select t.relid from root r, outbox.tree(r.relid) t(relid)),
     columns as (
       select a.*, a.xmin, d.adbin from root r
@@ -533,7 +534,7 @@ as $$
   select jsonb_build_object(
     'columns', coalesce((select jsonb_object_agg(c.attnum, jsonb_build_array(
                          c.attname, c.atttypid::int8, c.atttypmod, pg_get_expr(c.adbin, c.attrelid), c.xmin::text,
-                         case when w.mapping -> 'needs' ? c.attname or c.attname = any (coalesce(w.key_columns, outbox.primary_key(c.attrelid))) then c.attcollation::int8 end)) from columns c), '{}'),
+                         case when w.mapping -> 'needs' ? c.attname or c.attname = any ((select names from keyed)::text[]) then c.attcollation::int8 end)) from columns c), '{}'),
     'types', coalesce((select jsonb_object_agg(made.type::text, made.of)
                 from (select e.enumtypid as type, jsonb_object_agg(e.oid::text, e.enumlabel) as of
                         from pg_enum e where e.enumtypid in (select type from types) group by 1
