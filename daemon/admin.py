@@ -1,21 +1,26 @@
-"""The daemon's own small HTTP server: health, metrics, status.
+"""The daemon's own pages: health, metrics, status.
 
-Knows HTTP and whom to ask. Knows nothing of how the answers come about. Read-only, and on loopback unless told
-otherwise: what it tells names tables and counts, never rows.
+Knows the pages, and under which names they are told. Knows nothing of how the answers come about, nor how they are
+served: daemon/serving.py. Read-only, and on loopback unless told otherwise: what they tell names tables and counts,
+never rows.
 """
 
-import asyncio
-import contextlib
-import socket
-from collections.abc import Callable, Iterator, Mapping
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from daemon.serving import Answer, Request, Server, sentence
+
+# For whoever probes or scrapes, under whatever name it was given: they tell states and counts.
+_FOR_ANY_NAME = ("/livez", "/readyz", "/metrics")
+_AT_ONCE = ("/livez", "/readyz")
+_OTHER_NAME = (
+    "this page is not told under that name: ask by the address or as localhost, or put the name into admin_hosts "
+    "(OUTBOXD_ADMIN_HOSTS)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,71 +35,60 @@ class Views:
     installation: Callable[[], str | None] = lambda: None
 
 
-class _Server(uvicorn.Server):
-    """uvicorn that leaves signals to the daemon, and does not wake ten times a second to look at the time."""
+def pages(views: Views) -> dict[str, Callable[[], Answer]]:
+    """Each page by its path."""
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def main_loop(self) -> None:
-        while not self.should_exit:
-            await self.on_tick(0)
-            await asyncio.sleep(1.0)
-
-
-def application(views: Views) -> Starlette:
-    """The routes."""
-
-    async def livez(_: Request) -> Response:
+    def livez() -> Answer:
         alive = views.alive()
         whose = {"relay": views.relay, "installation": views.installation()}
-        return JSONResponse({"alive": alive, **whose}, status_code=200 if alive else 503)
+        return _json({"alive": alive, **whose}, 200 if alive else 503)
 
-    async def readyz(_: Request) -> Response:
+    def readyz() -> Answer:
         ready, why = views.ready()
-        return JSONResponse({"ready": ready, **why}, status_code=200 if ready else 503)
+        return _json({"ready": ready, **why}, 200 if ready else 503)
 
-    async def metrics(_: Request) -> Response:
+    def metrics() -> Answer:
         body, kind = views.metrics()
-        return Response(body, headers={"content-type": kind})
+        return Answer(200, body, kind)
 
-    async def status(_: Request) -> Response:
-        return JSONResponse(views.status())
+    def status() -> Answer:
+        return _json(views.status(), 200)
 
-    return Starlette(
-        routes=[
-            Route("/livez", livez),
-            Route("/readyz", readyz),
-            Route("/metrics", metrics),
-            Route("/api/status", status),
-        ]
-    )
+    return {"/livez": livez, "/readyz": readyz, "/metrics": metrics, "/api/status": status}
 
 
-class Admin:
-    """The server, on a port that is taken before anything else starts."""
+def _json(value: Mapping[str, Any], status: int) -> Answer:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Answer(status, text.encode(), "application/json")
 
-    def __init__(self, views: Views, host: str, port: int) -> None:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            self._socket.bind((host, port))
-        except OSError:
-            self._socket.close()
-            raise
-        self.port: int = self._socket.getsockname()[1]
-        self._server = _Server(
-            uvicorn.Config(
-                application(views), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1,
-                date_header=False, server_header=False,
-            )
-        )  # fmt: skip
 
-    async def run(self) -> None:
-        """Serve until cancelled."""
-        try:
-            await self._server.serve(sockets=[self._socket])
-        finally:
-            self._socket.close()
+class Admin(Server):
+    """The pages on a port. `hosts`: names of this machine, beside localhost and the address it listens on."""
+
+    def __init__(self, views: Views, host: str, port: int, hosts: Collection[str] = ()) -> None:
+        known, names = pages(views), frozenset(one.lower().rstrip(".") for one in ("localhost", host, *hosts))
+
+        def page(request: Request) -> Answer:
+            if request.path not in _FOR_ANY_NAME and not _asked_as(request.authorities, names):
+                return sentence(421, _OTHER_NAME)
+            make = known.get(request.path)
+            return make() if make else sentence(404, "no such page")
+
+        super().__init__(host, port, page, at_once=_AT_ONCE)
+
+
+def _asked_as(authorities: Collection[str], names: Collection[str]) -> bool:
+    """A page of another site reaches this port by a name of that site's, made to point here: a browser then takes our
+    answer for that site's own. No name can be made to look like an address."""
+    return bool(authorities) and all(_is_ours(one, names) for one in authorities)
+
+
+def _is_ours(authority: str, names: Collection[str]) -> bool:
+    found = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^\[\]:@/\s]+))(?::\d{0,5})?", authority, re.ASCII)
+    if not found:
+        return False
+    bracketed, name = found.groups()
+    try:
+        return ipaddress.ip_address(bracketed or name).version == (6 if bracketed else 4)
+    except ValueError:
+        return name is not None and name.lower().removesuffix(".") in names

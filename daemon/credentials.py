@@ -118,6 +118,17 @@ def check_url(text: str) -> str:
     return f"{parts.scheme}://{host}" + (f":{port}" if port else "")
 
 
+def listed(value: object) -> object:
+    """A variable of the environment has one text where TOML has a list."""
+    return [one.strip() for one in value.split(",") if one.strip()] if isinstance(value, str) else value
+
+
+def check_hosts(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(re.fullmatch(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?", name, re.ASCII) for name in names):
+        raise ValueError("must be names of hosts, without a port: addresses and localhost are known already")
+    return names
+
+
 def _reach(host: str) -> Literal["loopback", "link-local", "any"]:
     try:
         address = ipaddress.ip_address(host)

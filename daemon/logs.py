@@ -12,6 +12,7 @@ import os
 import re
 import select
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -22,6 +23,9 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from daemon.sparing import Sparing
+
+_NUMBER = re.compile(r"\d+")
 _LIBRARIES = ("asyncio", "hpack", "httpcore", "httpx", "postgrest", "psycopg", "supabase", "uvicorn")
 _LONGEST = 2000  # characters of one value
 _DEEPEST = 5  # levels of a nested value
@@ -62,6 +66,7 @@ def configure(
     stream: TextIO | None = None,
     on_message: Callable[[str], None] | None = None,
     on_dropped: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Set up the process's log; calling it again replaces what it set up.
 
@@ -88,7 +93,7 @@ def configure(
         logger_factory=lambda *_: lines,
         cache_logger_on_first_use=False,  # so that a new level reaches loggers made at import
     )
-    _route_libraries()
+    _route_libraries(Sparing(clock))
 
 
 def set_level(level: str) -> None:
@@ -277,24 +282,34 @@ class _Lines:
 
 
 class _Forward(logging.Handler):
-    """Hands what libraries log to structlog, so that it is cleaned and counted like our own lines."""
+    """Hands what libraries log to structlog, so that it is cleaned and counted like our own lines. One line a minute of
+    a kind: what asyncio says of a socket, whoever reaches a port can make it say without end."""
+
+    def __init__(self, sparing: Sparing) -> None:
+        super().__init__()
+        self._sparing = sparing
 
     def emit(self, record: logging.LogRecord) -> None:
+        kind = _NUMBER.sub("#", str(record.msg).partition("\n")[0][:100])
+        left_out = self._sparing.lets((record.name, record.levelno, kind))
+        if left_out is None:
+            return
         try:
             message = record.getMessage()
         except Exception:  # noqa: BLE001  (a library's format string that does not fit its arguments)
             message = str(record.msg)
         level = min(max(record.levelno // 10, 1), 5) * 10
+        more = {"left_out": left_out} if left_out else {}
         structlog.get_logger().log(
-            level, "library_logged", logger=record.name, message=message, exc_info=record.exc_info
+            level, "library_logged", logger=record.name, message=message, exc_info=record.exc_info, **more
         )
 
 
-def _route_libraries() -> None:
+def _route_libraries(sparing: Sparing) -> None:
     root = logging.getLogger()
     for handler in [one for one in root.handlers if isinstance(one, _Forward)]:
         root.removeHandler(handler)
-    root.addHandler(_Forward())
+    root.addHandler(_Forward(sparing))
     root.setLevel(logging.WARNING)
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)

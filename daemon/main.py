@@ -190,7 +190,7 @@ class Daemon:
                     relay=self.settings.relay,
                     transport=self.settings.transport,
                     mode=self.judge.worth.mode,
-                    admin=f"http://{self.settings.admin_host}:{admin.port}" if admin else None,
+                    admin=self.settings.admin_url(admin.port) if admin else None,
                 )
                 systemd.notify(ready=1, status="started")
                 try:
@@ -243,7 +243,7 @@ class Daemon:
         views = Views(
             report.alive, report.ready, report.status, self.metrics.render, report.name, report.seen.installation
         )
-        return Admin(views, self.settings.admin_host, self.settings.admin_port)
+        return Admin(views, self.settings.admin_host, self.settings.admin_port, self.settings.admin_hosts)
 
     async def _watch_gauges(self) -> None:
         """How much waits and how the source does, on a connection of its own, also while the relay hangs."""

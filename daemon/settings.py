@@ -7,10 +7,21 @@ pasted the key into the wrong variable.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
 
 from daemon.breaker import Thresholds
-from daemon.credentials import check_dsn, check_key, check_url, for_libpq, kind_of_key, looks_pooled, masked, project_of
+from daemon.credentials import (
+    check_dsn,
+    check_hosts,
+    check_key,
+    check_url,
+    for_libpq,
+    kind_of_key,
+    listed,
+    looks_pooled,
+    masked,
+    project_of,
+)
 from daemon.tables import SchemaSettings, TableSettings
 
 # Names other tools already use. The OUTBOXD_ form wins over these, and an earlier one over a later one.
@@ -83,6 +94,8 @@ class Settings(BaseModel):
     admin: bool = True
     admin_host: str = Field(default="127.0.0.1", min_length=1)
     admin_port: int = Field(default=9631, ge=0, le=65_535)  # 0: any free one
+    # Names under which /api/status is told, beside localhost, addresses and admin_host: those of a container, a service.
+    admin_hosts: Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(check_hosts)] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
 
@@ -91,6 +104,11 @@ class Settings(BaseModel):
     @property
     def key_kind(self) -> Literal["secret", "jwt"] | None:
         return kind_of_key(self.supabase_key.get_secret_value()) if self.supabase_key else None
+
+    def admin_url(self, port: int) -> str:
+        """Where the daemon's own pages are."""
+        host = f"[{self.admin_host}]" if ":" in self.admin_host else self.admin_host
+        return f"http://{host}:{port}"
 
     @property
     def source_conninfo(self) -> str:

@@ -328,7 +328,7 @@ def _target(settings: Settings) -> Target:
 
 async def _of_daemon(settings: Settings, here: Origin | None) -> tuple[dict[str, Any], _Slow]:
     """The daemon's own view, when it runs on this machine. Whoever answers on its port may be another's."""
-    where = f"http://{settings.admin_host}:{settings.admin_port}"
+    where = settings.admin_url(settings.admin_port)
     try:
         async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
             told = (await client.get(f"{where}/api/status")).json()

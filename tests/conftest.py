@@ -61,7 +61,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         postgres = f"PostgreSQL {server_version(binaries(config.getoption('postgres')))}"
     except MissingPostgres as missing:
         postgres = str(missing)
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("psycopg", "supabase", "httpx", "starlette"))
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("psycopg", "supabase", "httpx", "h11"))
     return [f"{postgres}, libpq {psycopg.pq.version()}, {platform.platform()}", libraries]
 
 

@@ -283,16 +283,17 @@ def test_a_log_that_cannot_be_written_ends_nothing(direct: Pair, folder: Path, h
 
 
 def test_without_file_descriptors_it_waits_and_goes_on(direct: Pair, start: Start) -> None:
-    """All of them taken by connections to its pages, and both stores drop theirs: it says so, and recovers when there
-    are some again."""
+    """None left for anything new, idle connections to its pages besides, and both stores drop theirs: it says so, and
+    recovers when there are some again."""
     outboxd = streaming(start(direct.settings))
     direct.write(STORIES, 10)
     direct.arrives(PATIENCE)
-    resource.prlimit(outboxd.pid, resource.RLIMIT_NOFILE, (32, 32))
+    before = resource.prlimit(outboxd.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(outboxd.pid, resource.RLIMIT_NOFILE, (6, before[1]))
     with contextlib.ExitStack() as taken:
-        for _ in range(40):
+        taken.callback(lambda: resource.prlimit(outboxd.pid, resource.RLIMIT_NOFILE, before))
+        for _ in range(10):
             taken.enter_context(contextlib.closing(socket.create_connection(("127.0.0.1", outboxd.port))))
-        wait_until(lambda: len(list(Path(f"/proc/{outboxd.pid}/fd").iterdir())) >= 31, PATIENCE)
         for store in (direct.source, direct.target):
             with psycopg.connect(store.superuser_dsn, autocommit=True) as conn:
                 conn.execute(

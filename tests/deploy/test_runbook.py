@@ -11,9 +11,9 @@ import click
 import psycopg
 import pytest
 from click.testing import CliRunner
-from starlette.routing import Route
 
-from daemon.admin import Views, application
+from daemon.admin import Views
+from daemon.admin import pages as served
 from daemon.cli import main
 from daemon.demo.stage import TABLES
 from tests.databases import Database
@@ -124,7 +124,7 @@ def test_every_command_is_one_of_outboxds(line: str) -> None:
 def test_every_other_program_is_known_and_every_page_is_there(block: Block) -> None:
     """A page of the daemon's is one that it serves."""
     nothing = Views(lambda: True, lambda: (True, {}), dict, lambda: (b"", ""))
-    pages = {route.path for route in application(nothing).routes if isinstance(route, Route)}
+    pages = set(served(nothing))
     for line in lines(block):
         program = words(line)[0]
         assert program == "outboxd" or program in PROGRAMS, line

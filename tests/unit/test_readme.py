@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import pytest
 from pydantic import BaseModel
-from starlette.routing import Route
 
-from daemon.admin import Views, application
+from daemon.admin import Views
+from daemon.admin import pages as served
 from daemon.cli import main
 from daemon.metrics import Metrics
 from daemon.series import STATES
@@ -125,7 +125,7 @@ def test_every_metric_page_and_state_that_is_named_exists():
     assert said
     assert {name for name in said if name not in body.decode()} == set()
     nothing = Views(lambda: True, lambda: (True, {}), dict, lambda: (b"", ""))
-    pages = {route.path for route in application(nothing).routes if isinstance(route, Route)}
+    pages = set(served(nothing))
     assert {page for page in pages if f"`{page}`" not in README} == set()
     assert set(re.findall(r"^\| `(\w+)` \| [^`]", README, re.MULTILINE)) <= set(STATES)
 

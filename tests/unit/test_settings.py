@@ -721,5 +721,5 @@ def test_the_documented_names_exist():
     assert list(Settings.model_fields) == [
         "source_dsn", "supabase_url", "supabase_key", "target_dsn", "transport", "relay", "exposed_schema",
         "batch_changes", "batch_bytes", "row_bytes", "retention", "heartbeat_interval", "copy_rows_per_second", "verify_interval", "verify_rows_per_second", "wake", "poll_interval", "request_interval", "request_timeout", "breaker", "tables", "schema_", "admin",
-        "admin_host", "admin_port", "log_level", "log_format",
+        "admin_host", "admin_port", "admin_hosts", "log_level", "log_format",
     ]  # fmt: skip
