@@ -7,7 +7,6 @@ value.
 
 import difflib
 import re
-import shlex
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource
+from pydantic_settings import BaseSettings, EnvSettingsSource
 
-from daemon.credentials import carries_secret
-from daemon.private import world_may_read
+from daemon import private
+from daemon.private import Opened
+from daemon.provenance import Found, Layer, Problem, beats, dotenv, exposed, foreign, torn_apart
 from daemon.settings import (
     ALIASES,
     NAMES,
@@ -39,14 +39,6 @@ Need = Literal["source", "target"]
 _NOT_SETTINGS = {"outboxd_config", "outboxd_failpoint", *(f"outboxd_{secret}_file" for secret in SECRETS)}
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    setting: str
-    what: str
-    example: str = ""
-    origin: str = ""
-
-
 class ConfigError(Exception):
     """All that is wrong with the configuration, as one block for the operator."""
 
@@ -58,18 +50,6 @@ class ConfigError(Exception):
             lines += [f"      from: {one.origin}"] * bool(one.origin)
             lines += [f"      example: {one.example}"] * bool(one.example)
         super().__init__("\n".join(lines))
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """`file`: the one it stands in."""
-
-    value: Any
-    origin: str
-    file: Path | None = None
-
-
-_Layer = dict[Name, _Found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +97,18 @@ def load_admin(config: Path | None = None) -> Settings:
     all the same."""
     found, _ = _gather(config, {})
     settings, wrong = _made(
-        {name: one for name, one in found.items() if name[0].startswith("admin") or name == ("relay",)}
+        {
+            name: one
+            for name, one in found.items()
+            if (name[0].startswith("admin") or name == ("relay",)) and not (one.file and one.file.foreign)
+        }
     )
     if settings is None:
         raise ConfigError(wrong)
     return settings
 
 
-def _made(found: _Layer) -> tuple[Settings | None, list[Problem]]:
+def _made(found: Layer) -> tuple[Settings | None, list[Problem]]:
     """The settings, or what is wrong with their values."""
     values: dict[str, Any] = {}
     for name, one in found.items():
@@ -146,46 +130,34 @@ def _made(found: _Layer) -> tuple[Settings | None, list[Problem]]:
             problems.append(Problem(dotted(name), what, example_of(name), origin))
         return None, problems
     settings._origins = {name: one.origin for name, one in found.items()}  # noqa: SLF001
+    settings._places = {name: one.place for name, one in found.items()}  # noqa: SLF001
     return settings, []
 
 
-def _gather(config: Path | None, overrides: Mapping[str, Any]) -> tuple[_Layer, list[Problem]]:
+def _gather(config: Path | None, overrides: Mapping[str, Any]) -> tuple[Layer, list[Problem]]:
     """Every value with where it is from, the strongest source winning; and what is odd about the sources."""
     problems: list[Problem] = []
     environment = EnvSettingsSource(BaseSettings).env_vars
-    try:
-        dotenv = DotEnvSettingsSource(BaseSettings, env_file=Path(".env")).env_vars
-    except (OSError, ValueError):
-        problems.append(Problem(".env", "cannot be read"))
-        dotenv = {}
-    command_line = {name: _Found(value, "the command line") for name, value in _leaves(overrides) if value is not None}
-    variables = {
-        **_aliased(dotenv, "{} in .env", Path(".env")),
+    told, file = dotenv(problems)
+    command_line = {name: Found(value, "the command line") for name, value in _leaves(overrides) if value is not None}
+    # What the environment says holds under whatever name it says it: a folder that somebody is in must not beat it.
+    of_file = {**_aliased(told, "{} in .env", file), **_prefixed(told, "{} in .env", problems, file)}
+    of_process = {
         **_aliased(environment, "environment variable {}"),
-        **_prefixed(dotenv, "{} in .env", problems, Path(".env")),
         **_prefixed(environment, "environment variable {}", problems),
     }
-    everywhere = {**dotenv, **environment}
-    mounts = [Path(everywhere.get("credentials_directory") or "/nonexistent"), SECRETS_FOLDER]
-    files = _secret_files(everywhere, mounts, problems)
+    variables = {**of_file, **{name: beats(one, of_file.get(name)) for name, one in of_process.items()}}
+    mounts = [Path(environment.get("credentials_directory") or "/nonexistent"), SECRETS_FOLDER]
+    files = _secret_files(environment, mounts, problems)
     for secret in SECRETS:
         here, there = variables.get((secret,)), files.get((secret,))
         if here and there and here.value != there.value:
             what = f"is set twice, differently: in {here.origin} and in {there.origin}; remove one"
             problems.append(Problem(secret, what))
-    toml = _toml(config, everywhere.get("outboxd_config"), problems)
+    toml = _toml(config, environment.get("outboxd_config"), problems)
     found = {**toml, **files, **variables, **command_line}
-    problems += _exposed(found, mounts)
+    problems += [*foreign(found), *exposed(found), *torn_apart(found, environment)]
     return found, problems
-
-
-def _exposed(found: _Layer, mounts: Collection[Path]) -> Iterator[Problem]:
-    """Secrets in use that every user of this machine may read."""
-    for secret in SECRETS:
-        one = found.get((secret,))
-        if one and one.file and carries_secret(secret, str(one.value)) and world_may_read(one.file, mounts):
-            fix = f"chmod o-r {shlex.quote(str(one.file))}"
-            yield Problem(secret, f"stands in a file that every user of this machine may read: {fix}", "", one.origin)
 
 
 def _leaves(table: Mapping[str, Any], above: Name = ()) -> Iterator[tuple[Name, Any]]:
@@ -199,41 +171,42 @@ def _leaves(table: Mapping[str, Any], above: Name = ()) -> Iterator[tuple[Name, 
 
 
 def _prefixed(
-    variables: Mapping[str, str | None], where: str, problems: list[Problem], file: Path | None = None
-) -> _Layer:
-    layer: _Layer = {}
+    variables: Mapping[str, str | None], where: str, problems: list[Problem], file: Opened | None = None
+) -> Layer:
+    layer: Layer = {}
     for variable, value in variables.items():
         name = tuple(variable.removeprefix("outboxd_").split("__"))
         if not variable.startswith("outboxd_") or variable in _NOT_SETTINGS or not (value or "").strip():
             continue
         if name in NAMES:
-            layer[name] = _Found((value or "").strip(), where.format(variable.upper()), file)
+            layer[name] = Found((value or "").strip(), where.format(variable.upper()), file)
         else:
             meant = [as_variable(one) for one in NAMES]
             problems.append(_unknown(variable.upper(), meant, where.format(variable.upper())))
     return layer
 
 
-def _aliased(variables: Mapping[str, str | None], where: str, file: Path | None = None) -> _Layer:
-    layer: _Layer = {}
+def _aliased(variables: Mapping[str, str | None], where: str, file: Opened | None = None) -> Layer:
+    layer: Layer = {}
     for alias, setting in ALIASES.items():
         if value := (variables.get(alias.lower()) or "").strip():
-            layer.setdefault((setting,), _Found(value, where.format(alias), file))
+            layer.setdefault((setting,), Found(value, where.format(alias), file))
     return layer
 
 
-def _secret_files(environment: Mapping[str, str | None], folders: Collection[Path], problems: list[Problem]) -> _Layer:
+def _secret_files(environment: Mapping[str, str | None], folders: Collection[Path], problems: list[Problem]) -> Layer:
     """`<NAME>_FILE` variables, then systemd's credentials, then a container's secrets."""
-    layer: _Layer = {}
+    layer: Layer = {}
     for secret in SECRETS:
         names = variables_of(secret)
-        told = [Path(file) for name in names if (file := environment.get(f"{name.lower()}_file"))]
+        told = [Path(named) for name in names if (named := environment.get(f"{name.lower()}_file"))]
         spelled = [spelling for name in (*names, secret) for spelling in (name, name.lower())]
         usual = [folder / name for folder in folders for name in spelled]
         for path in (*told, *usual):
             try:
                 if path in told or path.is_file():
-                    layer[(secret,)] = _Found(path.read_text("utf-8").strip(), f"the file {path}", path)
+                    file = private.read(path, folders)
+                    layer[(secret,)] = Found(file.text.strip(), f"the file {path}", file)
                     break
             except (OSError, ValueError):
                 problems.append(Problem(secret, "cannot be read", origin=f"the file {path}"))
@@ -241,10 +214,11 @@ def _secret_files(environment: Mapping[str, str | None], folders: Collection[Pat
     return layer
 
 
-def _toml(told: Path | None, variable: str | None, problems: list[Problem]) -> _Layer:
+def _toml(told: Path | None, variable: str | None, problems: list[Problem]) -> Layer:
     path = told or Path(variable or "outboxd.toml")
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
+        file = private.read(path)
+        table = tomllib.loads(file.text)
     except FileNotFoundError:
         if told or variable:
             problems.append(Problem("--config", "names a file that does not exist", origin=str(path)))
@@ -253,7 +227,7 @@ def _toml(told: Path | None, variable: str | None, problems: list[Problem]) -> _
         what = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "cannot be read"
         problems.append(Problem("--config", f"is not TOML in UTF-8: {what}", origin=str(path)))
         return {}
-    layer = {name: _Found(value, str(path), path) for name, value in _leaves(table)}
+    layer = {name: Found(value, str(path), file) for name, value in _leaves(table)}
     known = [".".join(name) for name in NAMES]
     for name in layer:
         if name[0] == "tables":
@@ -267,7 +241,7 @@ def _is_of_table(name: Name) -> bool:
     return name[0] == "tables" and len(name) == 3 and name[2] in TableSettings.model_fields
 
 
-def _table_problems(name: Name, layer: _Layer, origin: str) -> Iterator[Problem]:
+def _table_problems(name: Name, layer: Layer, origin: str) -> Iterator[Problem]:
     """What is wrong with the name of a table's setting, or with that of the table."""
     if len(name) < 3:
         yield Problem(dotted(name), 'is to be a table of settings: [tables."public.story"]', origin=origin)
@@ -280,7 +254,7 @@ def _table_problems(name: Name, layer: _Layer, origin: str) -> Iterator[Problem]
         yield Problem(dotted(name[:2]), f"is the same table as {dotted(('tables', first))}", origin=origin)
 
 
-def _missing(found: _Layer, needs: Collection[Need], known: Collection[Problem]) -> list[Problem]:
+def _missing(found: Layer, needs: Collection[Need], known: Collection[Problem]) -> list[Problem]:
     transport = found.get(("transport",))
     direct = transport is not None and transport.value == "postgres"
     wanted = ["source_dsn"] * ("source" in needs)

@@ -123,7 +123,7 @@ def listed(value: object) -> object:
     return [one.strip() for one in value.split(",") if one.strip()] if isinstance(value, str) else value
 
 
-def check_hosts(names: tuple[str, ...]) -> tuple[str, ...]:
+def check_hosts(names: list[str]) -> list[str]:
     if not all(re.fullmatch(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?", name, re.ASCII) for name in names):
         raise ValueError("must be names of hosts, without a port: addresses and localhost are known already")
     return names
@@ -175,6 +175,13 @@ def for_libpq(dsn: SecretStr | None) -> str:
 def carries_secret(setting: str, value: str) -> bool:
     """Is there anything in it that others must not read? An address without a password has nothing."""
     return setting == "supabase_key" or masked(setting, value) != value
+
+
+def leans_on(dsn: str, *, password: bool) -> str | None:
+    """Whose password would go to this address, which has none. `password`: is there a PGPASSWORD?"""
+    if re.search(r"\bservice(?:file)?\s*=", dsn):
+        return "a service file"
+    return "PGPASSWORD" if password and not carries_secret("source_dsn", dsn) else None
 
 
 def masked(setting: str, secret: str) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import random
+import resource
 import signal
 import socket
 import time
@@ -38,7 +39,7 @@ from daemon.relay import Relay
 from daemon.reload import Reloader, sentence, thresholds
 from daemon.report import Judge, Observed, Report
 from daemon.rest import RestDoor
-from daemon.settings import Settings
+from daemon.settings import Settings, overruled
 from daemon.source import Source
 from daemon.survey import Surveyor, origin
 from daemon.target import Placed, PostgresDoor, Target
@@ -372,6 +373,10 @@ def _signals(stop: Callable[[], None], hang_up: Callable[[], None]) -> Iterator[
 
 async def run(loaded: Loaded, metrics: Metrics, read: Callable[[], Loaded], *, until_idle: bool = False) -> int:
     """The whole process; returns its exit code. `read`: how the settings are read again."""
+    # What this process remembers is worth as much as the key: none of it is to lie about as a core.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for said in overruled(loaded.settings):
+        log.warning("setting_overruled", setting=said)
     daemon, code = Daemon.build(loaded, metrics, read), OK
     try:
         if until_idle:

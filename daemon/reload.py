@@ -14,9 +14,10 @@ import structlog
 
 from daemon import logs, systemd
 from daemon.breaker import Thresholds
-from daemon.configuration import ConfigError, Loaded, Problem
+from daemon.configuration import ConfigError, Loaded
 from daemon.doorway import Doorway
 from daemon.heartbeat import Heart
+from daemon.provenance import Problem
 from daemon.prune import Pruner
 from daemon.relay import Relay
 from daemon.settings import Settings

@@ -95,11 +95,12 @@ class Settings(BaseModel):
     admin_host: str = Field(default="127.0.0.1", min_length=1)
     admin_port: int = Field(default=9631, ge=0, le=65_535)  # 0: any free one
     # Names under which /api/status is told, beside localhost, addresses and admin_host: those of a container, a service.
-    admin_hosts: Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(check_hosts)] = ()
+    admin_hosts: Annotated[list[str], BeforeValidator(listed), AfterValidator(check_hosts)] = []
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
 
     _origins: dict["Name", str] = PrivateAttr(default_factory=dict)
+    _places: dict["Name", str] = PrivateAttr(default_factory=dict)
 
     @property
     def key_kind(self) -> Literal["secret", "jwt"] | None:
@@ -161,6 +162,19 @@ def example_of(name: Name) -> str:
     fields = _GROUPS[name[0]].model_fields if name[0] in _GROUPS and len(name) > 1 else Settings.model_fields
     field = fields.get(name[-1])
     return str(field.examples[0] if field.examples else field.default) if field else ""
+
+
+def places(settings: Settings) -> dict[str, list[str]]:
+    """The environment and each file, with the settings it gave."""
+    given: dict[str, list[str]] = {}
+    for name, place in settings._places.items():  # noqa: SLF001
+        given.setdefault(place, []).append(dotted(name))
+    return {place: sorted(names) for place, names in given.items()}
+
+
+def overruled(settings: Settings) -> list[str]:
+    """Where a value holds that another one would be expected to beat."""
+    return [f"{dotted(name)} is {said}" for name, said in settings._origins.items() if said.endswith("differs)")]  # noqa: SLF001
 
 
 def redacted(settings: Settings) -> dict[str, dict[str, object]]:

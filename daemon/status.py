@@ -26,7 +26,7 @@ from daemon.mode import Mode, Worth, judge
 from daemon.origin import Origin, stranger
 from daemon.reload import sentence as sentence_of
 from daemon.report import as_of, dated, heartbeat
-from daemon.settings import Settings
+from daemon.settings import Settings, overruled, places
 from daemon.source import Source
 from daemon.survey import origin, survey
 from daemon.target import Standing, Target, require_schema, unknown
@@ -251,7 +251,14 @@ def _heartbeat(kept: Mapping[str, float]) -> dict[str, Any] | None:
 
 async def examine(settings: Settings) -> list[check.Item]:
     """`outboxd check`: configuration first, then both stores."""
-    items = [check.Item("config", "OK", f"transport {settings.transport}, target {settings.supabase_url or 'direct'}")]
+    given = "; ".join(f"{', '.join(names)} from {place}" for place, names in places(settings).items())
+    items = [
+        check.Item(
+            "config", "OK", f"transport {settings.transport}, target {settings.supabase_url or 'direct'}; {given}"
+        )
+    ]
+    fix = "remove one, or set the OUTBOXD_ one in the environment"
+    items += [check.Item("config", "WARN", said, fix) for said in overruled(settings)]
     if settings.transport == "rest" and settings.key_kind == "jwt":
         items.append(
             check.Item(

@@ -176,7 +176,7 @@ async def test_nobody_stays_without_asking_nor_without_taking_the_answer(server:
     silent, slow = await connected(server), await connected(server)
     deaf = await connected(server, sends=GET % b"/large", limit=1024)
     dripping = asyncio.create_task(drip(slow, GET % (b"/" + b"a" * 200)))
-    assert await asyncio.gather(heard(silent), heard(slow)) == [b"", b""]
+    assert not any(await asyncio.gather(heard(silent), heard(slow)))
     waited = time.monotonic() - began
     assert PATIENCE - 0.1 <= waited < PATIENCE + 4
     dripping.cancel()

@@ -3,9 +3,9 @@
 import pytest
 
 from daemon.breaker import Breaker, BreakerOpen, Thresholds
-from daemon.configuration import Problem
 from daemon.doorway import Doorway
 from daemon.errors import Kind, Refusal, TargetError, refuses_the_key
+from daemon.provenance import Problem
 from daemon.reload import differ, sentence, thresholds
 from daemon.settings import BreakerSettings, Settings
 

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from daemon import configuration as module
 from daemon.breaker import Thresholds
-from daemon.configuration import ConfigError, Problem, load, load_without_target
+from daemon.configuration import ConfigError, load, load_without_target
 from daemon.credentials import looks_pooled
+from daemon.provenance import Problem
 from daemon.settings import ALIASES, Settings, redacted
 
 SECRET = "sb_secret_N7UND0UgjKTVK-Uodkm0Hg_xSvEMPvz"
@@ -116,12 +117,13 @@ def test_the_newer_key_wins_over_the_legacy_one(monkeypatch):
 
 @pytest.mark.parametrize("place", ["environment", "dotenv"])
 def test_our_own_name_wins_over_a_well_known_one(monkeypatch, tmp_path, place):
-    """DATABASE_URL belongs to the application; OUTBOXD_SOURCE_DSN is about us, wherever it stands."""
-    monkeypatch.setenv("DATABASE_URL", DSN)
+    """DATABASE_URL belongs to the application; OUTBOXD_SOURCE_DSN is about us, in the same place."""
     if place == "environment":
+        monkeypatch.setenv("DATABASE_URL", DSN)
         monkeypatch.setenv("OUTBOXD_SOURCE_DSN", "postgresql://ours/shop")
     else:
-        (tmp_path / ".env").write_text("OUTBOXD_SOURCE_DSN=postgresql://ours/shop\n")
+        (tmp_path / ".env").touch(0o600)
+        (tmp_path / ".env").write_text(f"DATABASE_URL={DSN}\nOUTBOXD_SOURCE_DSN=postgresql://ours/shop\n")
     assert load(needs={"source"}).source_conninfo == "postgresql://ours/shop"
 
 
