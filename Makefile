@@ -13,7 +13,7 @@ SEED ?=
 WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture soak bench rehearse check format lock dist clean
+.PHONY: help setup demo test torture soak bench rehearse check audit base format lock dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,21 @@ format: setup ## format the code and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# A service that cannot be reached is a skip with its name; what is known to be vulnerable fails.
+audit: setup .uv/audit/.installed ## ask whether anything in the locks is known to be vulnerable
+	@$(BIN)/python deploy/audit.py .uv/audit/bin/pip-audit
+
+# In an environment of its own: what it needs is no part of what is tested. Without it the audit says so.
+.uv/audit/.installed: .uv/bin/uv deploy/audit.lock
+	@.uv/bin/uv venv --quiet --clear --python $(BIN)/python .uv/audit
+	@.uv/bin/uv pip sync --quiet --python .uv/audit --require-hashes deploy/audit.lock && touch $@ \
+	  || echo "pip-audit was not fetched"
+
+base: ## pin the image's base to what its tag is by now (needs docker with buildx)
+	@base=$$(sed -n 's/^ARG BASE=\([^@]*\).*/\1/p' deploy/Dockerfile) \
+	  && digest=$$(docker buildx imagetools inspect "$$base" --format '{{.Manifest.Digest}}') \
+	  && sed -i "s|^ARG BASE=.*|ARG BASE=$$base@$$digest|" deploy/Dockerfile && grep '^ARG BASE=' deploy/Dockerfile
+
 # Not uv.lock: it names registry hosts, and a lock of ours must work behind any mirror.
 lock: .uv/bin/uv ## renew requirements.lock, the image's locks and both package-lock.json (ARGS='--upgrade')
 	.uv/bin/uv pip compile pyproject.toml --universal --generate-hashes --group dev --extra demo --extra otel \
@@ -66,6 +81,8 @@ lock: .uv/bin/uv ## renew requirements.lock, the image's locks and both package-
 	  --no-header --no-annotate --quiet --output-file deploy/requirements.lock
 	.uv/bin/uv pip compile --group build --universal --generate-hashes --constraints requirements.lock \
 	  --no-header --no-annotate --quiet --output-file deploy/build.lock
+	.uv/bin/uv pip compile --group audit --universal --generate-hashes \
+	  --no-header --no-annotate --quiet --output-file deploy/audit.lock $(ARGS)
 	cd $(DEMO) && npm install --package-lock-only
 	cd $(CLIENTS) && npm install --package-lock-only
 

@@ -133,7 +133,7 @@ def test_nothing_is_installed_that_a_lock_does_not_hash() -> None:
 def test_both_stages_are_of_one_base_and_it_is_pinned() -> None:
     arguments = dict(rest.split("=", 1) for word, rest in chain(*instructions()) if word == "ARG")
     assert [rest.split()[0] for word, rest in chain(*instructions()) if word == "FROM"] == ["${BASE}", "${BASE}"]
-    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", arguments["BASE"])
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}", arguments["BASE"])
     for one in SERVICES.values():
         assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+(\.\d+)?(-\w+)?", one["image"]), one["image"]
 
