@@ -17,7 +17,7 @@ from typing import Self
 import psycopg
 import pytest
 
-from daemon import main, systemd
+from daemon import main, serving, systemd
 from daemon.cli import AWAY, CONFIG
 from daemon.configuration import load
 from daemon.demo.child import Outboxd
@@ -78,9 +78,9 @@ def test_systemd_has_nothing_to_say_against_it(tmp_path: Path) -> None:
 
 
 def test_its_exposure_is_low(tmp_path: Path) -> None:
-    """At most 1.5 of 10, by systemd's own count; without its hardening it would be far above."""
+    """At most 1.2 of 10, by systemd's own count; without its hardening it would be far above."""
     text = UNIT.read_text("utf-8")
-    hardened = analyze("security", "--offline=true", "--threshold=15", copy(text, tmp_path))
+    hardened = analyze("security", "--offline=true", "--threshold=12", copy(text, tmp_path))
     print(*re.findall(r"Overall exposure level .*", hardened.stdout))
     assert hardened.returncode == 0, hardened.stdout
     bare = re.sub(
@@ -97,6 +97,8 @@ def test_it_fits_the_daemon() -> None:
     assert (SAID["StartLimitIntervalSec"], main.AWAY) == (["0"], AWAY)
     assert int(SAID["TimeoutStopSec"][0].rstrip("s")) > main._LAST_TURN + 20
     assert "ProcSubset" not in SAID  # prometheus_client reads /proc/stat
+    assert SAID["LimitCORE"] == ["0"]
+    assert serving.MOST + 100 < int(SAID["LimitNOFILE"][0]) <= 1024
     assert not any(re.search(r"(?:dsn|key|password)=", line, re.IGNORECASE) for line in SAID["Environment"])
 
 
