@@ -84,12 +84,12 @@ class Server:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        answering = asyncio.get_running_loop().create_task(self._answer())
         try:
-            while True:
-                await self._accept()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._answer())
+                while True:
+                    await self._accept()
         finally:
-            answering.cancel()
             self.close()
             for connection in list(self._open):
                 connection.drop()
