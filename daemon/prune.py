@@ -11,6 +11,7 @@ import structlog
 from daemon.batch import Pruned
 from daemon.breaker import BreakerOpen
 from daemon.errors import DaemonError
+from daemon.leaders import printable
 from daemon.source import Source
 
 log = structlog.get_logger()
@@ -51,6 +52,7 @@ class Pruner:
         if pruned.emptied is not None:
             log.info("outbox_pruned", slot=pruned.emptied, up_to_id=pruned.up_to_id)
         if pruned.locked:
-            log.info("prune_skipped", error="somebody is using the slot, as a dump does; it is tried again")
+            who = printable(pruned.holder or "somebody who has ended by now")
+            log.info("prune_skipped", error=f"the slot is in use, as by a dump; it is tried again: {who}", held_by=who)
         if pruned.rotated:
             log.debug("slot_rotated")
