@@ -12,12 +12,14 @@ as $$
 begin
   if pid is null then
     select format('prepared transaction %L (role %s)', p.gid, p.owner), format('rollback prepared %L', p.gid) into who, remedy
-      from pg_prepared_xacts p where concat('-1/', p.transaction) = session_named.virtualtransaction;
+      from pg_locks l join pg_prepared_xacts p on p.transaction = l.transactionid
+     where l.locktype = 'transactionid' and l.pid is null and l.virtualtransaction = session_named.virtualtransaction;
   else
     select format('pid %s (role %s, %s)', session_named.pid, coalesce(a.usename, '?'), coalesce(nullif(a.application_name, ''), 'without a name')) into who
       from pg_stat_activity a where a.pid = session_named.pid;
     remedy := format('select pg_terminate_backend(%s)', session_named.pid);
   end if;
+  remedy := coalesce(remedy, 'select * from pg_prepared_xacts');
   -- Names are anybody's: nothing that a terminal or a log would obey.
   who := regexp_replace(coalesce(who, 'a session that has ended'), '[\x01-\x1f\x7f-\x9f]', '?', 'g');
 end
