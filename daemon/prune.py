@@ -51,8 +51,9 @@ class Pruner:
         self._observe(pruned)
         if pruned.emptied is not None:
             log.info("outbox_pruned", slot=pruned.emptied, up_to_id=pruned.up_to_id)
-        if pruned.locked:
-            who = printable(pruned.holder or "somebody who has ended by now")
-            log.info("prune_skipped", error=f"the slot is in use, as by a dump; it is tried again: {who}", held_by=who)
+        if pruned.locked or pruned.holder:
+            what = "somebody is using the slot, as a dump does" if pruned.locked else "somebody else prunes"
+            who = printable(pruned.holder or "it has ended by now")
+            log.info("prune_skipped", error=f"{what}; it is tried again", held_by=who)
         if pruned.rotated:
             log.debug("slot_rotated")

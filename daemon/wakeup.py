@@ -42,6 +42,7 @@ _SQL = {
     "ping": "select pg_backend_pid()",
     "proof": "select pg_backend_pid(), (select key from outbox.leadership)",
 }
+_GONE = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)  # schema outbox
 
 
 @dataclass(slots=True)
@@ -236,6 +237,9 @@ class Bell:
             try:
                 row = await (await conn.execute(_SQL[name], parameters or None)).fetchone()
             except psycopg.Error as exc:
+                if name == "proof" and isinstance(exc, _GONE):  # nobody can be elected until there is another
+                    self._watch()
+                    return self._backend, self._key
                 await self._fail()
                 raise _failure(exc) from None
             except BaseException:
@@ -294,7 +298,7 @@ def _failure(exc: psycopg.Error) -> SourceUnavailable | SourceUnfit:
                 f"the source's role may not lead: {exc.diag.message_primary}; `outboxd setup source --role` grants it to role "
                 "outboxd (sql/source/role.sql)"
             )
-        case psycopg.errors.UndefinedTable() | psycopg.errors.InvalidSchemaName():
+        case _ if isinstance(exc, _GONE):
             return SourceUnfit("schema outbox is not installed on the source: run `outboxd setup source`")
         case psycopg.errors.UndefinedFunction():
             return SourceUnfit("schema outbox on the source is of an older version: run `outboxd setup source`")

@@ -32,7 +32,6 @@ begin
   begin
     lock table outbox.pruned in share row exclusive mode nowait;  -- one at a time
   exception when lock_not_available then
-    locked := true;
     holder := outbox.held_by('outbox.pruned', false);
     select p.up_to_id into up_to_id from outbox.pruned p;
     return;
