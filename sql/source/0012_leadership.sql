@@ -68,7 +68,7 @@ begin
     return;
   end if;
   perform from outbox.leadership for update;
-  perform pg_stat_clear_snapshot();  -- a session of ours that has come since must not pass for a stranger
+  perform pg_stat_clear_snapshot();  -- a daemon that has come since must not pass for a stranger, nor for one that had its pid
   select s.who, s.remedy into lead.who, lead.remedy from outbox.strangers() s where s.what = 'lead' limit 1;
   if found then
     loop

@@ -379,8 +379,10 @@ async def test_prune_says_who_keeps_it_and_obeys_no_name(source: Database) -> No
             with dump.transaction(), capture_logs() as log:
                 dump.execute("lock table outbox.change_0 in access share mode")
                 await Pruner(0, clock=lambda: 0.0).turn(reader, cursor.floor_id)
+                in_sql = value(app, "select outbox.held_by('outbox.change_0')")
             known = f"pid {pid(dump)} (role {evil.replace(chr(27), '?')}, without a name)"
             assert [(line["event"], line["held_by"]) for line in log] == [("prune_skipped", known)]
+            assert in_sql == known
             other.execute("select outbox.prune(0, '1 day')")
             pruned = await reader.prune(cursor.floor_id, 0)
             assert (pruned.emptied, pruned.locked) == (None, False)
