@@ -126,10 +126,11 @@ class Batch:
 @dataclass(frozen=True, slots=True)
 class Pruned:
     """What one pruning did: the slot it emptied, the highest id removed so far, whether a slot that was due could
-    not be locked, whether new changes go to another slot now.
+    not be locked, whether new changes go to another slot now, and who holds the lock that was not to be had.
     """
 
     emptied: int | None
     up_to_id: int
     locked: bool
     rotated: bool
+    holder: str | None = None

@@ -14,6 +14,7 @@ from daemon.aim import installation
 from daemon.breaker import BreakerOpen
 from daemon.configuration import Loaded
 from daemon.errors import DaemonError, Kind, SourceUnavailable, TargetError, passes
+from daemon.lead import contested
 from daemon.main import Daemon
 from daemon.metrics import Metrics
 from daemon.settings import Settings
@@ -41,7 +42,7 @@ async def follow(
     daemon = Daemon.build(loaded, Metrics(), lambda: loaded)
     try:
         await daemon.bell.connect()
-        alone = await daemon.bell.try_lead()
+        alone = await daemon.bell.try_lead(contested)
         if not alone:
             await daemon.bell.close()  # this is no standby
         async with _turning(daemon) if alone else _watching() as turning:

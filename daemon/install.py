@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 
 from daemon.connection import connect_once
 from daemon.errors import AmbiguousTable, SourceUnavailable
+from daemon.leaders import printable
 from daemon.selection import Named, Selection, going_on
 from daemon.session import query
 from daemon.tables import meant, readings
@@ -351,6 +352,11 @@ def patiently(
     return retried(conn, attempt, about=about or str((parameters or [""])[0]))
 
 
+def _held(conn: psycopg.Connection[Any], about: str) -> str:
+    row = conn.execute(query("lock_holders"), {"about": about}).fetchone()
+    return f", {printable(row[0])}" if row and row[0] else ""
+
+
 def retried(
     conn: psycopg.Connection[Any], attempt: Callable[[], _Done], *, about: str, patience: float = 60.0
 ) -> _Done:
@@ -363,6 +369,6 @@ def retried(
         except psycopg.errors.LockNotAvailable:
             if time.monotonic() > deadline:
                 raise SourceUnavailable(
-                    f"{about} is locked by long transactions: try again when they have ended"
+                    f"{about} is locked by long transactions{_held(conn, about)}: try again when they have ended"
                 ) from None
             time.sleep(0.3)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import structlog
 
 from daemon.errors import SourceUnavailable, SourceUnfit
+from daemon.leaders import Stranger, printable
 from daemon.relay import Relay
 from daemon.wakeup import Bell
 
@@ -79,7 +80,7 @@ class Keeper:
                 await self._bell.stand_aside(unable is not None)
             if unable:
                 await self._bell.ping()
-            elif not self.leads and await self._bell.try_lead():
+            elif not self.leads and await self._bell.try_lead(contested):
                 self.leads = True
                 self._relay.lead()
                 log.info("leadership_won", pooled=self._bell.pooled)
@@ -107,3 +108,12 @@ class Keeper:
             log.warning("leadership_lost")
         self._observe(False, False)
         self._lost.set()
+
+
+def contested(stranger: Stranger) -> None:
+    """The lock had to get another number: once for each time that somebody took it who may not."""
+    log.warning(
+        "leadership_contested",
+        held_by=printable(stranger.who),
+        advice=f"it may not lead, so the lock has another number now; end it on the source: {printable(stranger.remedy)}",
+    )

@@ -1,10 +1,11 @@
-"""Who leads, since when, who waits, and who cannot lead: by the names that daemons give to their sessions on the source.
+"""Who leads, since when, who waits, who cannot lead, and who is in their way: by sessions on the source.
 
-Knows how a daemon is called there, and how that is told. Asks nobody: rows of sql/queries/leaders.sql come in.
+Knows how a daemon is called there, and how that is told. Asks nobody: rows of sql/queries/leaders.sql and strangers.sql
+come in. What others call themselves is not to be trusted: neither as a name of a daemon, nor on a terminal.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,39 @@ def session_name(daemon: str, host: str, pid: int) -> str:
     return f"{head}{short[-(_LONGEST - len(head) - len(tail)) :]}{tail}"
 
 
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """A session, or a prepared transaction, that has a lock of outboxd's and may not lead. `what`: as outbox.strangers has it;
+    `remedy`: the statement that ends it."""
+
+    what: str
+    who: str
+    remedy: str
+
+    @property
+    def told(self) -> str:
+        """Who it is, and what comes of it."""
+        return f"{printable(self.who)} {_COMES[self.what]}"
+
+    @property
+    def sentence(self) -> str:
+        """With the way on."""
+        return f"{self.told}: `{printable(self.remedy)}` on the source"
+
+
+_COMES = {
+    "lead": "holds the leader's lock and may not lead",
+    "ring": "holds the bell's lock, so every commit of a watched table notifies",
+    "wake": "holds the bell's lock, so outboxd polls and does not sleep",
+    "other": "holds a lock of outboxd's that nobody needs: nothing comes of it",
+}
+
+
+def printable(text: str) -> str:
+    """Without what a terminal or a log would obey."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 @dataclass(slots=True)
 class Company:
     """The daemons of one relay, as the source saw them last. `backend`: the server's process at the other end."""
@@ -29,10 +63,11 @@ class Company:
     leader: dict[str, Any] | None = None
     standbys: list[dict[str, Any]] = field(default_factory=list)
     disabled: list[dict[str, Any]] = field(default_factory=list)  # they wait for Supabase's settings, and cannot lead
+    strangers: Sequence[Stranger] = ()
 
-    def learn(self, rows: Iterable[tuple[Any, ...]]) -> None:
+    def learn(self, rows: Iterable[tuple[Any, ...]], strangers: Sequence[Stranger] = ()) -> None:
         """Take what leaders.sql answered; nothing, when the source cannot be asked."""
-        self.leader, self.standbys, self.disabled = None, [], []
+        self.leader, self.standbys, self.disabled, self.strangers = None, [], [], strangers
         for name, backend, leads, since, aside in rows:
             known = _SESSION.fullmatch(name)
             who = f"{known[2]}:{known[3]}" if known else name or "a session without a name"
@@ -42,7 +77,13 @@ class Company:
             else:
                 (self.disabled if aside else self.standbys).append(told)
 
+    @property
+    def barred(self) -> Stranger | None:
+        """Who keeps anybody from leading; None: a daemon leads, or may."""
+        return next((one for one in self.strangers if one.what == "lead" and self.leader is None), None)
+
     def told(self, *, pooled: bool) -> dict[str, Any]:
         """For a status. No leader: nobody has the lock."""
         waiting = {"standbys": [] if pooled else self.standbys, "disabled": [] if pooled else self.disabled}
-        return {"leader": self.leader or (POOLED if pooled else None), **waiting}
+        strangers = [{"what": one.told, "remedy": one.remedy} for one in self.strangers]
+        return {"leader": self.leader or (POOLED if pooled else None), **waiting, "strangers": strangers}

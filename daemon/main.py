@@ -28,8 +28,8 @@ from daemon.copier import Copier
 from daemon.doorway import Doorway
 from daemon.errors import DaemonError, Fenced, SourceUnavailable, TargetError, advice, passes
 from daemon.heartbeat import Heart
-from daemon.lead import Keeper
-from daemon.leaders import session_name
+from daemon.lead import Keeper, contested
+from daemon.leaders import Stranger, session_name
 from daemon.logs import redact
 from daemon.metrics import Metrics
 from daemon.noticing import Noticing
@@ -41,7 +41,7 @@ from daemon.report import Judge, Observed, Report
 from daemon.rest import RestDoor
 from daemon.settings import Settings, overruled
 from daemon.source import Source
-from daemon.survey import Surveyor, origin
+from daemon.survey import Surveyor, origin, strangers
 from daemon.target import Placed, PostgresDoor, Target
 from daemon.tracing import Tracing
 from daemon.verdict import KINDS, SMALL
@@ -218,7 +218,7 @@ class Daemon:
     async def until_idle(self) -> int:
         """Lead, finish what there is, let go. Returns how many changes were applied."""
         await self.bell.connect()
-        if not await self.bell.try_lead():
+        if not await self.bell.try_lead(contested):
             raise SourceUnavailable("another outboxd leads this relay: it does the work already")
         self.keeper.leads = True
         self.relay.lead()
@@ -262,7 +262,7 @@ class Daemon:
                 oldest, rows, size, newest = await self.gauges.health()
                 self.metrics.source_query("status", time.monotonic() - started)
                 self.metrics.source_health(oldest_transaction=oldest, rows=rows, size=size, newest_id=newest)
-                self.report.company.learn(await self.gauges.ask("leaders"))
+                self._learn(await self.gauges.ask("leaders"), await strangers(self.gauges))
             except (DaemonError, BreakerOpen) as exc:
                 log.debug("gauges_failed", error=str(exc))
                 self.report.company.learn([])
@@ -271,6 +271,14 @@ class Daemon:
             self.metrics.loop_lag(max(0.0, time.monotonic() - due))
             for name, breaker in (("target", self.target.breaker), ("source", self.source.breaker)):
                 self.metrics.breaker_ratio(name, breaker.failure_ratio)
+
+    def _learn(self, daemons: list[tuple[Any, ...]], others: list[Stranger]) -> None:
+        """Who leads, and who is in the way: said when somebody comes to be, however many follow."""
+        company = self.report.company
+        if others and not company.strangers:
+            first = others[0]
+            log.warning("lock_held_by_stranger", held_by=first.told, advice=f"{first.remedy};", more=len(others) - 1)
+        company.learn(daemons, others)
 
     async def _watch_tables(self) -> None:
         """Is every watched table captured and copied, and does it fit? For the verdict of whoever leads."""

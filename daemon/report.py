@@ -178,9 +178,13 @@ class Report:
         """Is this process doing its part: leading and moving, or standing by?"""
         status, judge = self.relay.status, self.judge
         judge.look()
-        ready = status.state in {"streaming", "catching_up", "standby"}
+        barred = self.company.barred if status.state == "standby" else None
+        ready = status.state in {"streaming", "catching_up", "standby"} and barred is None
         why = {"state": status.state, "mode": judge.worth.mode, "breaker": str(judge.breaker.state)}
-        return ready, {**why, "problem": judge.doorway.lacking or status.problem}
+        return ready, {
+            **why,
+            "problem": judge.doorway.lacking or status.problem or (barred.sentence if barred else None),
+        }
 
     def copies(self) -> list[dict[str, Any]]:
         """The tables' copies, as whoever leads knows them."""
@@ -193,7 +197,8 @@ class Report:
     def findings(self) -> tuple[Finding, ...] | None:
         """What keeps the stores from being called in sync; None: whoever leads is to be asked."""
         status = self.relay.status
-        if status.state == "standby":
+        barred = self.company.barred
+        if status.state == "standby" and barred is None:
             return None
         if status.state == "starting" and status.problem is None:
             return (Finding("unknown", "starting"),)
@@ -207,6 +212,7 @@ class Report:
                 problem=status.problem,
                 paused=status.state == "paused",
                 leads=self.keeper.leads or self.company.leader is not None,
+                barred=barred.sentence if barred else None,
                 tables=None if tables is None else tables.entries(copies, copier.wishes, copier.slow),
                 unseen=None if status.problem else self.seen.unseen,
                 verifications=self.verifications(),

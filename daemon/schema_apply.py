@@ -15,6 +15,7 @@ import psycopg
 from daemon import catalog
 from daemon.connection import connect_once
 from daemon.errors import SchemaUnfit
+from daemon.leaders import printable
 from daemon.schema import plan
 from daemon.schema_steps import Plan, Step
 from daemon.session import query
@@ -183,13 +184,25 @@ def _alone(target: Connection, patience: float) -> Iterator[None]:
     deadline = time.monotonic() + patience
     while not _true(target, "select pg_try_advisory_lock(%s, %s)"):
         if time.monotonic() > deadline:
-            raise SchemaUnfit("another `schema apply` is at work on this target: try again when it has ended")
+            raise SchemaUnfit(_taken(target))
         time.sleep(0.2)
     try:
         yield
     finally:
         if not target.closed:
             _true(target, "select pg_advisory_unlock(%s, %s)")
+
+
+def _taken(target: Connection) -> str:
+    """Any role that may connect can hold the lock. Who does is told, and a stranger from another apply."""
+    at_work = "another `schema apply` is at work on this target: try again when it has ended"
+    row = target.execute(query("apply_holders"), {"class": _LOCK[0], "number": _LOCK[1]}).fetchone()
+    if row is None:
+        return at_work
+    pid, who, stranger = row
+    if stranger:
+        return f"{printable(who)} holds the lock of `schema apply` and may not apply anything: select pg_terminate_backend({pid})"
+    return f"{at_work}; {printable(who)} holds its lock"
 
 
 def _true(target: Connection, statement: str) -> bool:

@@ -19,7 +19,7 @@ from daemon.copies import Copy, slowly
 from daemon.copies import known as copies_known
 from daemon.doorway import Doorway
 from daemon.errors import DaemonError, Kind, SourceUnavailable, SourceUnfit, TargetError, advice, passes
-from daemon.leaders import Company
+from daemon.leaders import Company, Stranger
 from daemon.main import NAME, open_door
 from daemon.mode import Facts as ModeFacts
 from daemon.mode import Mode, Worth, judge
@@ -28,16 +28,16 @@ from daemon.reload import sentence as sentence_of
 from daemon.report import as_of, dated, heartbeat
 from daemon.settings import Settings, overruled, places
 from daemon.source import Source
-from daemon.survey import origin, survey
+from daemon.survey import origin, strangers, survey
 from daemon.target import Standing, Target, require_schema, unknown
 from daemon.verdict import SMALL, Facts, equal, findings, sentence
 from daemon.verification import Verification, known, shown
-from daemon.watchlist import State, Tables
+from daemon.watchlist import Level, State, Tables
 from outbox import Cursor
 
 _ORDER = (
     "verdict", "equal", "findings", "daemon", "mode", "mode_because", "mode_since", "state", "backlog_changes",
-    "lag_seconds", "leader", "standbys", "disabled",
+    "lag_seconds", "leader", "standbys", "disabled", "strangers",
 )  # fmt: skip
 # What a daemon says of itself that nobody else can know.
 _OF_DAEMON = (
@@ -109,6 +109,7 @@ def _facts(
         problem=None if here.lacks or there.lacks else problem,
         paused=seen.get("state") == "paused",
         leads=leads or None if here.leads is None else leads,
+        barred=here.barred.sentence if here.barred else None,
         instead=here.instead,
         tables=here.seen.entries(there.copies if there.answers else None, slow=slow) if here.seen else (),
         verifications=records,
@@ -135,6 +136,8 @@ class _Here:
     foreign: str | None = None
     leads: bool | None = False
     instead: str | None = None
+    strangers: Sequence[Stranger] = ()
+    barred: Stranger | None = None
     backlog: int = 0
     lag: float = 0.0
     held: Mapping[str, int] = field(default_factory=dict)
@@ -153,7 +156,7 @@ async def _of_source(source: Source, settings: Settings, there: "_There") -> _He
         cursor = there.cursor if there.answers else await source.remembered_cursor(settings.relay)
         backlog, lag = await source.backlog(cursor or Cursor.beginning())
         company = Company()
-        company.learn(await source.ask("leaders"))
+        company.learn(await source.ask("leaders"), await strangers(source))
         told = company.told(pooled=settings.looks_pooled)
         leads = True if company.leader else here.leads
         latest = {row[0] for row in await source.ask("relay_latest")}
@@ -161,6 +164,7 @@ async def _of_source(source: Source, settings: Settings, there: "_There") -> _He
         held = {table: int(many) for table, many in await source.ask("held_counts")}
         more = {"backlog_changes": backlog, "lag_seconds": round(lag, 3), **told}
         here = replace(here, backlog=backlog, lag=lag, leads=leads, instead=instead, held=held, more=more)
+        here = replace(here, strangers=company.strangers, barred=company.barred)
         here = replace(here, seen=await survey(source, there.described))
         return replace(here, foreign=await _foreign(source, settings.relay, there) if there.answers else None)
     except SourceUnavailable as exc:
@@ -305,6 +309,9 @@ async def _of_status(settings: Settings, lost: AbstractSet[str]) -> list[check.I
     if here.instead:
         what = f"relay {here.instead} leads this source, and {settings.relay} does not: nothing of this one moves"
         found.append(check.Item("relay", "FAIL", what, "give this one that name, or stop the other"))
+    for one in here.strangers:
+        level: Level = "FAIL" if one is here.barred else "WARN"
+        found.append(check.Item("locks", level, one.told, f"{one.remedy};"))
     if here.seen is None:
         return found
     copies = there.copies if there.answers else None

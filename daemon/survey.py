@@ -4,6 +4,7 @@ Knows what to ask of either side, and how often. Knows nothing of what follows f
 daemon/verdict.py). Changes nothing.
 """
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -12,12 +13,14 @@ from typing import Any
 from daemon.breaker import BreakerOpen
 from daemon.copies import Copy, Wish
 from daemon.errors import DaemonError, SourceUnfit
+from daemon.leaders import Stranger
 from daemon.noticing import rest
 from daemon.origin import Origin
 from daemon.source import Source
 from daemon.target import Target
 from daemon.watchlist import State, Tables, by_table
 
+_MOMENT = 0.1  # seconds: longer than a commit takes to let go of its locks
 _WELL, _UNWELL = 15.0, 4.0  # seconds between two looks at the source
 _FITS, _DOES_NOT = 300.0, 15.0  # and between two descriptions of the target, which are long, and may be paid for
 
@@ -42,6 +45,16 @@ async def origin(source: Source) -> Origin:
     with contextlib.suppress(SourceUnfit):  # its schema is not there: a server and a database it is all the same
         [(installation,)] = await source.ask("source_installation")
     return Origin(**row, installation=installation)
+
+
+async def strangers(source: Source) -> list[Stranger]:
+    """Who has locks of outboxd's and may not lead. A writer that commits may pass for one for a moment: never twice."""
+    found = [Stranger(*row) for row in await source.ask("strangers")]
+    if any(one.what == "wake" for one in found):
+        await asyncio.sleep(_MOMENT)
+        again = {row[:2] for row in await source.ask("strangers")}
+        found = [one for one in found if one.what != "wake" or (one.what, one.who) in again]
+    return found
 
 
 class Surveyor:

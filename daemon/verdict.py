@@ -35,7 +35,7 @@ class Finding:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """`setup`: what outboxd's own side lacks, each with its command; `foreign`: why this source is not the cursor's.
-    `leads`: does anybody? None: that cannot be known; `instead`: another relay does. `tables`: None while nobody has looked, or (`unseen`: why) can. `lag` and `small`: seconds."""
+    `leads`: does anybody? None: that cannot be known; `barred`: who is in the way, where nobody does; `instead`: another relay does. `tables`: None while nobody has looked, or (`unseen`: why) can. `lag` and `small`: seconds."""
 
     away: Sequence[str] = ()
     setup: Sequence[str] = ()
@@ -44,6 +44,7 @@ class Facts:
     problem: str | None = None
     paused: bool = False
     leads: bool | None = True
+    barred: str | None = None
     instead: str | None = None
     tables: Sequence[Entry] | None = ()
     unseen: str | None = None
@@ -97,6 +98,8 @@ def _moves(facts: Facts) -> Iterator[Finding]:
     elif facts.leads is None:
         unknown = "nobody is known to lead: behind a transaction pooler that cannot be seen, and no heartbeat arrives"
         yield Finding("unled", f"{unknown}; {waiting}: `outboxd run`, and a direct address for the source")
+    elif not facts.leads and facts.barred:
+        yield Finding("unled", f"nobody leads, so nothing moves: {facts.barred}; {waiting}")
     elif not facts.leads:
         since = f" (the oldest for {facts.lag:.0f} s)" if facts.backlog else ""
         yield Finding("unled", f"nobody leads, so nothing moves: `outboxd run`; {waiting}{since}")

@@ -6,38 +6,43 @@ only rings. One that says `fits` is of who has changed the target's tables (sql/
 A NOTIFY makes its commit take a cluster-wide lock, so writers ring only a sleeper. Writers try to take lock K
 shared, without waiting, and keep it until after their commit is visible. The relay takes K exclusively only to
 sleep; it gets it only when no writer that found it awake is still in flight. It then reads once more, and waits
-only if that found nothing. So every commit is either in that read or has rung.
+only if that found nothing. So every commit is either in that read or has rung. A stranger can hold K as well: then the
+relay polls (it never gets K), or every commit rings (no writer gets it), and nothing is lost.
+
+The leader's lock has a number that changes when a stranger holds it: sql/source/0012.
 """
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
 from daemon.connection import cause, connect
 from daemon.errors import STANDBY, SourceUnavailable, SourceUnfit
+from daemon.leaders import Stranger
 
 _LOCK_CLASS = 1869968482
-_SINCE_CLASS = _LOCK_CLASS + 1  # a lock that nobody waits for: its number is the time, for sql/queries/leaders.sql
-_ASIDE_CLASS = _LOCK_CLASS + 2  # another: whoever has it cannot lead
-_BELL, _LEADER = 1, 2
+_ASIDE_CLASS = _LOCK_CLASS + 2  # whoever has a lock of these cannot lead: for sql/queries/leaders.sql
+_BELL = 1
 _SQL = {
     # A frozen process pings no more: the server then drops this connection and with it both locks.
     "guard": "set idle_session_timeout = '10s'",
     "standby": "select pg_is_in_recovery()",
-    "listen": "listen outbox",
-    # CASE, because `and` may do the second first. Unix time in 32 bits without a sign: good until 2106.
-    "lead": "select case when pg_try_advisory_lock(%s, %s) then"
-    " pg_try_advisory_lock_shared(%s, extract(epoch from clock_timestamp())::bigint::bit(32)::int) end",
-    "aside": "select pg_try_advisory_lock_shared(%s, 0)",
-    "back": "select pg_advisory_unlock_shared(%s, 0)",
+    "where": "select channel from outbox.leadership",
+    "lead": "select leads, key, channel, who, remedy from outbox.lead()",
+    "aside": "select pg_try_advisory_lock_shared(%s, %s)",
+    "back": "select pg_advisory_unlock_shared(%s, %s)",
     "arm": "select pg_try_advisory_lock(%s, %s)",
     "disarm": "select pg_advisory_unlock(%s, %s)",
     "ping": "select pg_backend_pid()",
+    "proof": "select pg_backend_pid(), (select key from outbox.leadership)",
 }
+_GONE = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)  # schema outbox
 
 
 @dataclass(slots=True)
@@ -78,7 +83,9 @@ class Bell:
         self._turn = asyncio.Lock()
         self._rung = asyncio.Event()
         self._watched_fd: int | None = None
-        self._aside = False
+        self._aside: int | None = None  # the number of the lock that says so, not to be guessed
+        self._channel = ""
+        self._key: int | None = None  # of the leader's lock, while it is held here
         self._backend = 0  # the server process at the other end
         self.on_lost: Callable[[], None] = lambda: None
         self.on_fits: Callable[[], None] = lambda: None
@@ -112,8 +119,10 @@ class Bell:
                     raise
         except TimeoutError:
             raise SourceUnavailable(f"the source did not answer within {self._deadline:g} s") from None
-        except psycopg.Error as exc:
+        except psycopg.OperationalError as exc:
             raise SourceUnavailable(f"no connection to the source ({cause(exc)})") from None
+        except psycopg.Error as exc:
+            raise _failure(exc) from None
         self._conn = conn  # only now: who arms before LISTEN is up would miss the ring
         self._watch()
         self.ring()
@@ -126,7 +135,9 @@ class Bell:
         if not self.pooled:
             conn.add_notify_handler(self._notified)
             await conn.execute(_SQL["guard"])
-            await conn.execute(_SQL["listen"])
+            row = await (await conn.execute(_SQL["where"])).fetchone()
+            self._channel = str(row[0]) if row else ""
+            await conn.execute(sql.SQL("listen {}").format(sql.Identifier(self._channel)))
 
     async def _is_pooled(self, conn: psycopg.AsyncConnection[Any]) -> bool:
         """Two clients, one backend, or one client, two backends?
@@ -151,15 +162,27 @@ class Bell:
             await other.close()
         return False
 
-    async def try_lead(self) -> bool:
-        """Take the leader's lock if it is free. It is held as long as this connection lives."""
-        return self.pooled or bool(await self._command("lead", (_LOCK_CLASS, _LEADER, _SINCE_CLASS)))
+    async def try_lead(self, said: Callable[[Stranger], None] = lambda _: None) -> bool:
+        """Take the leader's lock if it is free. It is held as long as this connection lives. `said` is told of a stranger
+        who had it: the lock has another number now. Raises SourceUnavailable, or SourceUnfit where it cannot be taken."""
+        if self.pooled:
+            return True
+        leads, key, channel, who, remedy = await self._row("lead", ())
+        self._key = key if leads else None
+        if channel != self._channel:  # schema outbox is another one than when this connection was opened
+            await self._fail()
+            raise SourceUnavailable("writers ring on another channel by now")
+        if who is not None:
+            said(Stranger("lead", who, remedy))
+        return bool(leads)
 
     async def stand_aside(self, aside: bool) -> None:
         """Let others see that this one cannot lead, or again can."""
-        if aside != self._aside and not self.pooled:
-            await self._command("aside" if aside else "back", (_ASIDE_CLASS,))
-            self._aside = aside
+        if aside is (self._aside is not None) or self.pooled:
+            return
+        number = self._aside if self._aside is not None else random.getrandbits(31)
+        done = await self._command("aside" if aside else "back", (_ASIDE_CLASS, number))
+        self._aside = number if aside and done else None
 
     async def try_arm(self) -> bool:
         """Take K: from here on writers ring. Read once more before waiting."""
@@ -185,20 +208,27 @@ class Bell:
         return rung
 
     async def ping(self) -> None:
-        """Prove the connection alive, to both ends. Raises SourceUnavailable when it is not, or not the same."""
-        backend = await self._command("ping", ())
+        """Prove the connection alive, to both ends, and the lead still the lead. Raises SourceUnavailable when it is not, or
+        not the same."""
+        backend, *key = await self._row("ping" if self._key is None else "proof", ())
         if not self.pooled and backend != self._backend:
             await self._fail()
             raise SourceUnavailable("another server process answers: a pooler is in between")
+        if key and key[0] != self._key:  # schema outbox is another one, or was written to by hand
+            await self._fail()
+            raise SourceUnavailable("the leader's lock on the source has another number by now")
 
     async def close(self) -> None:
         """Drop the connection, and with it the locks."""
         self._unwatch()
-        conn, self._conn, self.armed, self._aside = self._conn, None, False, False
+        conn, self._conn, self.armed, self._aside, self._key = self._conn, None, False, None, None
         if conn is not None:
             await conn.close()
 
     async def _command(self, name: str, parameters: tuple[int, ...]) -> Any:
+        return (await self._row(name, parameters))[0]
+
+    async def _row(self, name: str, parameters: tuple[int, ...]) -> tuple[Any, ...]:
         async with self._turn:
             conn = self._conn
             if conn is None:
@@ -207,13 +237,16 @@ class Bell:
             try:
                 row = await (await conn.execute(_SQL[name], parameters or None)).fetchone()
             except psycopg.Error as exc:
+                if name == "proof" and isinstance(exc, _GONE):  # nobody can be elected until there is another
+                    self._watch()
+                    return self._backend, self._key
                 await self._fail()
-                raise SourceUnavailable(f"the bell's connection to the source failed ({cause(exc)})") from None
+                raise _failure(exc) from None
             except BaseException:
                 await self._fail()
                 raise
             self._watch()
-            return row[0] if row else None
+            return row or (None,)
 
     async def _fail(self) -> None:
         await self.close()
@@ -256,6 +289,22 @@ class Bell:
     def _drain(self, conn: psycopg.AsyncConnection[Any]) -> None:
         while told := conn.pgconn.notifies():
             self._heard(told.extra.decode(errors="replace"))
+
+
+def _failure(exc: psycopg.Error) -> SourceUnavailable | SourceUnfit:
+    match exc:
+        case psycopg.errors.InsufficientPrivilege():
+            return SourceUnfit(
+                f"the source's role may not lead: {exc.diag.message_primary}; `outboxd setup source --role` grants it to role "
+                "outboxd (sql/source/role.sql)"
+            )
+        case _ if isinstance(exc, _GONE):
+            return SourceUnfit("schema outbox is not installed on the source: run `outboxd setup source`")
+        case psycopg.errors.UndefinedFunction():
+            return SourceUnfit("schema outbox on the source is of an older version: run `outboxd setup source`")
+        case psycopg.errors.ReadOnlySqlTransaction():
+            return SourceUnavailable("the source takes no writes (25006), so nobody can be elected there")
+    return SourceUnavailable(f"the bell's connection to the source failed ({cause(exc)})")
 
 
 async def _backend(conn: psycopg.AsyncConnection[Any]) -> int:

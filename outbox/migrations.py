@@ -1,7 +1,7 @@
 """The SQL that both sides need: as migrations to apply, or as a script for another tool.
 
-Knows the files in sql/ and the tables that record them. Everything runs in one transaction under an advisory
-lock, so concurrent installers take turns and a failure leaves nothing behind.
+Knows the files in sql/ and the tables that record them. Everything runs in one transaction under a lock, so
+concurrent installers take turns and a failure leaves nothing behind.
 """
 
 import hashlib
@@ -80,7 +80,7 @@ def migrate(conn: psycopg.Connection[Any], side: Side, *, exposed_schema: str = 
         if outermost:
             # A snapshot taken before the lock would hide what the installer before us did.
             conn.execute("set transaction isolation level read committed")
-        conn.execute("select pg_advisory_xact_lock(%s, %s)", _LOCK)
+        _take_turns(conn, side)
         recorded = dict(_recorded(conn, side))
         if recorded and max(recorded) > known[-1].version:
             raise SchemaTooNew(_too_new(side, max(recorded), known[-1].version))
@@ -119,6 +119,19 @@ def literal(text: str) -> str:
     """An SQL string, quoted: for statements that a person is to run, on a server of any settings."""
     quoted = "'" + text.replace("'", "''") + "'"
     return " E" + quoted.replace("\\", "\\\\") if "\\" in quoted else quoted
+
+
+def _take_turns(conn: psycopg.Connection[Any], side: Side) -> None:
+    """Until the transaction ends. An advisory lock, which anybody may hold, only while there is no table to lock, or no right
+    to."""
+    lockable = "select coalesce(has_table_privilege(to_regclass(%s), 'update'), false)"
+    table = sql.Identifier(_SCHEMA[side], "migration")
+    for _ in range(2):  # it may have been made while this one waited
+        row = conn.execute(lockable, (f"{_SCHEMA[side]}.migration",)).fetchone()
+        if row and row[0]:
+            conn.execute(sql.SQL("lock table {} in share row exclusive mode").format(table))
+            return
+        conn.execute("select pg_advisory_xact_lock(%s, %s)", _LOCK)
 
 
 def _recorded(conn: psycopg.Connection[Any], side: Side) -> list[tuple[int, str]]:

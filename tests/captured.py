@@ -99,3 +99,8 @@ def copying_trigger(conn: Connection, table: str) -> None:
         create trigger zzz_copy after insert or update or delete on {table} for each row execute function copy_{table}();
         create trigger zzz_truncate after truncate on {table} for each statement execute function copy_{table}();
     """)
+
+
+def listen(conn: Connection) -> None:
+    """As the relay does: on a channel that nobody else can know."""
+    conn.execute(sql.SQL("listen {}").format(sql.Identifier(str(value(conn, "select channel from outbox.leadership")))))

@@ -184,18 +184,48 @@ begin
 end
 $$;
 
+-- Who leads, and where daemons listen: see 0012. Nobody but them and the owner may read where, so that nobody else can make
+-- them listen: a notification of anybody's on a known channel is delivered, and a million of them before the next answer.
+create table if not exists outbox.leadership (
+  only_row boolean primary key default true check (only_row),
+  key      int not null default floor(random() * 2147483648),
+  since    timestamptz not null default now(),
+  channel  text not null default concat('outbox_', replace(gen_random_uuid()::text, '-', ''))
+);
+
+revoke all on outbox.leadership from public;
+insert into outbox.leadership default values on conflict do nothing;
+
+comment on table outbox.leadership is 'The number of the lock that the leader holds, since when, and the channel that daemons listen on. Whoever may update this may lead, and nobody else';
+
+-- Notify whoever listens. Promise I7: a NOTIFY that finds the server's queue full (somebody listens and sits in a
+-- transaction) fails the commit. Well before that nobody rings: the relay's timer finds the change.
+-- `outbox.knocked` spares capture to ask again for each row; it goes with a savepoint, as the notification does. Who forges
+-- it keeps the timer waiting for changes of its own.
+create or replace function outbox.knock(payload text default '') returns void
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if pg_notification_queue_usage() < 0.5 then
+    perform pg_notify((select l.channel from outbox.leadership l), payload);
+  end if;
+  if payload = '' then
+    perform set_config('outbox.knocked', pg_current_xact_id()::text, true);
+  end if;
+end
+$$;
+
 -- Ring the bell of a sleeping relay; say nothing to one that is awake.
 -- The relay holds this lock exclusively only while it sleeps. A writer that gets the shared lock keeps it
 -- until after its commit is visible, so the relay, which must first get the lock, reads that commit.
--- Promise I7: a NOTIFY that finds the server's queue full (somebody listens and sits in a transaction) fails the
--- commit. Well before that nobody rings: the relay's timer finds the change.
 create or replace function outbox.ring() returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if not pg_try_advisory_xact_lock_shared(1869968482, 1) and pg_notification_queue_usage() < 0.5 then
-    perform pg_notify('outbox', '');
+  if not pg_try_advisory_xact_lock_shared(1869968482, 1) then
+    perform outbox.knock();
   end if;
 end
 $$;

@@ -874,8 +874,9 @@ begin
     perform outbox.pin(were);
   end if;
   -- What is and stays outside of a filter rings no bell.
-  if made is distinct from 0 and not pg_try_advisory_xact_lock_shared(1869968482, 1) and pg_notification_queue_usage() < 0.5 then
-    perform pg_notify('outbox', '');
+  if made is distinct from 0 and not pg_try_advisory_xact_lock_shared(1869968482, 1)
+     and current_setting('outbox.knocked', true) is distinct from pg_current_xact_id()::text then
+    perform outbox.knock();
   end if;
   return null;
 end

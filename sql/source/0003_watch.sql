@@ -1,5 +1,57 @@
 -- Watching: which tables may be watched, and putting the capture triggers of sql/source/0002 on them.
 
+-- Locked by whoever watches or unwatches, never written: a lock that only those can hold who may call outbox.take_turn.
+create table if not exists outbox.turn ();
+revoke all on outbox.turn from public;
+
+-- A session, as a person is told of it, and what ends it. Without a pid: a prepared transaction.
+create or replace function outbox.session_named(pid int, virtualtransaction text, out who text, out remedy text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if pid is null then
+    select format('prepared transaction %L (role %s)', p.gid, p.owner), format('rollback prepared %L', p.gid) into who, remedy
+      from pg_locks l join pg_prepared_xacts p on p.transaction = l.transactionid
+     where l.locktype = 'transactionid' and l.pid is null and l.virtualtransaction = session_named.virtualtransaction;
+  else
+    select format('pid %s (role %s, %s)', session_named.pid, coalesce(a.usename, '?'), coalesce(nullif(a.application_name, ''), 'without a name')) into who
+      from pg_stat_activity a where a.pid = session_named.pid;
+    remedy := format('select pg_terminate_backend(%s)', session_named.pid);
+  end if;
+  remedy := coalesce(remedy, 'select * from pg_prepared_xacts');
+  -- Names are anybody's: nothing that a terminal or a log would obey.
+  who := regexp_replace(coalesce(who, 'a session that has ended'), '[\x01-\x1f\x7f-\x9f]', '?', 'g');
+end
+$$;
+
+-- Who else has a lock on this relation: the strongest first, three at most. Without `readers`: of those who only read it nobody.
+create or replace function outbox.held_by(rel regclass, readers boolean default true) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select string_agg(n.who, ', ')
+    from (select distinct on (l.pid, l.virtualtransaction) l.pid, l.virtualtransaction, l.mode from pg_locks l
+           where l.locktype = 'relation' and l.relation = rel and l.granted and l.pid is distinct from pg_backend_pid()
+             and l.database = (select d.oid from pg_database d where d.datname = current_database())
+             and (readers or l.mode <> 'AccessShareLock')
+           order by l.pid, l.virtualtransaction limit 3) l
+   cross join lateral outbox.session_named(l.pid, l.virtualtransaction) n
+$$;
+
+-- Who watches and who unwatches take turns, until the transaction ends.
+create or replace function outbox.take_turn() returns void
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  lock table outbox.turn in exclusive mode;
+exception when lock_not_available then
+  raise exception 'somebody else is watching or unwatching a table: %', coalesce(outbox.held_by('outbox.turn', false), 'it has ended by now')
+    using errcode = 'lock_not_available', hint = 'try again when that has ended';
+end
+$$;
+
 -- Why `tbl` cannot be watched with this key, or null. One sentence with the way on.
 create or replace function outbox.unfit(
   tbl regclass, keys text[], include text[], exclude text[], as_role name default current_user) returns text
@@ -105,8 +157,9 @@ begin
     return format('(%s) is no key of %s: it needs a unique index on exactly these columns, all NOT NULL, not partial', array_to_string(keys, ', '), tbl);
   end if;
   if not has_table_privilege(as_role, 'outbox.change', 'insert') or not has_sequence_privilege(as_role, 'outbox.change_id_seq', 'usage')
-     or not has_sequence_privilege(as_role, 'outbox.slot', 'usage') or not has_function_privilege(as_role, 'outbox.mark(text, text)', 'execute') then
-    return format('the capture functions run as %1$I, which may not write the outbox: grant insert on outbox.change to %1$I; grant usage on all sequences in schema outbox to %1$I; grant execute on function outbox.mark(text, text) to %1$I', as_role);
+     or not has_sequence_privilege(as_role, 'outbox.slot', 'usage') or not has_function_privilege(as_role, 'outbox.mark(text, text)', 'execute')
+     or not has_function_privilege(as_role, 'outbox.knock(text)', 'execute') then
+    return format('the capture functions run as %1$I, which may not write the outbox: grant insert on outbox.change to %1$I; grant usage on all sequences in schema outbox to %1$I; grant execute on function outbox.mark(text, text), outbox.knock(text) to %1$I', as_role);
   end if;
   return null;
 end
@@ -264,7 +317,7 @@ declare
   there  text[] := watch.exclude;
   reason text;
 begin
-  perform pg_advisory_xact_lock(1869968482, 3);  -- who watches and who unwatches take turns
+  perform outbox.take_turn();
   select format('%I.%I', n.nspname, c.relname) into w.table_name
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = tbl;
   if has_table_privilege('outbox.watched', 'select') then  -- else the sentence below says which right is missing
@@ -392,7 +445,7 @@ declare
   known text[];
   w     outbox.watched;
 begin
-  perform pg_advisory_xact_lock(1869968482, 3);
+  perform outbox.take_turn();
   select array_agg(k.table_name order by k.table_name) into known
     from outbox.watched k
    where parse_ident(k.table_name) = parts

@@ -20,8 +20,10 @@ grant execute on function outbox.signature(regclass), outbox.primary_key(regclas
   outbox.mapping_holds(regclass, text[], text[], jsonb), outbox.read_types(regclass, jsonb), outbox.table_named(text),
   outbox.still_left_out(regclass, text[], jsonb), outbox.asleep(outbox.watched), outbox.uncaptured(), outbox.masked_sql(text, text, oid, int), outbox.prune(bigint, interval) to outboxd;
 grant insert, update, delete on outbox.held to outboxd;
+grant update on outbox.leadership to outboxd;
+grant execute on function outbox.lead(), outbox.may_lead(oid), outbox.strangers(), outbox.session_named(int, text) to outboxd;
 grant execute on function outbox.copy_of(text, text, text[], int, bigint, bigint), outbox.ask_copy(text, boolean, boolean), outbox.ask_verification(text, boolean),
   outbox.notice(text), outbox.fit_of(text[]), outbox.known(text), outbox.aims(text[]), outbox.identities(text[]), outbox.left_home(outbox.watched),
   outbox.tree(regclass) to outboxd;
-grant execute on function outbox.ring(), outbox.confirm(text, bigint, bigint, text, text), outbox.heartbeat(text, bigint, text),
+grant execute on function outbox.ring(), outbox.knock(text), outbox.confirm(text, bigint, bigint, text, text), outbox.heartbeat(text, bigint, text),
   outbox.look(bigint, xid8[], xid8[], bigint, int, bigint, bigint) to outboxd;

@@ -15,7 +15,8 @@ begin
     execute 'drop routine ' || routines;
   end if;
   drop table if exists outbox.change, outbox.pruned, outbox.watched, outbox.shape, outbox.held, outbox.relay, outbox.copy,
-    outbox.mask_key, outbox.audience, outbox.travelled, outbox.unwatched, outbox.verification, outbox.heartbeat, outbox.migration, outbox.installation;
+    outbox.mask_key, outbox.audience, outbox.travelled, outbox.unwatched, outbox.verification, outbox.heartbeat, outbox.migration, outbox.installation,
+    outbox.leadership, outbox.turn;
   drop sequence if exists outbox.slot, outbox.change_id_seq, outbox.wish_seq;
   drop schema outbox;
 end

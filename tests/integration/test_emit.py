@@ -19,7 +19,7 @@ from outbox import (
     emit,
     emit_many,
 )
-from tests.captured import Connection, changes, rows, value, watch
+from tests.captured import Connection, changes, listen, rows, value, watch
 from tests.databases import Database
 from tests.replay import decoded
 
@@ -259,7 +259,7 @@ def test_a_lost_connection_stays_the_drivers_error(bare: Database) -> None:
 def test_a_transaction_rings_once(bare: Database) -> None:
     """While the relay sleeps: one notification for a transaction, however many changes; none that is taken back."""
     with bare.connect() as relay, bare.connect() as conn:
-        relay.execute("listen outbox")
+        listen(relay)
         relay.execute("select pg_advisory_lock(1869968482, 1)")
         conn.execute("alter table story disable trigger all")
         watch(conn, "story")
@@ -271,7 +271,7 @@ def test_a_transaction_rings_once(bare: Database) -> None:
             emit(conn, Change.delete("story", {"id": ID}))
         with conn.transaction():
             emit(conn, Change.delete("story", {"id": ID}))
-        conn.execute("notify outbox, 'the end'")
+        conn.execute("select outbox.knock('the end')")
         heard = [notice.payload for notice in relay.notifies(timeout=10, stop_after=3)]
         assert heard == ["", "", "the end"]
         relay.execute("select pg_advisory_unlock(1869968482, 1)")
@@ -281,5 +281,5 @@ def test_a_transaction_rings_once(bare: Database) -> None:
                 value(conn, "select mode from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()")
                 == "ShareLock"
             )
-        conn.execute("notify outbox, 'silence'")
+        conn.execute("select outbox.knock('silence')")
         assert [notice.payload for notice in relay.notifies(timeout=10, stop_after=1)] == ["silence"]

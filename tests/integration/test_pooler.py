@@ -22,8 +22,8 @@ from tests.relaying import Connection, assembled, install, running, same, until
 from tests.waiting import wait_until
 
 LOCKS = """
-select objid::int from pg_locks
- where locktype = 'advisory' and classid = 1869968482 and granted
+select objid::bigint from pg_locks
+ where locktype = 'advisory' and classid in (1869968482, 1869968483, 1869968484) and granted
    and database = (select oid from pg_database where datname = current_database())
 """
 ANOTHER = "insert into item select max(id) + 1, 1 from item"

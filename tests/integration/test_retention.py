@@ -33,7 +33,9 @@ class Prune(NamedTuple):
 
 def prune(conn: Connection, floor_id: int = FAR, retention: str = "0") -> Prune:
     """The slot emptied, the mark, whether a slot was in use, whether the slot changed."""
-    found = conn.execute("select * from outbox.prune(%s, %s)", (floor_id, retention)).fetchone()
+    found = conn.execute(
+        "select emptied, up_to_id, locked, rotated from outbox.prune(%s, %s)", (floor_id, retention)
+    ).fetchone()
     assert found is not None
     return Prune(*found)
 

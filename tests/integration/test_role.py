@@ -15,7 +15,7 @@ from daemon.source import Source
 from daemon.wakeup import Bell
 from outbox import Change, Cursor, emit
 from outbox.migrations import step
-from tests.captured import ops, value, watch
+from tests.captured import listen, ops, value, watch
 from tests.databases import Database
 
 
@@ -41,7 +41,7 @@ def _no_role_left(source_cluster: Cluster) -> Iterator[None]:
 
 
 async def test_the_role_can_do_the_daemons_work(source: Database, least: str) -> None:
-    """Every question that Source asks, and the doctor's; the bell and the leader's lock need no grant."""
+    """Every question that Source asks, and the doctor's; and it rings, listens and leads."""
     reader = Source(least, Limits(changes=1))
     reader.traced = True
     try:
@@ -70,8 +70,11 @@ async def test_the_role_can_do_the_daemons_work(source: Database, least: str) ->
         conn.execute("select outbox.ask_copy('public.story')")
         conn.execute("select outbox.confirm('main', 1, 1, null)")
         assert conn.execute(query("heartbeat"), {"relay": "main", "epoch": 1, "snapshot": "3:3:"}).fetchone() != (None,)
-        conn.execute("listen outbox")
+        listen(conn)
         assert value(conn, "select pg_try_advisory_lock(1869968482, 1)")
+        conn.execute(query("ring_fits"))
+        conn.execute(query("strangers"))
+        assert value(conn, "select leads from outbox.lead()")
 
 
 async def test_the_role_sees_who_leads_and_since_when(source: Database, least: str) -> None:

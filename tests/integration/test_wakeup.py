@@ -19,6 +19,7 @@ from daemon.demo.cluster import Cluster
 from daemon.progress import Timing
 from daemon.relay import Relay
 from daemon.wakeup import Bell
+from tests.captured import listen
 from tests.databases import SETTINGS, Database, clone, source_template
 from tests.pooling import pooled
 from tests.relaying import Connection, WatchedBell, assembled, install, running, same, until
@@ -27,10 +28,10 @@ pytestmark = pytest.mark.usefixtures("tables")
 
 # K is 1, the leader's lock 2.
 LOCKS = """
-select objid::int from pg_locks
- where locktype = 'advisory' and classid = 1869968482 and granted
+select case when classid = 1869968483 then 2 else objid::int end as number from pg_locks
+ where locktype = 'advisory' and classid in (1869968482, 1869968483) and granted
    and database = (select oid from pg_database where datname = current_database())
- order by objid
+ order by number
 """
 END_BELL = (
     "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'outboxd bell' and datname = %s"
@@ -429,7 +430,7 @@ async def test_a_frozen_process_loses_both_locks(source: Database, app: Connecti
         sys.executable, "-c", _HOLDS_BOTH_LOCKS, source.dsn, stdout=asyncio.subprocess.PIPE
     )
     with source.connect() as listener:
-        listener.execute("listen outbox")
+        listen(listener)
 
         def notified(patience: float = 0) -> bool:
             insert(app)

@@ -20,7 +20,7 @@ from daemon.install import watch as watch_tables
 from daemon.prune import Pruner
 from daemon.selection import Selection
 from outbox.migrations import migrate
-from tests.captured import Connection, ops, rows, value, watch
+from tests.captured import Connection, listen, ops, rows, value, watch
 from tests.databases import SETTINGS, Database, clone
 from tests.pairs import Pair
 from tests.waiting import wait_until, wait_until_async
@@ -175,7 +175,7 @@ def test_a_daemon_frozen_in_its_sleep_harms_no_commit(pair: Pair, run_folder: Pa
     outboxd.start()
     try:
         with pair.source.connect() as app, pair.source.connect() as listener:
-            listener.execute("listen outbox")
+            listen(listener)
             wait_until(lambda: value(app, _K) == 1, 60)
             outboxd.send(signal.SIGSTOP)
             frozen = time.monotonic()

@@ -48,13 +48,14 @@ def test_the_holder_of_the_lock_leads_and_the_others_wait_or_cannot_lead() -> No
         "leader": {"who": "a:1", "since": "2026-11-23T16:00:00Z", "version": "0.1.0", "backend": 7},
         "standbys": [{"who": "outboxd/0.0.9 bell", "version": None, "backend": 8}],
         "disabled": [{"who": "c:3", "version": "0.1.0", "backend": 9}],
+        "strangers": [],
     }
     company.learn([])
-    assert company.told(pooled=False) == {"leader": None, "standbys": [], "disabled": []}
+    assert company.told(pooled=False) == {"leader": None, "standbys": [], "disabled": [], "strangers": []}
 
 
 def test_behind_a_transaction_pooler_it_is_unknown() -> None:
     """Sessions there are the pooler's, and carry the name of whoever used them last."""
     company = Company()
     company.learn([("outboxd/0.1.0 bell a 1", 7, False, None, False), ("outboxd/0.1.0 bell a 2", 8, False, None, True)])
-    assert company.told(pooled=True) == {"leader": POOLED, "standbys": [], "disabled": []}
+    assert company.told(pooled=True) == {"leader": POOLED, "standbys": [], "disabled": [], "strangers": []}
