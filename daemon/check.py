@@ -338,7 +338,7 @@ def _mirror(name: str, mirror: Row, sent: Mapping[str, str] | None, role: str) -
     added = ", ".join(f"add column {quote(column)} {sent[column]}" for column in missing) if sent else ""
     required = [c["name"] for c in mirror["columns"] if c["required"] and sent is not None and c["name"] not in sent]
     grants = mirror["missing_grants"]
-    loose = [kind for kind in mirror["key_types"] or [] if kind in _LOOSE_KEYS]
+    loose = [kind for kind in mirror.get("key_types") or [] if kind in _LOOSE_KEYS]
     schema = mirror.get("missing_usage")
     findings: list[tuple[bool, Level, str, str]] = [
         (bool(schema), "FAIL", f"{role} may not use schema {schema}", f"grant usage on schema {schema} to {role};"),

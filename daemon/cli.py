@@ -8,9 +8,11 @@ import asyncio
 import json
 import shlex
 import sys
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 import click
@@ -38,8 +40,19 @@ from outbox.migrations import Side, literal, script, step
 FAILED, FOUND, AWAY, CONFIG = 1, 3, 75, 78
 
 
+def _last_words(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+    """Python's own traceback has the texts of errors, which may quote rows, and paints whatever is in them."""
+    from daemon import logs
+
+    logs.last_words(error, FAILED)
+
+
 class _Group(click.Group):
-    """Turns expected errors into one sentence and the right exit code; a bug keeps its traceback."""
+    """Turns expected errors into one sentence and the right exit code; of a bug the log tells kind and place."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        sys.excepthook = _last_words
+        return super().main(*args, **kwargs)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not all(map(_is_text, args)):
@@ -308,6 +321,8 @@ def run(ctx: click.Context, *, until_idle: bool, strict: bool) -> None:
 
     metrics = Metrics(__version__)
     logs.configure(settings.log_level, settings.log_format, on_message=metrics.logged, on_dropped=metrics.log_dropped)
+    threading.excepthook = lambda failed: logs.last_words(failed.exc_value)
+    sys.unraisablehook = lambda failed: logs.last_words(failed.exc_value)
     try:
         code = asyncio.run(run_daemon(loaded, metrics, read, until_idle=until_idle))
     except OSError as exc:

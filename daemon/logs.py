@@ -125,6 +125,26 @@ def describe(error: BaseException) -> str:
     return redact(": ".join(filter(None, (name, first))) + state)
 
 
+def last_words(error: BaseException | None, exit_code: int | None = None) -> None:
+    """What ends the process (`exit_code`), or a thread of it, and should not have: one line, with the places. What a bug stumbled on may
+    be a row, and its text quotes that: of errors that are not our own the kind is all that is said."""
+    if not structlog.is_configured():  # a command that had nothing to log until now
+        configure(stream=sys.stderr)
+    chain = list(islice(_chain(error), _CHAIN)) if error is not None else []
+    told = [{"type": _kind(one), "frames": _frames(one)} for one in chain]
+    inner = next((one["type"] for one in told if "Group" not in one["type"]), type(error).__name__)
+    structlog.get_logger().critical("failed_by_a_bug", error=inner, exception=told, exit_code=exit_code)
+
+
+def _kind(error: BaseException) -> str:
+    kind = type(error)
+    return (
+        describe(error)
+        if kind.__module__.startswith(("daemon.", "outbox."))
+        else f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    )
+
+
 def _exceptions_as_data(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     error = event.pop("exc_info", None)
     if error is True or isinstance(error, tuple):
