@@ -1,6 +1,6 @@
 """One line per thing that happened: pretty on a terminal, JSON everywhere else.
 
-Knows structlog, the standard library's logging, and what a secret looks like. Must not know settings, metrics
+Knows structlog and the standard library's logging. Must not know settings, metrics
 or what the lines are about. Whatever a caller passes, no secret leaves through a line, an exception does not
 quote rows, and a log that cannot be written stops nothing. That no row value is passed is the caller's part.
 """
@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import os
-import re
 import select
 import sys
 import traceback
@@ -22,6 +21,9 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from daemon.printable import printable
+from daemon.secrecy import mask, names_secret
+
 _LIBRARIES = ("asyncio", "hpack", "httpcore", "httpx", "postgrest", "psycopg", "supabase", "uvicorn")
 _LONGEST = 2000  # characters of one value
 _DEEPEST = 5  # levels of a nested value
@@ -31,28 +33,6 @@ _PATIENCE = 0.2  # seconds that a line waits for a reader that has stopped
 # Classes of SQLSTATE whose first line names objects and states: connection, feature, transaction,
 # authorisation, rollback, syntax and access, resources, limits, prerequisites, intervention, system.
 _SPEAKS_OF_NO_ROW = frozenset(["08", "0A", "25", "28", "40", "42", "53", "54", "55", "57", "58"])
-
-# Masking too much costs an operator a second look, masking too little a key rotation: so they are greedy.
-_SECRETS = (
-    (re.compile(r"sb_secret_[\w-]+"), "sb_secret_***"),
-    (re.compile(r"eyJ[\w-]{6,}(?:\.[\w-]*)*"), "eyJ***"),
-    (
-        re.compile(
-            r"""((?:password|passwd|passphrase)["']?\s*[=:]\s*)"""
-            r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?:\\.|\S)+)""",
-            re.IGNORECASE,
-        ),
-        r"\1***",
-    ),
-    # Bounded: of a long word each letter could begin a scheme, and the search would take its length squared.
-    (re.compile(r"([a-z][a-z0-9+.-]{0,30}://[^\s:/@]*:)\S+@", re.IGNORECASE), r"\1***@"),
-)
-_SECRET_KEY = re.compile(
-    r"password|passwd|passphrase|secret|credential|authorization|api_?key|supabase_key|token", re.IGNORECASE
-)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-# Whatever one of these finds, this finds a part of: most texts are looked through once, and left as they are.
-_SUSPECT = re.compile(r"sb_secret_|eyJ|(?i:passw|passphrase)|://|" + _CONTROL.pattern)
 
 
 def configure(
@@ -99,11 +79,7 @@ def set_level(level: str) -> None:
 
 def redact(text: str) -> str:
     """The text on one line, of bounded length, without anything that looks like a secret."""
-    if len(text) <= _LONGEST and not _SUSPECT.search(text):
-        return text
-    for pattern, mask in _SECRETS:
-        text = pattern.sub(mask, text)
-    text = _CONTROL.sub(" ", text)
+    text = printable(mask(text))
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
@@ -173,7 +149,7 @@ def _frames(error: BaseException) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _names_a_secret(key: str) -> bool:
-    return bool(_SECRET_KEY.search(key))
+    return names_secret(key)
 
 
 def _clean_up(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -194,7 +170,10 @@ def _clean(value: Any, depth: int = 0) -> Any:  # noqa: PLR0911  a kind of value
     if isinstance(value, Mapping | list | tuple | set | frozenset) and depth >= _DEEPEST:
         return "…"
     if isinstance(value, Mapping):
-        return {str(key): "***" if _names_a_secret(str(key)) else _clean(one, depth + 1) for key, one in value.items()}
+        return {
+            redact(str(key)): "***" if _names_a_secret(str(key)) else _clean(one, depth + 1)
+            for key, one in value.items()
+        }
     if isinstance(value, list | tuple | set | frozenset):
         return [_clean(one, depth + 1) for one in value]
     try:

@@ -15,6 +15,7 @@ import psycopg
 from daemon import catalog
 from daemon.connection import connect_once
 from daemon.errors import SchemaUnfit
+from daemon.refusal_words import spoken
 from daemon.schema import plan
 from daemon.schema_steps import Plan, Step
 from daemon.session import query
@@ -223,8 +224,8 @@ def _do(target: Connection, step: Step, patience: float) -> None:
 
 def _why(step: Step, exc: psycopg.Error) -> str:
     """Names only: Postgres' own words may quote a value in class 22 and 23 (promise I10)."""
-    first, said = step.sql.splitlines()[0], exc.diag.message_primary or ""
-    if (exc.sqlstate or "")[:2] in {"22", "23", "P0"}:
+    first, said = step.sql.splitlines()[0], spoken(exc.sqlstate, exc.diag.message_primary, exc.diag.context)
+    if said is None:
         names = [name for name in (exc.diag.constraint_name, exc.diag.column_name) if name]
         said = (
             f"rows that are on the target do not allow it{' (' + ', '.join(names) + ')' * bool(names) if names else ''}"

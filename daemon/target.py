@@ -22,6 +22,7 @@ from daemon.breaker import Breaker
 from daemon.connection import SETTINGS, cause, connect, turned_away
 from daemon.errors import Fenced, Kind, Refusal, TargetError, classify, counts
 from daemon.plan import SEPARATOR, Plan
+from daemon.refusal_words import spoken
 from daemon.sheaf import Pieces
 from outbox import Cursor
 from outbox.migrations import migrations
@@ -352,5 +353,5 @@ def _postgres_error(exc: psycopg.Error, *, sent: bool, broken: bool) -> TargetEr
     if code is None:
         kind = Kind.AUTH if turned_away(exc) else Kind.TRANSIENT
         return TargetError(kind, f"no connection to the target's database ({cause(exc)})")
-    said = exc.diag.message_primary if code in {"42501", "42883", "3F000"} else None
+    said = spoken(code, exc.diag.message_primary, exc.diag.context) if code in {"42501", "42883", "3F000"} else None
     return TargetError(classify(code), f"the target answered {code}", Refusal(code, message=said))
