@@ -7,7 +7,6 @@ value.
 
 import difflib
 import re
-import shlex
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource
 
 from daemon.credentials import carries_secret
+from daemon.printable import word
 from daemon.private import world_may_read
 from daemon.settings import (
     ALIASES,
@@ -185,7 +185,7 @@ def _exposed(found: _Layer, mounts: Collection[Path]) -> Iterator[Problem]:
     for secret in SECRETS:
         one = found.get((secret,))
         if one and one.file and carries_secret(secret, str(one.value)) and world_may_read(one.file, mounts):
-            fix = f"chmod o-r {shlex.quote(str(one.file))}"
+            fix = f"chmod o-r {word(str(one.file))}"
             yield Problem(secret, f"stands in a file that every user of this machine may read: {fix}", "", one.origin)
 
 
