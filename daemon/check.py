@@ -4,7 +4,6 @@ Knows what a source and a target must look like for changes to travel. Changes n
 """
 
 import difflib
-import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from daemon.connection import cause, connect
 from daemon.copies import other_key
 from daemon.errors import DaemonError, SourceUnavailable, TargetError, advice
 from daemon.identity import Identity
+from daemon.printable import word
 from daemon.selection import Named, unmet
 from daemon.session import failure, query
 from daemon.source import Source
@@ -103,7 +103,7 @@ def said(name: str, settings: TableSettings, found: Named, mapped: Collection[st
             what = f"[tables] names it, and the source has no such table{f'; did you mean {near[0]}?' if near else ''}"
             yield Item(name, "WARN", what, "write its name there as `outboxd watched` does, or take it off")
         return
-    again = f"outboxd watch {shlex.quote(table)}"
+    again = f"outboxd watch {word(table)}"
     if now is None:
         yield Item(table, "WARN", "[tables] names it, and it is not watched", again)
         return
@@ -338,7 +338,7 @@ def _mirror(name: str, mirror: Row, sent: Mapping[str, str] | None, role: str) -
     added = ", ".join(f"add column {quote(column)} {sent[column]}" for column in missing) if sent else ""
     required = [c["name"] for c in mirror["columns"] if c["required"] and sent is not None and c["name"] not in sent]
     grants = mirror["missing_grants"]
-    loose = [kind for kind in mirror["key_types"] or [] if kind in _LOOSE_KEYS]
+    loose = [kind for kind in mirror.get("key_types") or [] if kind in _LOOSE_KEYS]
     schema = mirror.get("missing_usage")
     findings: list[tuple[bool, Level, str, str]] = [
         (bool(schema), "FAIL", f"{role} may not use schema {schema}", f"grant usage on schema {schema} to {role};"),

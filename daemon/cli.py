@@ -6,11 +6,13 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 a check found something, 75 a dependency i
 
 import asyncio
 import json
-import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 import click
@@ -29,17 +31,35 @@ from daemon import (
 )
 from daemon.configuration import ConfigError, Loaded, Need, load, load_admin, load_without_target
 from daemon.errors import DaemonError, SourceUnavailable, TargetError, passes
+from daemon.printable import printable, word
+from daemon.refusal_words import told_of
+from daemon.secrecy import mask
 from daemon.settings import Settings, redacted
 from daemon.tables import said_of
-from daemon.talk import fail, fields, say, table
+from daemon.talk import agreed, data, fail, fields, say, show, table
 from outbox import OutboxError, __version__
 from outbox.migrations import Side, literal, script, step
 
 FAILED, FOUND, AWAY, CONFIG = 1, 3, 75, 78
 
 
+def _last_words(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+    """Python's own traceback has the texts of errors, which may quote rows, and paints whatever is in them."""
+    from daemon import logs
+
+    logs.last_words(error, FAILED)
+
+
 class _Group(click.Group):
-    """Turns expected errors into one sentence and the right exit code; a bug keeps its traceback."""
+    """Turns expected errors into one sentence and the right exit code; of a bug the log tells kind and place."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        sys.excepthook = _last_words
+        return super().main(*args, **kwargs)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _usage():
+            return super().make_context(*args, **kwargs)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not all(map(_is_text, args)):
@@ -48,20 +68,33 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _usage():
+                return super().invoke(ctx)
         except ConfigError as exc:
-            fail(str(exc), CONFIG)
+            fail(exc.lines, CONFIG)
         except OutboxError as exc:
-            fail(str(exc), FAILED)
+            fail(mask(str(exc)), FAILED)
         except DaemonError as exc:
-            fail(str(exc), AWAY if _away(exc) else FAILED)
+            fail(mask(str(exc)), AWAY if _away(exc) else FAILED)
         except psycopg.OperationalError as exc:
             fail(
                 f"the database cannot be reached ({exc.sqlstate or type(exc).__name__}): is the address right, and the server up?",
                 AWAY,
             )
         except psycopg.Error as exc:
-            fail(exc.diag.message_primary or type(exc).__name__, FAILED)
+            fail(told_of(exc.sqlstate, exc.diag.message_primary, exc.diag.context, type(exc).__name__), FAILED)
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """click repeats what it was given, which may be a script's."""
+    try:
+        yield
+    except click.MissingParameter:
+        raise
+    except click.ClickException as exc:
+        object.__setattr__(exc, "message", printable(exc.message))
+        raise
 
 
 def _is_text(argument: str) -> bool:
@@ -105,15 +138,15 @@ def setup(ctx: click.Context, side: Side, *, print_only: bool, role: bool) -> No
         raise click.UsageError("--role is for the source")
     if print_only:
         settings = _settings(ctx)
-        click.echo(
-            script(side, exposed_schema=settings.exposed_schema) + (step("source", "role") if role else ""), nl=False
-        )
+        data(script(side, exposed_schema=settings.exposed_schema) + (step("source", "role") if role else ""), nl=False)
         return
     settings = _settings(ctx, "source") if side == "source" else _settings(ctx)
     if side == "target" and settings.target_dsn is None:
         fail(
-            "setup target needs a direct connection to the project's database: set OUTBOXD_TARGET_DSN (or SUPABASE_DB_URL),\n"
-            "or run `outboxd setup target --print` and paste the output into the Supabase SQL editor",
+            [
+                "setup target needs a direct connection to the project's database: set OUTBOXD_TARGET_DSN (or SUPABASE_DB_URL),",
+                "or run `outboxd setup target --print` and paste the output into the Supabase SQL editor",
+            ],
             CONFIG,
         )
     if amiss := addresses.amiss(settings):
@@ -225,7 +258,7 @@ def _map(settings: Settings, watching: Sequence[install.Watched]) -> bool:
     if settings.target_dsn is None:
         say("on the target, in the SQL editor:")
         for one in watching:
-            click.echo(_map_statement(one))
+            data(_map_statement(one))
         return True
     refused = False
     for one, there, because in install.map_on_target(settings.target_conninfo, watching):
@@ -251,8 +284,8 @@ def unwatch(ctx: click.Context, tables: Sequence[str], *, yes: bool) -> None:
     def living(one: install.Renamed, by_its_name: bool) -> None:
         say(f"{one.was} is called {one.called} now, and its changes are recorded no more from here on")
         if not (yes or by_its_name):
-            say(f"to go on under that name: outboxd watch {shlex.quote(one.called)}")
-            click.confirm(f"stop recording changes of {one.called}?", abort=True, err=True)
+            say(f"to go on under that name: outboxd watch {word(one.called)}")
+            agreed(f"stop recording changes of {one.called}?")
 
     for name in install.unwatch(_settings(ctx, "source").source_conninfo, tables, living):
         say(f"no longer watching {name}")
@@ -269,7 +302,7 @@ def watched(ctx: click.Context, *, as_json: bool) -> None:
     """The tables whose changes are recorded."""
     rows = install.watched(_settings(ctx, "source").source_conninfo)
     if as_json:
-        click.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        data(json.dumps([asdict(row) for row in rows], indent=2))
     elif not rows:
         say("no table is watched: outboxd watch public.your_table")
     else:
@@ -308,6 +341,8 @@ def run(ctx: click.Context, *, until_idle: bool, strict: bool) -> None:
 
     metrics = Metrics(__version__)
     logs.configure(settings.log_level, settings.log_format, on_message=metrics.logged, on_dropped=metrics.log_dropped)
+    threading.excepthook = lambda failed: logs.last_words(failed.exc_value)
+    sys.unraisablehook = lambda failed: logs.last_words(failed.exc_value)
     try:
         code = asyncio.run(run_daemon(loaded, metrics, read, until_idle=until_idle))
     except OSError as exc:
@@ -332,7 +367,7 @@ def status(ctx: click.Context, *, as_json: bool, probe: bool) -> None:
 
     seen = asyncio.run(look(load_without_target(ctx.obj)))
     if as_json:
-        click.echo(json.dumps(seen, indent=2))
+        data(json.dumps(seen, indent=2))
     else:
         nobody = {"leader": "nobody: no daemon holds the lead"} if seen.get("leader", "") is None else {}
         told = {name: value for name, value in {**seen, **nobody}.items() if value not in (None, [])}
@@ -370,7 +405,7 @@ def _show_passes(passes: Sequence[Mapping[str, Any]]) -> None:
     """What is known of the tables' equality, one line each."""
     if not passes:
         return
-    click.echo()
+    show("")
     rows = []
     for one in passes:
         drift = sum((one["drift"] or {}).values())
@@ -394,16 +429,15 @@ def check(ctx: click.Context, *, as_json: bool) -> None:
     settings = _settings(ctx, "source", "target")
     items = asyncio.run(examine(settings))
     if as_json:
-        click.echo(
-            json.dumps([{"name": i.name, "level": i.level, "what": i.what, "fix": i.fix} for i in items], indent=2)
-        )
+        data(json.dumps([{"name": i.name, "level": i.level, "what": i.what, "fix": i.fix} for i in items], indent=2))
     else:
-        width = max(len(item.name) for item in items)
+        width = max(len(printable(item.name)) for item in items)
         colours = {"OK": "green", "WARN": "yellow", "FAIL": "red"}
         for item in items:
-            click.echo(f"{click.style(f'{item.level:<4}', fg=colours[item.level])}  {item.name:<{width}}  {item.what}")
+            said = f"  {item.name:<{width - len(printable(item.name)) + len(item.name)}}  {mask(item.what)}"
+            show(said, mark=f"{item.level:<4}", colour=colours[item.level])
             if item.fix and item.level != "OK":
-                click.echo(f"      {'':<{width}}  → {item.fix}")
+                show(f"      {'':<{width}}  → {mask(item.fix)}")
     sys.exit(FOUND if any(item.level == "FAIL" for item in items) else 0)
 
 
@@ -427,7 +461,7 @@ def config_show(ctx: click.Context, *, as_json: bool) -> None:
     """Every setting as it is in force; secrets are not shown."""
     shown = redacted(_settings(ctx))
     if as_json:
-        click.echo(json.dumps(shown, indent=2, default=str))
+        data(json.dumps(shown, indent=2, default=str))
         return
     rows = [(name, "-" if one["value"] is None else str(one["value"]), str(one["from"])) for name, one in shown.items()]
     table(("SETTING", "VALUE", "FROM"), rows)
@@ -464,7 +498,7 @@ def version(*, as_json: bool) -> None:
         "python": platform.python_version(),
         **{name: of(name) for name in ("psycopg", "supabase")},
     }
-    click.echo(json.dumps(known) if as_json else "\n".join(f"{name} {value}" for name, value in known.items()))
+    data(json.dumps(known) if as_json else "\n".join(f"{name} {value}" for name, value in known.items()))
 
 
 def _map_statement(one: install.Watched) -> str:

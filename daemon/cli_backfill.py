@@ -15,7 +15,7 @@ from daemon import install, logs
 from daemon.backfill import copies, settled
 from daemon.cli_follow import Work, watched
 from daemon.configuration import load
-from daemon.talk import say
+from daemon.talk import data, say
 
 FOUND = 3
 _PATIENCE = 300.0  # seconds that a store may be away
@@ -47,7 +47,7 @@ def backfill(
     )
     found = copies(asyncio.run(watched(settings, work, patience=_PATIENCE, within=timeout)).answer, wishes)
     if as_json:
-        click.echo(json.dumps([asdict(copy) for copy in found.values()], indent=2))
+        data(json.dumps([asdict(copy) for copy in found.values()], indent=2))
     for copy in [] if as_json else found.values():
         if copy.state == "out":
             say(f"{copy.table} is out: {copy.reason}; it is copied by itself once that is mended")

@@ -13,7 +13,8 @@ import click
 
 from daemon import dead_letters
 from daemon.configuration import load
-from daemon.talk import say, table
+from daemon.talk import agreed, data, say, table
+from daemon.talk import show as show_
 
 FOUND, AWAY = 3, 75
 _NUMBERS = {"ignore_unknown_options": True}  # a letter that is no change has a number below 0
@@ -32,7 +33,7 @@ def list_(ctx: click.Context, *, of_table: str | None, as_json: bool) -> None:
     """One line a held row: which change was refused, and why. No values."""
     found = dead_letters.listed(_dsn(ctx), of_table)
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+        data(json.dumps([asdict(one) for one in found], indent=2))
     elif not found:
         say("no dead letters")
     else:
@@ -59,13 +60,11 @@ def show(ctx: click.Context, letters: Sequence[int], *, values: bool, as_json: b
         if not values:
             del one["key"], one["row"], one["headers"]
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        data(json.dumps(found, indent=2))
         return
     for one in found:
         width = max(map(len, one))
-        click.echo(
-            "\n".join(f"{name:<{width}}  {'-' if value is None else value}" for name, value in one.items()) + "\n"
-        )
+        show_(*(f"{name:<{width}}  {'-' if value is None else value}" for name, value in one.items()), "")
     if len(found) == dead_letters.SHOWN:
         say(f"these are the first {len(found)}; there may be more")
     if not values:
@@ -114,7 +113,7 @@ def discard(
     dsn = _dsn(ctx)
     if not yes and (chosen := dead_letters.listed(dsn, of_table, letters or None)):
         many = sum(one.changes for one in chosen)
-        click.confirm(f"drop {many} change(s) of {len(chosen)} row(s) for good?", abort=True, err=True)
+        agreed(f"drop {many} change(s) of {len(chosen)} row(s) for good?")
     _report(
         dead_letters.ask(dsn, "discard", list(letters) or None, of_table, patience=wait), "dropped", as_json=as_json
     )
@@ -127,7 +126,7 @@ def _choose(letters: Sequence[int], *, every: bool, of_table: str | None) -> Non
 
 def _report(outcome: dead_letters.Outcome, done: Literal["delivered", "dropped"], *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(asdict(outcome), indent=2))
+        data(json.dumps(asdict(outcome), indent=2))
     else:
         if not (outcome.done or outcome.refused or outcome.waiting):
             say("no such dead letter: `outboxd dead-letters list` names them")

@@ -68,4 +68,4 @@ def _text(item: str | None) -> str | None:
 
 def _aside(text: str) -> None:
     """Between two states of the bar, which stands on the line."""
-    say(f"\n{text}" if sys.stderr.isatty() else text)
+    say(*([""] if sys.stderr.isatty() else []), text)

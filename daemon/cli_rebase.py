@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daemon.configuration import load
-from daemon.talk import fields, say, table
+from daemon.talk import data, fields, say, show, table
 
 if TYPE_CHECKING:
     from daemon.rebase import Outlook
@@ -34,7 +34,7 @@ def rebase(ctx: click.Context, *, yes: bool, as_json: bool) -> None:
     else:
         found, standing = asyncio.run(work.look(settings)), None
     if as_json:
-        click.echo(json.dumps(_outlook(found) | {"rebased": standing is not None}, indent=2))
+        data(json.dumps(_outlook(found) | {"rebased": standing is not None}, indent=2))
     elif found.why is None:
         say("nothing to rebase: this source holds what the target has from it")
     else:
@@ -73,11 +73,11 @@ def _outlook(found: "Outlook") -> dict[str, Any]:
 def _print_outlook(found: "Outlook") -> None:
     told = _outlook(found)
     fields({name: told[name] for name in ("why", "cursor", "source")})
-    click.echo()
+    show("")
     if found.again:
         rows = [(each.table, str(each.changes), f"{each.oldest_s:.0f} s") for each in found.waiting]
         table(("SENT AGAIN", "CHANGES", "OLDEST"), rows)
-        click.echo()
+        show("")
     if found.copied:
         say(
             f"copied as a whole: {', '.join(found.copied)}; rows of the target that this source does not have are deleted there"

@@ -13,7 +13,8 @@ import click
 
 from daemon.configuration import load
 from daemon.settings import Settings
-from daemon.talk import fail, say, table
+from daemon.talk import agreed as agree
+from daemon.talk import data, fail, say, show, table
 from outbox import __version__
 
 if TYPE_CHECKING:
@@ -60,11 +61,11 @@ def plan_command(ctx: click.Context, tables: Sequence[str], *, as_json: bool, as
     if as_sql:
         if dsn is None:
             say("without OUTBOXD_TARGET_DSN this is the script for a project that has none of these tables")
-        click.echo(script(found, __version__), nl=False)
+        data(script(found, __version__), nl=False)
         for note in (*found.notes, *found.problems):
             say(f"note: {note}")
     elif as_json:
-        click.echo(json.dumps(_as_json(found), indent=2))
+        data(json.dumps(_as_json(found), indent=2))
     else:
         _print(found)
     sys.exit(FAILED if found.problems else 0)
@@ -87,7 +88,7 @@ def apply_command(ctx: click.Context, tables: Sequence[str], *, yes: bool, allow
         _print(found)
         if not sys.stdin.isatty():
             fail("nothing was done: say --yes to do this without being asked", FOUND)
-        return click.confirm("Do this on the target?", err=True)
+        return agree("Do this on the target?", else_end=False)
 
     done = apply(
         settings.source_conninfo, _target(settings, "apply"), settings.tables, tables,
@@ -132,7 +133,7 @@ def status_command(ctx: click.Context, *, as_json: bool) -> None:
     found = look(settings.source_conninfo, _target(settings, "status"), settings.tables)
     rows = [_counted(found, one.watched.name, ".".join(one.name)) for one in found.wanted]
     if as_json:
-        click.echo(json.dumps({"tables": rows, "notes": found.notes}, indent=2))
+        data(json.dumps({"tables": rows, "notes": found.notes}, indent=2))
     elif not rows:
         say("no table is watched: outboxd watch public.your_table")
     else:
@@ -176,12 +177,11 @@ def _print(found: "Plan") -> None:
         say("nothing to do: the target has all that it should")
     for number, step in enumerate(found.steps, 1):
         when = f" (after the copy of {', '.join(step.waits_for)})" if step.waits_for else ""
-        click.secho(f"{number}. {step.table}: {_title(step)}{when}", bold=True)
-        click.echo(f"   {step.reason}")
+        show(f"{number}. {step.table}: {_title(step)}{when}", bold=True)
+        show(f"   {step.reason}")
         if step.destructive:
-            click.secho(f"   loses: {step.loses}", fg="red")
-        for line in step.sql.splitlines():
-            click.echo(f"     {line}")
+            show(f" {step.loses}", mark="   loses:", colour="red")
+        show(*(f"     {line}" for line in step.sql.split("\n")))
     for note in found.notes:
         say(f"note: {note}")
     for problem in found.problems:

@@ -9,7 +9,7 @@ import click
 
 from daemon import uninstall as work
 from daemon.configuration import load
-from daemon.talk import fail, say
+from daemon.talk import agreed, data, fail, say
 from outbox.migrations import Side
 
 FAILED, USAGE, CONFIG = 1, 2, 78
@@ -26,7 +26,7 @@ def uninstall(ctx: click.Context, side: Side, *, print_only: bool, yes: bool, ro
     if role and side == "target":
         raise click.UsageError("--role is for the source")
     if print_only:
-        click.echo(work.script(side) + ("drop role if exists outboxd;\n" if role else ""), nl=False)
+        data(work.script(side) + ("drop role if exists outboxd;\n" if role else ""), nl=False)
         return
     dsn = _dsn(ctx, side)
     if role and (kept := work.keeps_role(dsn)):
@@ -50,8 +50,10 @@ def _dsn(ctx: click.Context, side: Side) -> str:
         return settings.source_conninfo
     if settings.target_dsn is None:
         fail(
-            "uninstall target needs a direct connection to the project's database: set OUTBOXD_TARGET_DSN (or SUPABASE_DB_URL),\n"
-            "or paste the output of `outboxd uninstall target --print` into the Supabase SQL editor",
+            [
+                "uninstall target needs a direct connection to the project's database: set OUTBOXD_TARGET_DSN (or SUPABASE_DB_URL),",
+                "or paste the output of `outboxd uninstall target --print` into the Supabase SQL editor",
+            ],
             CONFIG,
         )
     return settings.target_conninfo
@@ -85,4 +87,4 @@ def _agreed(side: Side, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         fail("nothing was done: say --yes to do this without being asked", USAGE)
-    click.confirm(f"Take outboxd off the {side}?", abort=True, err=True)
+    agreed(f"Take outboxd off the {side}?")

@@ -14,7 +14,7 @@ import click
 from daemon import install, logs
 from daemon.cli_follow import Work, watched
 from daemon.configuration import load
-from daemon.talk import fail, say, table
+from daemon.talk import data, fail, say, show, table
 from daemon.verify import Outcome, advice, progress, summed, told
 
 FAILED, FOUND = 1, 3
@@ -52,7 +52,7 @@ def verify(ctx: click.Context, tables: Sequence[str], *, repair: bool, timeout: 
     seen = asyncio.run(watched(settings, work, patience=_PATIENCE, within=timeout))
     found = [progress(seen.answer, wishes).outcomes[name] for name in wishes]
     if as_json:
-        click.echo(json.dumps(_as_json(found), indent=2, ensure_ascii=False))
+        data(json.dumps(_as_json(found), indent=2))
     else:
         _show(found)
     sys.exit(0 if all(one.state == "equal" for one in found) else FOUND)
@@ -71,12 +71,12 @@ def _show(found: Sequence[Outcome]) -> None:
     table(_HEAD, [_cells(one) for one in found])
     for one in found:
         if one.samples:
-            click.echo(f"\n{one.table}: {one.drift} differ, {len(one.samples)} shown")
+            show("", f"{one.table}: {one.drift} differ, {len(one.samples)} shown")
             for row in one.samples:
-                click.echo(f"  {row['kind']:<9}  {row['key']}  {', '.join(row['columns'])}".rstrip())
+                show(f"  {row['kind']:<9}  {row['key']}  {', '.join(row['columns'])}".rstrip())
     verdict = summed(found)
     by = f", of all that had committed by {_iso(verdict.through)}" if verdict.equal else ""
-    say("\n" + "\n".join([said for one in found if (said := advice(one))] or [f"{verdict.said}{by}"]))
+    say("", *([said for one in found if (said := advice(one))] or [f"{verdict.said}{by}"]))
 
 
 def _cells(one: Outcome) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ class ConfigError(Exception):
             lines.append(f"  {one.setting} {one.what}")
             lines += [f"      from: {one.origin}"] * bool(one.origin)
             lines += [f"      example: {one.example}"] * bool(one.example)
+        self.lines = tuple(lines)
         super().__init__("\n".join(lines))
 
 

@@ -6,7 +6,6 @@ keeps is only ahead of the target while batches are on their way: `learn` begins
 """
 
 import asyncio
-import shlex
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,6 +34,7 @@ from daemon.errors import CaptureLost, CopyRefused, DaemonError, Kind, SourceUna
 from daemon.letters import Letters
 from daemon.noticing import Noticing
 from daemon.plan import Group
+from daemon.printable import word
 from daemon.ranges import Look
 from daemon.sheaf import Sheaves, split
 from daemon.source import Source
@@ -373,7 +373,7 @@ class Copier:
             return self._put_out(table, reason)
         if exc.kind is Kind.CONTRACT and exc.refusal.sqlstate not in _ALL:
             planned = self._watched is None or table in self._watched
-            step = f"; `outboxd schema plan {shlex.quote(table)}` names the step" if planned else ""
+            step = f"; `outboxd schema plan {word(table)}` names the step" if planned else ""
             return self._put_out(table, f"{reason}{step}")
         return False
 

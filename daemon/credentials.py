@@ -9,11 +9,14 @@ import ipaddress
 import json
 import re
 from typing import Literal
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Conninfo
 from pydantic import SecretStr
+
+from daemon.secrecy import mask, names_secret
 
 # Prisma's own parameters: libpq refuses a URL that has one, and the DATABASE_URL of a Prisma user often does.
 _PRISMA = frozenset(
@@ -186,10 +189,39 @@ def leans_on(dsn: str, *, password: bool) -> str | None:
 
 def masked(setting: str, secret: str) -> str:
     if setting != "supabase_key":
-        value = "[^&]*" if "://" in secret else r"(?:'(?:\\.|[^'\\])*'|(?:\\.|[^\s\\])+)"
-        secret = re.sub(rf"(password\s*=\s*){value}", r"\1***", secret, flags=re.IGNORECASE)
-        return re.sub(r"(://[^:@/]*:).*(?=@)", r"\1***", secret)
+        return _masked_address(secret) if re.match(r"\s*[A-Za-z][\w+.-]*://", secret) else _masked_pairs(secret)
     if kind_of_key(secret) == "jwt":
         return "set (jwt)"
     # Six characters tell two keys apart, and say nothing about the rest when the rest is long enough.
     return f"set (secret, {secret[:16]}…)" if len(secret) >= 30 else "set (secret)"
+
+
+# What libpq itself does not show, and keys that stand in for a password: it hides those with all that is for debugging.
+SECRET_OPTIONS = frozenset(
+    each.keyword.decode()
+    for each in Conninfo.get_defaults()
+    if each.dispchar == b"*" or each.keyword.startswith(b"scram_")
+) | {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
+
+
+def _is_secret(name: str, value: str) -> bool:
+    return (
+        unquote(name).strip().lower() in SECRET_OPTIONS or names_secret(name) or mask(unquote(value)) != unquote(value)
+    )
+
+
+def _masked_address(address: str) -> str:
+    """Of each option what it is called, and its value where that is no secret."""
+
+    def option(found: re.Match[str]) -> str:
+        return f"{found[1]}=***" if _is_secret(found[1], found[2]) else found[0]
+
+    address = re.sub("(?<=[?&])([^=&]+)=([^&]*)", option, address)
+    return re.sub(r"(://[^:@/]*:).*(?=@)", r"\1***", address, flags=re.DOTALL)
+
+
+def _masked_pairs(text: str) -> str:
+    return _PAIR.sub(lambda pair: f"{pair[1]}{pair[2]}***" if _is_secret(pair[1], pair[3]) else pair[0], text)
+
+
+_PAIR = re.compile(r"(\w+)(\s*=\s*)('(?:\\.|[^'\\])*'|(?:\\.|[^\s\\])+)", re.DOTALL)

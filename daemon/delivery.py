@@ -30,6 +30,7 @@ from outbox import Cursor
 log = structlog.get_logger()
 
 _ROUNDS = 3  # isolate finds all there is in one; a second is for what changes on the target meanwhile
+_MOST_HELD = 10  # times as many as are ever held by itself
 _WHOLE = 10  # rows: when as many are copied and all are refused, it is no row's fault
 REFERENCES = {"23503", "23505", "23P01", "23001"}  # speak of other rows
 
@@ -128,15 +129,19 @@ class Delivery:
         """The keys the target says it holds, when its answer has them: the first of them, where they are many."""
         if "held" not in answer.more:
             return
-        self.held = {(table, key) for table, key in answer.more["held"]}
+        held = {(table, key) for table, key in answer.more["held"]}
         while answer.more.get("held_after"):
-            answer = await self._target.held(answer.more["held_after"])
-            self.held |= {(table, key) for table, key in answer.more["held"]}
+            before, answer = len(held), await self._target.held(answer.more["held_after"])
+            held |= {(table, key) for table, key in answer.more["held"]}
+            ends = not answer.more.get("held_after") or len(held) > before  # keys may be released meanwhile
+            if not ends or len(held) > _MOST_HELD * self._limit:
+                raise TargetError(Kind.AMBIGUOUS, "the target's list of held keys does not end")
+        self.held = held
         self._listener.keys_held(len(self.held))
 
     async def out_since(self, table: str) -> Cursor:
         """The cursor up to which nothing of a table that is out was skipped."""
-        copies = (await self._target.cursor()).more["copies"]
+        copies = (await self._target.cursor()).more.get("copies", ())
         since = next((one.get("after") for one in copies if one["table"] == table and one["state"] == "out"), None)
         return Cursor.from_json(since) if since else Cursor.beginning()
 
@@ -206,7 +211,7 @@ class Delivery:
                 given = list(map(bytes.decode, sheaf.named()))
                 keys = [spelled(key, self._types[sheaf.table]) for key in given]
                 if None in keys:
-                    there = (await self._target.spelled(sheaf.table, asked(given))).more["keys"]
+                    there = (await self._target.spelled(sheaf.table, asked(given), len(given))).more["keys"]
                     keys = [other or key for key, other in zip(given, there, strict=True)]
                 if aliases := await self._aliases(sheaf.table):
                     keys = [aliases.get(key or "", key) for key in keys]
@@ -220,7 +225,7 @@ class Delivery:
         held = self.held_of(table)
         keys = {key: spelled(key, self._types[table]) for key in held}
         if unsure := sorted(key for key, now in keys.items() if now is None):
-            there = (await self._target.spelled(table, asked(unsure))).more["keys"]
+            there = (await self._target.spelled(table, asked(unsure), len(unsure))).more["keys"]
             keys |= dict(zip(unsure, there, strict=True))
         return {now: key for key, now in keys.items() if now is not None and now not in held}
 

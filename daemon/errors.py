@@ -6,8 +6,9 @@ a row value: names, codes and our own sentences only (promise I10).
 
 import enum
 import re
-import shlex
 from dataclasses import dataclass
+
+from daemon.printable import word
 
 STANDBY = "the source is a standby, which cannot say what has committed: give the primary's address"
 
@@ -49,7 +50,7 @@ class CaptureLost(DaemonError):
     def __init__(self, table: str) -> None:
         super().__init__(
             f"a statement on {table} could not be captured, because its key or the right to read it was gone: "
-            f"mend that and run `outboxd watch {shlex.quote(table)}` again; then the table is copied anew, by itself"
+            f"mend that and run `outboxd watch {word(table)}` again; then the table is copied anew, by itself"
         )
         self.table = table
 

@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 
 from daemon.connection import connect_once
 from daemon.errors import AmbiguousTable, SourceUnavailable
-from daemon.leaders import printable
+from daemon.refusal_words import told_of
 from daemon.selection import Named, Selection, going_on
 from daemon.session import query
 from daemon.tables import meant, readings
@@ -307,7 +307,7 @@ def map_on_target(dsn: str, tables: Sequence[Watched]) -> Iterator[tuple[Watched
                 if there:
                     conn.execute("select outboxd.map(%s::regclass, %s)", (one.on_target, one.table))
             except (psycopg.ProgrammingError, psycopg.DataError) as exc:
-                yield one, True, exc.diag.message_primary or type(exc).__name__
+                yield one, True, told_of(exc.sqlstate, exc.diag.message_primary, exc.diag.context, type(exc).__name__)
             else:
                 yield one, there, None
 
@@ -354,7 +354,7 @@ def patiently(
 
 def _held(conn: psycopg.Connection[Any], about: str) -> str:
     row = conn.execute(query("lock_holders"), {"about": about}).fetchone()
-    return f", {printable(row[0])}" if row and row[0] else ""
+    return f", {row[0]}" if row and row[0] else ""
 
 
 def retried(

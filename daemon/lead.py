@@ -13,7 +13,7 @@ from collections.abc import Callable
 import structlog
 
 from daemon.errors import SourceUnavailable, SourceUnfit
-from daemon.leaders import Stranger, printable
+from daemon.leaders import Stranger
 from daemon.relay import Relay
 from daemon.wakeup import Bell
 
@@ -114,6 +114,6 @@ def contested(stranger: Stranger) -> None:
     """The lock had to get another number: once for each time that somebody took it who may not."""
     log.warning(
         "leadership_contested",
-        held_by=printable(stranger.who),
-        advice=f"it may not lead, so the lock has another number now; end it on the source: {printable(stranger.remedy)}",
+        held_by=stranger.who,
+        advice=f"it may not lead, so the lock has another number now; end it on the source: {stranger.remedy}",
     )

@@ -35,12 +35,12 @@ class Stranger:
     @property
     def told(self) -> str:
         """Who it is, and what comes of it."""
-        return f"{printable(self.who)} {_COMES[self.what]}"
+        return f"{self.who} {_COMES[self.what]}"
 
     @property
     def sentence(self) -> str:
         """With the way on."""
-        return f"{self.told}: `{printable(self.remedy)}` on the source"
+        return f"{self.told}: `{self.remedy}` on the source"
 
 
 _COMES = {
@@ -49,11 +49,6 @@ _COMES = {
     "wake": "holds the bell's lock, so outboxd polls and does not sleep",
     "other": "holds a lock of outboxd's that nobody needs: nothing comes of it",
 }
-
-
-def printable(text: str) -> str:
-    """Without what a terminal or a log would obey."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """One line per thing that happened: pretty on a terminal, JSON everywhere else.
 
-Knows structlog, the standard library's logging, and what a secret looks like. Must not know settings, metrics
+Knows structlog and the standard library's logging. Must not know settings, metrics
 or what the lines are about. Whatever a caller passes, no secret leaves through a line, an exception does not
 quote rows, and a log that cannot be written stops nothing. That no row value is passed is the caller's part.
 """
@@ -23,6 +23,8 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from daemon.printable import printable
+from daemon.secrecy import mask, names_secret
 from daemon.sparing import Sparing
 
 _NUMBER = re.compile(r"\d+")
@@ -35,28 +37,6 @@ _PATIENCE = 0.2  # seconds that a line waits for a reader that has stopped
 # Classes of SQLSTATE whose first line names objects and states: connection, feature, transaction,
 # authorisation, rollback, syntax and access, resources, limits, prerequisites, intervention, system.
 _SPEAKS_OF_NO_ROW = frozenset(["08", "0A", "25", "28", "40", "42", "53", "54", "55", "57", "58"])
-
-# Masking too much costs an operator a second look, masking too little a key rotation: so they are greedy.
-_SECRETS = (
-    (re.compile(r"sb_secret_[\w-]+"), "sb_secret_***"),
-    (re.compile(r"eyJ[\w-]{6,}(?:\.[\w-]*)*"), "eyJ***"),
-    (
-        re.compile(
-            r"""((?:password|passwd|passphrase)["']?\s*[=:]\s*)"""
-            r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?:\\.|\S)+)""",
-            re.IGNORECASE,
-        ),
-        r"\1***",
-    ),
-    # Bounded: of a long word each letter could begin a scheme, and the search would take its length squared.
-    (re.compile(r"([a-z][a-z0-9+.-]{0,30}://[^\s:/@]*:)\S+@", re.IGNORECASE), r"\1***@"),
-)
-_SECRET_KEY = re.compile(
-    r"password|passwd|passphrase|secret|credential|authorization|api_?key|supabase_key|token", re.IGNORECASE
-)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-# Whatever one of these finds, this finds a part of: most texts are looked through once, and left as they are.
-_SUSPECT = re.compile(r"sb_secret_|eyJ|(?i:passw|passphrase)|://|" + _CONTROL.pattern)
 
 
 def configure(
@@ -104,11 +84,7 @@ def set_level(level: str) -> None:
 
 def redact(text: str) -> str:
     """The text on one line, of bounded length, without anything that looks like a secret."""
-    if len(text) <= _LONGEST and not _SUSPECT.search(text):
-        return text
-    for pattern, mask in _SECRETS:
-        text = pattern.sub(mask, text)
-    text = _CONTROL.sub(" ", text)
+    text = printable(mask(text))
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
@@ -128,6 +104,26 @@ def describe(error: BaseException) -> str:
         first = ""
     state = f" ({sqlstate})" if sqlstate and not ours else ""
     return redact(": ".join(filter(None, (name, first))) + state)
+
+
+def last_words(error: BaseException | None, exit_code: int | None = None) -> None:
+    """What ends the process (`exit_code`), or a thread of it, and should not have: one line, with the places. What a bug stumbled on may
+    be a row, and its text quotes that: of errors that are not our own the kind is all that is said."""
+    if not structlog.is_configured():  # a command that had nothing to log until now
+        configure(stream=sys.stderr)
+    chain = list(islice(_chain(error), _CHAIN)) if error is not None else []
+    told = [{"type": _kind(one), "frames": _frames(one)} for one in chain]
+    inner = next((one["type"] for one in told if "Group" not in one["type"]), type(error).__name__)
+    structlog.get_logger().critical("failed_by_a_bug", error=inner, exception=told, exit_code=exit_code)
+
+
+def _kind(error: BaseException) -> str:
+    kind = type(error)
+    return (
+        describe(error)
+        if kind.__module__.startswith(("daemon.", "outbox."))
+        else f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    )
 
 
 def _exceptions_as_data(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -158,7 +154,7 @@ def _frames(error: BaseException) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _names_a_secret(key: str) -> bool:
-    return bool(_SECRET_KEY.search(key))
+    return names_secret(key)
 
 
 def _clean_up(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -179,7 +175,10 @@ def _clean(value: Any, depth: int = 0) -> Any:  # noqa: PLR0911  a kind of value
     if isinstance(value, Mapping | list | tuple | set | frozenset) and depth >= _DEEPEST:
         return "…"
     if isinstance(value, Mapping):
-        return {str(key): "***" if _names_a_secret(str(key)) else _clean(one, depth + 1) for key, one in value.items()}
+        return {
+            redact(str(key)): "***" if _names_a_secret(str(key)) else _clean(one, depth + 1)
+            for key, one in value.items()
+        }
     if isinstance(value, list | tuple | set | frozenset):
         return [_clean(one, depth + 1) for one in value]
     try:

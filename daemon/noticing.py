@@ -5,7 +5,6 @@ relay, whose turns wait for none but the first: what that finds is wanted before
 """
 
 import asyncio
-import shlex
 import time
 from collections.abc import Callable, Mapping
 
@@ -13,6 +12,7 @@ import structlog
 
 from daemon.breaker import BreakerOpen
 from daemon.errors import DaemonError
+from daemon.printable import word
 from daemon.source import Source
 
 log = structlog.get_logger()
@@ -67,6 +67,6 @@ class Noticing:
         for table in self.uncaptured.keys() - before.keys():
             log.error(
                 "table_uncaptured", table=table, reason=self.uncaptured[table],
-                advice=f"its changes are lost until `outboxd watch {shlex.quote(table)}`, which copies it again",
+                advice=f"its changes are lost until `outboxd watch {word(table)}`, which copies it again",
             )  # fmt: skip
         self._took = self._clock() - began

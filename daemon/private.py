@@ -6,11 +6,12 @@ may lead to another file from one look to the next.
 
 import os
 import pwd
-import shlex
 import stat
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+from daemon.printable import word
 
 _LONGEST = 4 * 1024 * 1024  # bytes
 
@@ -51,17 +52,19 @@ def read(path: Path, mounts: Collection[Path] = ()) -> Opened:
 def _foreign(path: Path, real: Path, found: os.stat_result, *, handed_in: bool) -> str | None:
     trusted = {0, os.geteuid()}
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"may be written by other users: chmod go-w {_quoted(path)}"
+        return f"may be written by other users: chmod go-w {word(str(path))}"
     if handed_in:
         return None
     if not {found.st_uid, os.lstat(path).st_uid} <= trusted:
-        return f"belongs to another user: chown -h {_me()} {_quoted(path)} {_quoted(real)}, if you know what it says"
+        return (
+            f"belongs to another user: chown -h {_me()} {word(str(path))} {word(str(real))}, if you know what it says"
+        )
     for folder in dict.fromkeys((path.absolute().parent, real.parent)):
         if not folder.is_dir():  # a pipe has none
             continue
         seen = folder.stat()
         if seen.st_mode & stat.S_IWOTH and not seen.st_mode & stat.S_ISVTX:
-            return f"lies in a folder that every user may write to: chmod o-w {_quoted(folder)}"
+            return f"lies in a folder that every user may write to: chmod o-w {word(str(folder))}"
         if seen.st_uid not in trusted:
             return f"lies in a folder of another user: move it into one of {_me()} or root"
     return None
@@ -89,7 +92,3 @@ def _me() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))

@@ -4,7 +4,6 @@ Knows `.env`, files and the environment as places. Must not know which place win
 made here repeats a value.
 """
 
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -16,6 +15,7 @@ from dotenv.variables import Variable, parse_variables
 
 from daemon import private
 from daemon.credentials import carries_secret, leans_on
+from daemon.printable import word
 from daemon.private import Opened
 from daemon.settings import ALIASES, SECRETS, Name, variables_of
 
@@ -78,7 +78,7 @@ def exposed(found: Layer) -> Iterator[Problem]:
     for secret in SECRETS:
         one = found.get((secret,))
         if one and one.file and carries_secret(secret, str(one.value)) and one.file.world_may_read:
-            fix = f"chmod o-r {shlex.quote(str(one.file.path))}"
+            fix = f"chmod o-r {word(str(one.file.path))}"
             yield Problem(secret, f"stands in a file that every user of this machine may read: {fix}", "", one.origin)
 
 

@@ -11,7 +11,6 @@ import structlog
 from daemon.batch import Pruned
 from daemon.breaker import BreakerOpen
 from daemon.errors import DaemonError
-from daemon.leaders import printable
 from daemon.source import Source
 
 log = structlog.get_logger()
@@ -53,7 +52,7 @@ class Pruner:
             log.info("outbox_pruned", slot=pruned.emptied, up_to_id=pruned.up_to_id)
         if pruned.locked or pruned.holder:
             what = "somebody is using the slot, as a dump does" if pruned.locked else "somebody else prunes"
-            who = printable(pruned.holder or "it has ended by now")
+            who = pruned.holder or "it has ended by now"
             log.info("prune_skipped", error=f"{what}; it is tried again", held_by=who)
         if pruned.rotated:
             log.debug("slot_rotated")

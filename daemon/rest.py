@@ -17,12 +17,14 @@ import httpx
 
 from daemon.connection import SOCKET_OPTIONS
 from daemon.errors import LONGEST_PAUSE, Kind, Refusal, TargetError, rule_for
-from daemon.exchange import BROKEN, UNCONNECTED, Exchange
+from daemon.exchange import BROKEN, UNCONNECTED, Exchange, Unwanted
 from daemon.failpoint import EXTENSIONS
 from daemon.refusal_words import denial_of, hint_of
 
 # The longest answer is a description of every table; what is longer is none of outboxd's.
 LONGEST_ANSWER = 16 * 1024**2
+_LONGEST_REFUSAL = 64 * 1024  # it may quote rows; what is longer is judged by its status alone
+_LONGEST_TIME = 64  # characters
 
 
 class RestDoor:
@@ -58,7 +60,7 @@ class RestDoor:
             # httpx' own timeouts are per chunk: a body that drips would never end.
             async with asyncio.timeout(self._deadline):
                 exchange = self._exchange or await self._opened()
-                status, headers, body = await exchange.post(document, LONGEST_ANSWER)
+                status, headers, body = await exchange.post(document)
         except TimeoutError:
             raise TargetError(Kind.AMBIGUOUS, f"the target did not answer within {self._deadline:g} s") from None
         except UNCONNECTED as exc:
@@ -67,11 +69,14 @@ class RestDoor:
             raise TargetError(
                 Kind.AMBIGUOUS, f"the connection failed before the answer ({type(exc).__name__})"
             ) from None
-        if body is None:
-            raise TargetError(Kind.AMBIGUOUS, "the target's answer does not end")
+        except Unwanted as exc:
+            raise TargetError(Kind.AMBIGUOUS, f"the target's answer {exc}") from None
         if status != httpx.codes.OK:
             raise _rest_error(status, headers, body)
-        return body.decode(errors="replace")
+        try:
+            return body.decode()
+        except UnicodeDecodeError:
+            raise TargetError(Kind.AMBIGUOUS, "the target's answer is not in UTF-8") from None
 
     async def close(self) -> None:
         """Close the pool."""
@@ -96,14 +101,17 @@ class RestDoor:
         # sb_secret_… is no JWT: as a bearer token PostgREST would refuse it.
         if self._key.count(".") != 2:
             example.headers.pop("authorization", None)
-        self._exchange = Exchange(example, self._deadline, self._trust, SOCKET_OPTIONS, EXTENSIONS)
+        self._exchange = Exchange(
+            example, self._deadline, self._trust, socket_options=SOCKET_OPTIONS, extensions=EXTENSIONS,
+            longest=LONGEST_ANSWER,
+        )  # fmt: skip
         return self._exchange
 
 
 def _rest_error(status: int, headers: httpx.Headers, body: bytes) -> TargetError:
     """What an HTTP status and PostgREST's code mean. Its texts may quote rows, or anything: they stay here."""
     try:
-        given = json.loads(body)
+        given = json.loads(body) if len(body) <= _LONGEST_REFUSAL else {}
         code = str(given.get("code") or "")
         denied, hint = denial_of(given), hint_of(given)
     except (ValueError, RecursionError, AttributeError):
@@ -122,11 +130,11 @@ def retry_after(headers: httpx.Headers) -> float | None:
 
     A date is taken by the answerer's own clock: ours may differ.
     """
-    value = headers.get("retry-after", "").strip()
+    value = headers.get("retry-after", "").strip()[:_LONGEST_TIME]
     if value.isdecimal():
         seconds = float(value)
     else:
-        then, now = _date(value), _date(headers.get("date", ""))
+        then, now = _date(value), _date(headers.get("date", "")[:_LONGEST_TIME])
         seconds = then - (time.time() if now is None else now) if then is not None else 0.0
     return min(seconds, LONGEST_PAUSE) if seconds > 0 else None
 

@@ -15,7 +15,7 @@ import psycopg
 from daemon import catalog
 from daemon.connection import connect_once
 from daemon.errors import SchemaUnfit
-from daemon.leaders import printable
+from daemon.refusal_words import spoken
 from daemon.schema import plan
 from daemon.schema_steps import Plan, Step
 from daemon.session import query
@@ -201,8 +201,8 @@ def _taken(target: Connection) -> str:
         return at_work
     pid, who, stranger = row
     if stranger:
-        return f"{printable(who)} holds the lock of `schema apply` and may not apply anything: select pg_terminate_backend({pid})"
-    return f"{at_work}; {printable(who)} holds its lock"
+        return f"{who} holds the lock of `schema apply` and may not apply anything: select pg_terminate_backend({pid})"
+    return f"{at_work}; {who} holds its lock"
 
 
 def _true(target: Connection, statement: str) -> bool:
@@ -236,8 +236,8 @@ def _do(target: Connection, step: Step, patience: float) -> None:
 
 def _why(step: Step, exc: psycopg.Error) -> str:
     """Names only: Postgres' own words may quote a value in class 22 and 23 (promise I10)."""
-    first, said = step.sql.splitlines()[0], exc.diag.message_primary or ""
-    if (exc.sqlstate or "")[:2] in {"22", "23", "P0"}:
+    first, said = step.sql.splitlines()[0], spoken(exc.sqlstate, exc.diag.message_primary, exc.diag.context)
+    if said is None:
         names = [name for name in (exc.diag.constraint_name, exc.diag.column_name) if name]
         said = (
             f"rows that are on the target do not allow it{' (' + ', '.join(names) + ')' * bool(names) if names else ''}"

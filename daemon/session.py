@@ -16,6 +16,7 @@ from daemon.breaker import Breaker
 from daemon.connection import Link, cause, connect, require_encoding
 from daemon.errors import SourceUnavailable, SourceUnfit
 from daemon.identity import Identity
+from daemon.refusal_words import spoken
 from daemon.snapshot import Run
 from outbox.migrations import FILES
 
@@ -112,8 +113,9 @@ def failure(exc: psycopg.Error) -> SourceUnavailable | SourceUnfit:
     """What an error of the source means: try again, or a person has to act."""
     match exc:
         case psycopg.errors.InsufficientPrivilege():
+            said = spoken(exc.sqlstate, exc.diag.message_primary, exc.diag.context)
             return SourceUnfit(
-                f"the source's role lacks a right: {exc.diag.message_primary}; see sql/source/role.sql, which `outboxd setup source --role` runs"
+                f"the source's role lacks a right{f': {said}' if said else ' (42501)'}; see sql/source/role.sql, which `outboxd setup source --role` runs"
             )
         case psycopg.errors.UndefinedTable() | psycopg.errors.InvalidSchemaName():
             return SourceUnfit("schema outbox is not installed on the source: run `outboxd setup source`")

@@ -18,6 +18,7 @@ from daemon.errors import CopyRefused, SourceForeign, SourceUnavailable
 from daemon.identity import Identity, reached, require_schema
 from daemon.opening import Opening
 from daemon.pages import Pages
+from daemon.refusal_words import spoken
 from daemon.session import Session, array, bounds, failure, query
 from daemon.sheaf import Sheaves
 from daemon.snapshot import stretches
@@ -99,7 +100,8 @@ class Source:
                     raise
                 await conn.rollback()
                 # Our own sentences only: Postgres' may carry a value (promise I10).
-                ours = exc.diag.message_primary if code.startswith("OB") or code == "22000" else None
+                said = spoken(code, exc.diag.message_primary, exc.diag.context)
+                ours = said if code.startswith("OB") or code == "22000" else None
                 why = ours or f"its rows cannot be read ({code}): `outboxd check`"
                 refused = CopyRefused(question.table, why, busy=code == "55P03", slow=code == "57014")
             else:

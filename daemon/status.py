@@ -19,6 +19,7 @@ from daemon.copies import Copy, slowly
 from daemon.copies import known as copies_known
 from daemon.doorway import Doorway
 from daemon.errors import DaemonError, Kind, SourceUnavailable, SourceUnfit, TargetError, advice, passes
+from daemon.exchange import UNPACKED, Unwanted, ask
 from daemon.leaders import Company, Stranger
 from daemon.main import NAME, open_door
 from daemon.mode import Facts as ModeFacts
@@ -44,6 +45,8 @@ _OF_DAEMON = (
     "mode", "mode_because", "mode_since", "state", "since", "leads", "problem", "last_applied", "heartbeat",
     "applied_changes", "breaker", "listener", "version",
 )  # fmt: skip
+
+_LONGEST, _PATIENCE = 16 * 1024**2, 5.0  # bytes and seconds of a daemon's answer
 
 
 async def look(loaded: Loaded) -> dict[str, Any]:
@@ -344,13 +347,14 @@ async def _of_daemon(settings: Settings, here: Origin | None) -> tuple[dict[str,
     """The daemon's own view, when it runs on this machine. Whoever answers on its port may be another's."""
     where = settings.admin_url(settings.admin_port)
     try:
-        async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
-            told = (await client.get(f"{where}/api/status")).json()
+        async with asyncio.timeout(_PATIENCE), httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
+            _, body = await ask(client, client.build_request("GET", f"{where}/api/status", headers=UNPACKED), _LONGEST)
+        told = json.loads(body)
         if other := stranger(told, settings.relay, here):
             return {"daemon": other}, _Slow()
         slow = _Slow(_slow(told.get("copies")), _slow(told.get("verifications")))
         return {"daemon": where, **{name: told.get(name) for name in _OF_DAEMON}}, slow
-    except (httpx.HTTPError, json.JSONDecodeError, AttributeError):
+    except (httpx.HTTPError, Unwanted, TimeoutError, ValueError, RecursionError, AttributeError):
         return {"daemon": "none answers on this machine"}, _Slow()
 
 

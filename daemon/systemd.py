@@ -7,6 +7,9 @@ import os
 import socket
 import time
 
+from daemon.printable import printable
+
+_LONGEST = 1000  # characters
 _PATIENCE = 0.2  # seconds that the loop waits for a systemd that does not read: it is told again soon
 
 
@@ -17,7 +20,8 @@ def notify(**state: str | int) -> bool:
         return False
     if address.startswith("@"):
         address = "\0" + address[1:]
-    message = "\n".join(f"{name.upper()}={value}" for name, value in state.items())
+    # A line of its own would be a command of its own: MAINPID=…
+    message = "\n".join(f"{name.upper()}={printable(str(value))[:_LONGEST]}" for name, value in state.items())
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         sock.settimeout(_PATIENCE)
         try:

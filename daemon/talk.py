@@ -1,6 +1,7 @@
-"""How the commands talk: data to stdout, talk to stderr.
+"""How the commands talk: data to stdout, talk to stderr. The one place that writes to a terminal, so that nothing acts there.
 
-Knows click and nothing of what is said.
+Knows click and nothing of what is said. Whatever is said may have names of either store in it, or of whoever answers in
+a store's place: it is shown line by line, as daemon.printable has it. `data` alone is as it is, for a program or a file.
 """
 
 import sys
@@ -9,23 +10,44 @@ from typing import Any, NoReturn
 
 import click
 
-
-def say(text: str) -> None:
-    """A sentence for the person."""
-    click.echo(text, err=True)
+from daemon.printable import printable
+from daemon.secrecy import mask
 
 
-def fail(text: str, code: int) -> NoReturn:
-    """A sentence, and the end."""
-    click.echo(f"{click.style('error', fg='red')}: {text}", err=True)
+def say(*lines: str) -> None:
+    """Sentences for the person, each on a line."""
+    for line in lines:
+        click.echo(printable(line), err=True)
+
+
+def fail(text: str | Sequence[str], code: int) -> NoReturn:
+    """A sentence, or several, each on a line; and the end."""
+    first, *others = [text] if isinstance(text, str) else text
+    click.echo(f"{click.style('error', fg='red')}: {printable(first)}", err=True)
+    say(*others)
     sys.exit(code)
+
+
+def agreed(question: str, *, else_end: bool = True) -> bool:
+    """Does the person say yes? Else, unless told otherwise, it is the end."""
+    return click.confirm(printable(question), abort=else_end, err=True)
+
+
+def show(*lines: str, mark: str = "", colour: str | None = None, bold: bool = False) -> None:
+    """What was asked for, for the person, each on a line; `mark` stands before it and has the colour."""
+    for line in lines:
+        click.echo(f"{click.style(mark, fg=colour)}{click.style(printable(line), bold=bold or None)}")
+
+
+def data(text: str, *, nl: bool = True) -> None:
+    """What was asked for, to the letter: JSON, which escapes by itself, or SQL to be run."""
+    click.echo(text, nl=nl)
 
 
 def fields(values: Mapping[str, Any]) -> None:
     """Names and values, one a line."""
     width = max(len(name) for name in values)
-    for name, value in values.items():
-        click.echo(f"{name:<{width}}  {_shown(value)}")
+    show(*(f"{name:<{width}}  {mask(_shown(value))}" for name, value in values.items()))
 
 
 def _shown(value: Any) -> str:
@@ -41,6 +63,7 @@ def _shown(value: Any) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as what is in them."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, *rows]:
+    cells = [[printable(cell) for cell in row] for row in [head, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

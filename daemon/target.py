@@ -17,10 +17,12 @@ from psycopg import sql
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
+from daemon import answers
 from daemon.breaker import Breaker
 from daemon.connection import SETTINGS, cause, connect, turned_away
 from daemon.errors import Fenced, Kind, Refusal, TargetError, classify, counts
 from daemon.plan import SEPARATOR, Plan
+from daemon.refusal_words import spoken
 from daemon.sheaf import Pieces
 from outbox import Cursor
 from outbox.migrations import migrations
@@ -72,7 +74,9 @@ def require_schema(claimed: Answer) -> None:
 def require_known(standing: Standing, place: str, known: tuple[int, int, str]) -> None:
     """Is it the target of this relay that the source knows (epoch, batch number, address)? One that stands behind it was
     restored from a backup, which is no matter; at another address it is a copy, and the one it is of may go on without
-    what this one would be sent."""
+    what this one would be sent. None is ahead by more than can have been done since: that would stay."""
+    if max(standing.epoch - known[0], standing.batch_no - known[1]) > answers.REACH:
+        raise TargetError(Kind.AMBIGUOUS, "the target's answer is not one of outboxd's (it is ahead out of reach)")
     if standing.cursor is not None and (said := unknown(standing, place, known)):
         raise TargetError(
             Kind.CONTRACT, "the target is not the one that the source knows", Refusal("OB010", message=said)
@@ -164,9 +168,9 @@ class Target:
         """More of the keys that the target holds, behind those that an answer had."""
         return await self._ask({"mode": "held", "relay": self._relay, "after": after})
 
-    async def spelled(self, table: str, keys: Pieces) -> Answer:
-        """Keys of a table as its types there spell them; None in place of those that they do not take."""
-        return await self._ask({"mode": "spell", "relay": self._relay, "table": table}, keys)
+    async def spelled(self, table: str, keys: Pieces, many: int) -> Answer:
+        """So many keys of a table as its types there spell them; None in place of those that they do not take."""
+        return await self._ask({"mode": "spell", "relay": self._relay, "table": table}, keys, many=many)
 
     async def apply(
         self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None, singly: bool = False
@@ -176,15 +180,14 @@ class Target:
         `after` is the digest of the batch that this one was read behind; None: whatever it was. `singly`: row by row.
         """
         header = {**self._header("apply", plan, cursor, epoch, batch_no), **_behind(after)}
-        return await self._ask({**header, "singly": True} if singly else header, plan.pieces)
+        return await self._ask({**header, "singly": True} if singly else header, plan.pieces, plan=plan)
 
     async def isolate(
         self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None
     ) -> Answer:
         """Which rows of this plan does the target refuse? Changes nothing: isolated, duplicate or mismatch."""
-        return await self._ask(
-            {**self._header("isolate", plan, cursor, epoch, batch_no), **_behind(after)}, plan.pieces
-        )
+        header = {**self._header("isolate", plan, cursor, epoch, batch_no), **_behind(after)}
+        return await self._ask(header, plan.pieces, plan=plan)
 
     def _header(self, mode: str, plan: Plan, cursor: Cursor, epoch: int, batch_no: int) -> dict[str, Any]:
         return {
@@ -196,13 +199,15 @@ class Target:
         """Let go of the transport."""
         await self._door.close()
 
-    async def _ask(self, header: Mapping[str, Any], body: Pieces = ()) -> Answer:
+    async def _ask(
+        self, header: Mapping[str, Any], body: Pieces = (), *, many: int = 0, plan: Plan | None = None
+    ) -> Answer:
         document = b"".join((json.dumps(header, separators=(",", ":")).encode(), SEPARATOR if body else b"", *body))
         started, outcome = time.monotonic(), "retryable"
         # That the target can say where it stands does not mean that it can take a batch.
-        with self.breaker.attempt(light=header["mode"] in _QUESTIONS) as attempt:
+        with self.breaker.attempt(light=header["mode"] in answers.QUESTIONS) as attempt:
             try:
-                answer = _answer(await self._door.send(document), header)
+                answer = _answer(await self._door.send(document), header, many, plan)
                 outcome = "ok"
                 return answer
             except TargetError as exc:
@@ -220,72 +225,25 @@ class Target:
                 self._observe(str(header["mode"]), outcome, time.monotonic() - started, len(document))
 
 
-_SAME = ("epoch", "batch_no", "digest")
-# What a request may be answered with besides `fenced` and `refused`.
-_QUESTIONS = {
-    "claim": "claimed",
-    "cursor": "cursor",
-    "describe": "described",
-    "rebase": "rebased",
-    "extra": "extra",
-    "keys": "keys",
-    "held": "held",
-    "spell": "spelled",
-}
-_MOVES = {"apply": ("applied", "duplicate", "mismatch"), "isolate": ("isolated", "duplicate", "mismatch")}
-# The lists that come with it.
-_LISTS = {
-    "claimed": ("tables", "references"),
-    "described": ("tables", "references"),
-    "isolated": ("refused",),
-    "extra": ("keys",),
-    "keys": ("keys",),
-    "held": ("held",),
-    "spelled": ("keys",),
-}
-
-
-def _answer(text: str, header: Mapping[str, Any]) -> Answer:
+def _answer(text: str, header: Mapping[str, Any], many: int, plan: Plan | None) -> Answer:
     """Read the door's answer. Anything that is not one to this request is ambiguous: a captive portal, a cut body."""
+
+    def groups() -> list[tuple[str, int]]:
+        return [(one.op, 1 if one.op == "truncate" else len(one.keys)) for one in plan.groups] if plan else []
+
     try:
-        given = json.loads(text)
-        what, cursor, more = str(given["answer"]), given.get("cursor"), dict(given.get("more") or {})
-        standing = Standing(
-            int(given.get("epoch", 0)),
-            int(given.get("batch_no", 0)),
-            Cursor.from_json(json.dumps(cursor)) if cursor else None,
-            str(given.get("digest") or ""),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
-        what, standing, more = "", Standing(0, 0, None), {}
+        given = answers.read(text, header, needs=NEEDS, many=many, groups=groups)
+    except answers.Unfit as exc:
+        raise TargetError(Kind.AMBIGUOUS, f"the target's answer is not one of outboxd's ({exc})") from None
+    what, more = given["answer"], given["more"]
     if what == "fenced":
         raise Fenced("another process has claimed this relay on the target since")
     if what == "refused":
-        names = Refusal(
-            more.get("sqlstate"),
-            None,
-            more.get("table"),
-            more.get("constraint"),
-            more.get("column"),
-            more.get("message"),
-        )
+        named = (more.get(name) for name in ("table", "constraint", "column", "message"))
+        names = Refusal(more["sqlstate"], None, *named)
         raise TargetError(classify(names.sqlstate), f"the target refused the batch ({names.sqlstate})", names)
-    if not _fits(Answer(what, standing, more), header):
-        raise TargetError(Kind.AMBIGUOUS, "the target's answer is not one of outboxd's")
-    return Answer(what, standing, more)
-
-
-def _fits(answer: Answer, header: Mapping[str, Any]) -> bool:
-    """Is it the answer to this request? A gateway that mixes two up, or a cache, must not move the relay."""
-    what, standing, mode = answer.what, answer.standing, header["mode"]
-    if not all(isinstance(answer.more.get(name), list) for name in _LISTS.get(what, ())):
-        return False
-    if mode in _QUESTIONS:
-        return what == _QUESTIONS[mode] and (what != "claimed" or standing.epoch > 0)
-    if what in {"applied", "duplicate"}:
-        same = all(getattr(standing, name) == header[name] for name in _SAME)
-        return same and standing.cursor is not None and what in _MOVES[mode]
-    return what in _MOVES[mode]
+    cursor = Cursor.from_json(json.dumps(given["cursor"])) if given["cursor"] else None
+    return Answer(what, Standing(given["epoch"], given["batch_no"], cursor, given["digest"]), more)
 
 
 # The exposed function carries these for PostgREST; a statement_timeout of a function's own does nothing by itself.
@@ -395,5 +353,5 @@ def _postgres_error(exc: psycopg.Error, *, sent: bool, broken: bool) -> TargetEr
     if code is None:
         kind = Kind.AUTH if turned_away(exc) else Kind.TRANSIENT
         return TargetError(kind, f"no connection to the target's database ({cause(exc)})")
-    said = exc.diag.message_primary if code in {"42501", "42883", "3F000"} else None
+    said = spoken(code, exc.diag.message_primary, exc.diag.context) if code in {"42501", "42883", "3F000"} else None
     return TargetError(classify(code), f"the target answered {code}", Refusal(code, message=said))

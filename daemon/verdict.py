@@ -5,11 +5,11 @@ differs, the source is the cursor's own, and the lag is small. Otherwise the wor
 leads on. Pure: knows the facts it is given, nothing of where they are from.
 """
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.printable import word
 from daemon.watchlist import Entry, State
 
 IN_SYNC = "in sync: nothing needs you"
@@ -148,7 +148,7 @@ def unequal(verifications: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
     for one in verifications:
         if rows := sum((one["drift"] or {}).values()):
             said = f"{_many(rows, 'row')} of {one['table']} differ{'s' * (rows == 1)}"
-            drift.append((-rows, f"{said}: `outboxd verify {shlex.quote(one['table'])} --repair`"))
+            drift.append((-rows, f"{said}: `outboxd verify {word(one['table'])} --repair`"))
         if one["state"] == "failed":
             failed.append(f"{one['table']} could not be compared: {one['reason']}")
     return _first([text for _, text in sorted(drift)]), _first(sorted(failed))

@@ -3,7 +3,6 @@
 Knows the target's records of passes and copies. Knows nothing of printing. Pure.
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from daemon.copies import Copy
 from daemon.copies import known as copies_known
 from daemon.errors import Kind, Refusal, TargetError
+from daemon.printable import word
 from daemon.verification import KINDS, NOT_THERE, Verification
 from daemon.verification import known as passes_known
 
@@ -101,7 +101,7 @@ def _through(record: Verification | None) -> float | None:
 
 def advice(one: Outcome) -> str | None:
     """One sentence of what to do; None: nothing."""
-    name = shlex.quote(one.table)
+    name = word(one.table)
     if one.state == "out":
         return f"{one.table} is out: {one.reason}; once that is mended it is copied, and then compared, by itself"
     if one.state == "copying":

@@ -5,13 +5,13 @@ nobody, and prints nothing: `check` and the verdict are made of the same finding
 """
 
 import enum
-import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from daemon.copies import Copy, Wish, begun_by, misfit, slowly
+from daemon.printable import word
 
 Level = Literal["OK", "WARN", "FAIL"]
 Row = Mapping[str, Any]
@@ -78,7 +78,7 @@ class Tables:
     def _amiss(self, row: Row, shared: Mapping[str, Sequence[str]]) -> Entry | None:
         """What keeps the table from being captured, or from being written there."""
         table = str(row["table_name"])
-        named = shlex.quote(table)
+        named = word(table)
         if row["capture"]:
             for one in objections(row):
                 if one.level == "FAIL":
@@ -118,7 +118,7 @@ class Tables:
 
 def _copied(table: str, copy: Copy | None, wish: Wish | None, slow: str | None) -> Entry:
     if copy is not None and copy.state == "out":
-        return Entry(table, State.OUT, copy.reason or "", f"outboxd schema plan {shlex.quote(table)}")
+        return Entry(table, State.OUT, copy.reason or "", f"outboxd schema plan {word(table)}")
     if wish is not None and (begun_by(copy, wish) or (copy is not None and copy.state == "copying")):
         rows = copy.rows if copy is not None and copy.state == "copying" else 0
         return Entry(table, State.UNCOPIED, ", ".join([f"{rows} rows", *([slow] if slow else [])]))
@@ -173,10 +173,10 @@ def _moved(row: Row) -> str:
 def _nameless(row: Row) -> Objection:
     """No table has the name any more. To unwatch one that lives on by another would lose its changes."""
     if row["called"] is None:
-        return Objection("FAIL", "watched, but the table is gone", f"outboxd unwatch {shlex.quote(row['table_name'])}")
+        return Objection("FAIL", "watched, but the table is gone", f"outboxd unwatch {word(row['table_name'])}")
     lost = "something that is no table has its name, and changes are not recorded"
     what = lost if row["shadowed"] else "it can neither be copied nor compared until it is watched by that name"
-    return Objection("FAIL", f"called {row['called']} now: {what}", f"outboxd watch {shlex.quote(row['called'])}")
+    return Objection("FAIL", f"called {row['called']} now: {what}", f"outboxd watch {word(row['called'])}")
 
 
 def _follows(row: Row) -> bool:
@@ -186,7 +186,7 @@ def _follows(row: Row) -> bool:
 
 def objections(row: Row) -> Iterator[Objection]:
     """What keeps its changes from being recorded, or recorded well."""
-    table = shlex.quote(str(row["table_name"]))
+    table = word(str(row["table_name"]))
     again = f"outboxd watch {table}"
     if not row["is_there"]:
         if row["capture"]:

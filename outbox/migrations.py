@@ -116,9 +116,15 @@ def quote(name: str) -> str:
 
 
 def literal(text: str) -> str:
-    """An SQL string, quoted: for statements that a person is to run, on a server of any settings."""
+    """An SQL string, quoted: for statements that a person is to run, on a server of any settings. What no terminal shows, or
+    what would act there, is written in octal."""
     quoted = "'" + text.replace("'", "''") + "'"
-    return " E" + quoted.replace("\\", "\\\\") if "\\" in quoted else quoted
+    if "\\" not in quoted and quoted.isprintable():
+        return quoted
+    return " E" + "".join(
+        one if one.isprintable() else "".join(f"\\{byte:03o}" for byte in one.encode())
+        for one in quoted.replace("\\", "\\\\")
+    )
 
 
 def _take_turns(conn: psycopg.Connection[Any], side: Side) -> None:

@@ -16,12 +16,18 @@ comment on column outbox.relay.snapshot is 'That of the cursor then; what waits 
 
 comment on column outbox.relay.place is 'By what address it is reached: a copy of it elsewhere must not pass for it';
 
--- Epochs only grow, also when the target's own went back. A role that may only read calls this.
+-- Epochs only grow, also when the target's own went back; so none is taken that is further on than claims can have led: the
+-- target counts on from it, and would come to the end of its numbers. A role that may only read calls this.
 create or replace function outbox.confirm(relay text, epoch bigint, batch_no bigint, snapshot text, place text default null) returns void
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  if confirm.epoch not between 0 and coalesce((select r.epoch from outbox.relay r where r.relay = confirm.relay), 0) + 2147483648
+     or confirm.batch_no < 0 then
+    raise exception 'epoch % of relay % is out of reach', confirm.epoch, confirm.relay using errcode = 'numeric_value_out_of_range';
+  end if;
+  perform confirm.snapshot::pg_snapshot;  -- what is none would be read by every look at what waits
   insert into outbox.relay as r (relay, epoch, batch_no, snapshot, place)
   values (confirm.relay, confirm.epoch, confirm.batch_no, confirm.snapshot, nullif(confirm.place, ''))
   on conflict on constraint relay_pkey do update

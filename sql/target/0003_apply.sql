@@ -111,15 +111,23 @@ as $$
    where m.table_name = name and not exists (select from unnest(p.proconfig) s where s like 'search_path=%')
 $$;
 
--- Was an error raised by a function of schema outboxd itself, by way of such functions alone? A trigger may raise
--- our own SQLSTATEs, or call our functions, with a row's values in hand. (The last line is the exposed function that
--- was called, in whichever schema.)
+-- Was an error raised by a function of schema outboxd itself, on a way that leads through such functions alone? A trigger may
+-- raise our own SQLSTATEs; a CHECK, a default or a function of any language may call our functions with a row's values in hand.
+-- So every line has to be ours, from the innermost to the outermost, and no statement may be among them but calls of ours:
+-- beneath one that writes, anybody's code runs. (An expression is of the function in the line below it; the last line is the
+-- exposed function that was called, in whichever schema.)
 create or replace function outboxd.is_ours(context text) returns boolean
-language sql immutable
+language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select within ~ '^PL/pgSQL function outboxd\.' and within !~ '\nPL/pgSQL function (?!outboxd\.)' and within !~ '\nPL/pgSQL inline'
-    from regexp_replace(context, '\nPL/pgSQL function [^\n]*outboxd\(text\) line \d+ at RETURN$', '') within
+  select context ~ '^PL/pgSQL function outboxd\.\w+\([^\n()]*\) line \d+ at RAISE(\n|$)'
+     and not exists (
+       select from regexp_split_to_table(regexp_replace(context, '\nPL/pgSQL function [^\n]*outboxd\(text\) line \d+ at RETURN$', ''), '\n') line
+        where line !~ '^PL/pgSQL function outboxd\.\w+\([^()]*\) (line \d+ )?(at|during) [A-Za-z ]+$'
+          and line !~* '^SQL statement "select outboxd\.\w+\([^"]*\)"$'
+          and line !~ '^(SQL|PL/pgSQL) (expression|assignment) "[^"]*"$'
+          and not exists (select from pg_proc f where f.pronamespace = 'outboxd'::regnamespace
+                             and line ~ ('^SQL function "' || f.proname || '" (statement \d+|during startup|during inlining)$')))
 $$;
 
 -- Why a batch was refused. Postgres' own texts, and names that a trigger may have made up, can carry values of

@@ -98,9 +98,9 @@ async def test_every_refused_row_of_a_batch_is_found_in_one_more_request(stories
     async with stories.relay() as parts:
         ask = parts.target._ask
 
-        async def noted(header: Any, body: str = "") -> Any:
+        async def noted(header: Any, body: str = "", **more: Any) -> Any:
             modes.append(header["mode"])
-            return await ask(header, body)
+            return await ask(header, body, **more)
 
         parts.target._ask = noted
         assert await parts.relay.drain() == 1980

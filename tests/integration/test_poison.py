@@ -48,10 +48,10 @@ def listening(parts: Parts) -> list[str]:
     modes: list[str] = []
     ask = parts.target._ask
 
-    async def noted(header: Any, body: tuple[bytes, ...] = ()) -> Any:
+    async def noted(header: Any, body: tuple[bytes, ...] = (), **more: Any) -> Any:
         if header["mode"] != "describe":
             modes.append(header["mode"])
-        return await ask(header, body)
+        return await ask(header, body, **more)
 
     parts.target._ask = noted  # type: ignore[method-assign]
     return modes

@@ -16,8 +16,10 @@ from tests.model.database import TABLES, Key
 Group = tuple[dict[str, Any], list[dict[str, Any]]]
 
 DESCRIPTION = {
-    "tables": [{"table": table, "key": ["id"], "key_types": ["integer"]} for table in TABLES],
-    "references": [{"child": TABLES[1], "parent": TABLES[0]}],
+    "tables": [
+        {"table": table, "target": table, "exists": False, "key": ["id"], "key_types": ["integer"]} for table in TABLES
+    ],
+    "references": [{"constraint": "c", "child": TABLES[1], "parent": TABLES[0], "deferrable": True, "on_delete": "a"}],
 }
 
 

@@ -205,7 +205,7 @@ def _window_open(database: Database, _: Mapping[str, Any]) -> list[Statement]:
         lambda: [(database.snapshot(), False, database.incarnation) if since else (database.snapshot(), False)],
         lambda: [(database.sequence,)],
         *([lambda: [(database.pruned, "")]] if pruned else []),
-        lambda: [(database.lsn <= database.flushed, database.now_us, *([str(database.flushed)] if lsn else []))],
+        lambda: [(database.lsn <= database.flushed, database.now_us, *([f"0/{database.flushed:X}"] if lsn else []))],
         _nothing,
     ]
 
