@@ -1,6 +1,6 @@
 -- Who may use what of schema outbox: its owner everything, others what they were meant to have.
 --
--- Default privileges (`alter default privileges … grant … to app`) give away whatever is made, and nobody notices: copies of
+-- Default privileges (`alter default privileges ... grant ... to app`) give away whatever is made, and nobody notices: copies of
 -- tables that app may not read, the key of `hash`, the right to forge or to empty. So setup takes back what is not meant
 -- (close.sql), whatever is made for one table is closed when it is made (outbox.close_function), and `outboxd check` names the rest.
 
