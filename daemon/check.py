@@ -33,6 +33,7 @@ Labels = Mapping[str, Mapping[str, Sequence[str]]]
 INSUFFICIENT_PRIVILEGE = "42501"
 _NAME = f"outboxd/{__version__} check"
 LONG = 60.0  # seconds from which a writing transaction is worth a line
+_NAMED = 3  # objects that one line names
 _MISSED, _LATE = 3, 30.0  # heartbeats that may be missing, and seconds beyond
 _NEWER = "migration {} is newer than this outboxd ({}), which works with it and leaves the schema alone"
 # Equal values of these may differ in text: two rows of the source could be one on the target.
@@ -163,6 +164,8 @@ async def _tables(dsn: str, items: list[Item]) -> tuple[list[Row], Labels]:
         items.extend(
             [_open(row) for row in await (await conn.execute(query("check_open"), {"older": LONG})).fetchall()]
         )
+        for name, about in (("check_grants", _granted), ("check_strangers", _stranger), ("check_trust", _trusted)):
+            items.extend([about(row) for row in await (await conn.execute(query(name))).fetchall()])
         watched: list[Any] = await (await conn.execute(query("check_watched"))).fetchall()
         labels = by_table(await (await conn.execute(query("check_labels"))).fetchall())
         held = len(await (await conn.execute(query("held_keys"))).fetchall())
@@ -244,6 +247,28 @@ def _open(row: Row) -> Item:
     return Item(
         "open transaction", "WARN", f"a writing transaction has been open {age} (pid {name}): its changes wait for it",
         f"end it, or select pg_terminate_backend({name});",
+    )  # fmt: skip
+
+
+def _granted(row: Row) -> Item:
+    """What somebody can use of schema outbox, and was not meant to: copies of rows, the key of `hash`, the right to forge."""
+    objects = row["objects"]
+    named = ", ".join(objects[:_NAMED]) + (f" and {len(objects) - _NAMED} more" if len(objects) > _NAMED else "")
+    what = f"{row['grantee']} may {', '.join(row['rights'])} {row['kind']} {named}"
+    return Item("grants", "FAIL", f"{what}: a default privilege, or a grant by hand", row["fix"])
+
+
+def _stranger(row: Row) -> Item:
+    what = f"{row['kind']} {row['object']} is {row['owner']}'s and no part of outboxd: what is called by its name may be another"
+    return Item("schema outbox", "FAIL", what, f"drop {row['kind']} {row['object']};")
+
+
+def _trusted(row: Row) -> Item:
+    """Whoever watches a table trusts its owner."""
+    return Item(
+        str(row["table_name"]), "WARN",
+        f"{row['watcher']}, a superuser, watches it, and {row['owner']} owns it: what that one puts into an index may run as {row['watcher']}",
+        "watch it as a role that is no superuser and a member of its owner; what that role needs, `outboxd watch` says",
     )  # fmt: skip
 
 

@@ -60,7 +60,8 @@ SOCKET_OPTIONS: list[tuple[int, int, int]] = [
 ]
 
 # What a role or a database was given by ALTER ROLE … SET is meant for the application. The server gives up before we
-# do, and looks by itself whether we are still there: a query that we have left does not run on.
+# do, and looks by itself whether we are still there: a query that we have left does not run on. search_path: what others
+# may create in a schema of it could stand in the way of a function of the system's, and would run with our rights.
 SETTINGS: Mapping[str, str] = {
     "statement_timeout": "14s",
     "lock_timeout": "10s",
@@ -70,6 +71,7 @@ SETTINGS: Mapping[str, str] = {
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "default_transaction_deferrable": "off",
+    "search_path": "pg_catalog, pg_temp",
 }
 
 
@@ -238,7 +240,7 @@ async def connect(
     """
     told = conninfo_to_dict(dsn)
     options = {**_OPTIONS, **told, "application_name": application_name, "client_encoding": "UTF8"}
-    ours = " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in settings.items())
+    ours = _spelled(settings)
     try:
         async with asyncio.timeout(min(_CONNECT, patience)):
             try:
@@ -251,6 +253,11 @@ async def connect(
         raise Unanswered(f"no connection within {min(_CONNECT, patience):g} s") from None
     link.patience = patience
     return link
+
+
+def _spelled(settings: Mapping[str, str]) -> str:
+    """As libpq's `options` have them."""
+    return " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in settings.items())
 
 
 async def _open(options: Mapping[str, Any]) -> Link:
@@ -276,10 +283,25 @@ def turned_away(exc: psycopg.Error) -> bool:
 
 
 def connect_once(dsn: str, application_name: str) -> psycopg.Connection[Any]:
-    """An autocommit connection of a command, which has nothing else to do meanwhile. Raises SourceUnfit."""
-    conn = psycopg.connect(
-        dsn, autocommit=True, connect_timeout=10, application_name=application_name, client_encoding="UTF8"
-    )
+    """An autocommit connection of a command, which has nothing else to do meanwhile. Raises SourceUnfit.
+
+    With the daemon's search_path, for the same reason: set-up is done by roles that may do anything."""
+    told = conninfo_to_dict(dsn)
+    options: dict[str, Any] = {
+        **told,
+        "connect_timeout": 10,
+        "application_name": application_name,
+        "client_encoding": "UTF8",
+    }
+    ours = _spelled({"search_path": SETTINGS["search_path"]})
+    try:
+        conn = psycopg.connect(
+            "", autocommit=True, **{**options, "options": f"{ours} {told.get('options') or ''}".strip()}
+        )
+    except psycopg.OperationalError as exc:
+        if not _refuses_settings(exc):
+            raise
+        conn = psycopg.connect("", autocommit=True, **options)
     try:
         require_encoding(conn.info)
     except SourceUnfit:

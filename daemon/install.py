@@ -75,8 +75,8 @@ def setup(dsn: str, side: Side, *, exposed_schema: str, role: bool) -> list[str]
         applied = retried(
             conn, lambda: migrate(conn, side, exposed_schema=exposed_schema), about=f"the {side}'s schema"
         )
-        if role or (side == "source" and applied and conn.execute(query("role_granted")).fetchone()):
-            conn.execute(step("source", "role").encode())  # what is new must be granted, too
+        if role:
+            conn.execute(step("source", "role").encode())
     return [f"{migration.version:04}_{migration.name}" for migration in applied]
 
 
@@ -183,15 +183,16 @@ def _watch(conn: psycopg.Connection[Any], parameters: Sequence[Any], wanted: Sel
     one arrives before the copy, which brings what deletes of it may have missed as well."""
     with conn.transaction():
         if old is not None:
-            conn.execute("select outbox.unwatch(%s)", (old,))
+            conn.execute("select outbox.unwatch(%s::text)", (old,))
         [name] = conn.execute(
-            "select outbox.watch(%s::regclass, %s, %s, %s, %s, %s, %s, %s, %s, %s) where set_config('outbox.copy', %s, true) is not null",
+            "select outbox.watch(%s::regclass, %s::text[], %s::text[], %s::text[], %s::boolean, %s::text, %s::jsonb, %s::jsonb, %s::jsonb, %s::text)"
+            " where set_config('outbox.copy', %s, true) is not null",
             (*parameters, "on" if wanted.copy else "off"),
         ).fetchone() or [""]
         if old is not None and wanted.capture and wanted.copy:
-            conn.execute("select outbox.ask_copy(%s, prune => true)", (name,))
+            conn.execute("select outbox.ask_copy(%s::text, true, false)", (name,))
         if wanted.on_error is not None:
-            conn.execute("select outbox.on_error(%s, %s)", (name, wanted.on_error))
+            conn.execute("select outbox.on_error(%s::text, %s::text)", (name, wanted.on_error))
         return str(name)
 
 
@@ -222,7 +223,7 @@ def ask_copies(dsn: str, tables: Sequence[str], *, prune: bool, restart: bool) -
         wishes = {}
         for table in tables:
             row = conn.execute(
-                "select (outbox.known(%(t)s)).table_name, outbox.ask_copy(%(t)s, %(prune)s, %(restart)s)",
+                "select (outbox.known(%(t)s::text)).table_name, outbox.ask_copy(%(t)s::text, %(prune)s::boolean, %(restart)s::boolean)",
                 {"t": _named(conn, table), "prune": prune, "restart": restart},
             ).fetchone()
             assert row is not None
@@ -238,7 +239,7 @@ def ask_verifications(dsn: str, tables: Sequence[str], *, repair: bool) -> dict[
         wishes = {}
         for table in tables or [name for name, one in _watched(conn).items() if one.capture]:
             row = conn.execute(
-                "select (outbox.known(%(t)s)).table_name, outbox.ask_verification(%(t)s, %(repair)s)",
+                "select (outbox.known(%(t)s::text)).table_name, outbox.ask_verification(%(t)s::text, %(repair)s::boolean)",
                 {"t": _named(conn, table), "repair": repair},
             ).fetchone()
             assert row is not None
@@ -260,7 +261,7 @@ def unwatch(
             if one is not None:
                 living(one, named == one.called)
                 named = one.was
-            yield patiently(conn, "select outbox.unwatch(%s)", (named,))
+            yield patiently(conn, "select outbox.unwatch(%s::text)", (named,))
 
 
 def moved(dsn: str, was: str, called: str) -> str:

@@ -72,8 +72,9 @@ def uninstall(dsn: str, side: Side, said: Callable[[str], None]) -> None:
         try:
             patiently(conn, _text(side, "uninstall"), about=f"a table of outboxd's on the {side}")
         except psycopg.errors.DependentObjectsStillExist as exc:
-            # Names of the catalogue, no values.
-            more = f" ({'; '.join(exc.diag.message_detail.splitlines())})" if exc.diag.message_detail else ""
+            # Names of the catalogue, no values. What lies in public is named as psql does.
+            detail = (exc.diag.message_detail or "").replace(" public.", " ")
+            more = f" ({'; '.join(detail.splitlines())})" if detail else ""
             raise SchemaUnfit(
                 f"what is not outboxd's is in the way, and stays: {exc.diag.message_primary}{more}. Move or drop it, then run this again"
             ) from None

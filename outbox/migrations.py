@@ -20,6 +20,9 @@ Side = Literal["source", "target"]
 FILES = Path(__file__).resolve().parent.parent / "sql"
 _SCHEMA: dict[Side, str] = {"source": "outbox", "target": "outboxd"}
 _LOCK = (1869968482, 0)
+# Whoever may create in a schema of the search_path could put a function in the way of one of the system's, and setup would run it.
+_PINNED = "select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', {local})"
+_ROLE_GRANTED = (FILES / "queries" / "role_granted.sql").read_bytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,8 @@ def require(conn: psycopg.Connection[Any], side: Side) -> None:
 
 
 def migrate(conn: psycopg.Connection[Any], side: Side, *, exposed_schema: str = "public") -> list[Migration]:
-    """Apply what is pending, in one transaction; returns what was applied.
+    """Apply what is pending, in one transaction; returns what was applied. On the source, whatever of it others were given and were
+    not meant to have is taken back, and the daemon's role, if it is there, has what it needs.
 
     Raises SchemaTooNew when the database knows a migration this version does not, MigrationChanged when an
     applied one had another text.
@@ -80,6 +84,9 @@ def migrate(conn: psycopg.Connection[Any], side: Side, *, exposed_schema: str = 
         if outermost:
             # A snapshot taken before the lock would hide what the installer before us did.
             conn.execute("set transaction isolation level read committed")
+        [path] = conn.execute("select pg_catalog.current_setting('search_path')").fetchone() or [""]
+        if side == "source":
+            conn.execute(_PINNED.format(local="true"))
         _take_turns(conn, side)
         recorded = dict(_recorded(conn, side))
         if recorded and max(recorded) > known[-1].version:
@@ -96,17 +103,32 @@ def migrate(conn: psycopg.Connection[Any], side: Side, *, exposed_schema: str = 
             conn.execute(_record(side, migration))
         if side == "target":
             conn.execute(step(side, "exposed", public=quote(exposed_schema)).encode())
+        else:
+            conn.execute(step(side, "close").encode())
+            if conn.execute(_ROLE_GRANTED).fetchone():
+                conn.execute(step(side, "role").encode())
+            conn.execute("select set_config('search_path', %s, true)", (path,))
     return pending
 
 
 def script(side: Side, *, exposed_schema: str = "public") -> str:
     """All of one side as SQL for a migration tool or an SQL editor. Running it again is harmless."""
     parts = [f"-- outboxd: the {side}'s side. Running this again is harmless.\n"]
+    if side == "source":
+        parts.append(
+            "select pg_catalog.set_config('outboxd.search_path', pg_catalog.current_setting('search_path'), false);\n"
+            f"{_PINNED.format(local='false')};\n"
+        )
     for migration in migrations(side):
         parts.append(f"-- {migration.version:04}_{migration.name}\n{migration.sql}")
         parts.append(_record(side, migration).as_string(None) + ";\n")
     if side == "target":
         parts.append(step(side, "exposed", public=quote(exposed_schema)))
+    else:
+        parts.append(step(side, "close"))
+        parts.append(
+            "select pg_catalog.set_config('search_path', pg_catalog.current_setting('outboxd.search_path'), false);\n"
+        )
     return "\n".join(parts)
 
 

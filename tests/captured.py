@@ -1,5 +1,7 @@
 """Reading a source's outbox and its tables in one form, so that a test can compare them."""
 
+import hashlib
+import hmac
 from typing import Any, LiteralString
 
 import psycopg
@@ -36,6 +38,11 @@ def watch(conn: Connection, table: str, **options: Any) -> str:
         for name in names
     )
     return str(value(conn, sql.SQL("select outbox.watch({})").format(arguments), table, *options.values()))
+
+
+def hashed(key: bytes, column: str, text: str) -> str:
+    """What the mask `hash` makes of a text in a column, named with schema and table."""
+    return hmac.new(key, f"{column}={text}".encode(), hashlib.sha256).hexdigest()
 
 
 def changes(conn: Connection, table: str | None = None) -> list[Recorded]:

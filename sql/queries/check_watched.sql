@@ -37,5 +37,5 @@ select w.table_name,
  cross join lateral (
    select n.named, (select c.oid::regclass from pg_class c where c.oid = n.named and c.relkind in ('r', 'p')) as tbl
      from (select outbox.table_named(w.table_name) as named offset 0) n offset 0) t
-  left join pg_proc p on p.pronamespace = 'outbox'::regnamespace and p.proname = 'capture_' || w.id
+  left join pg_proc p on p.oid = to_regprocedure(format('outbox.capture_%s()', w.id))
  order by w.table_name

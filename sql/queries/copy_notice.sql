@@ -1,2 +1,2 @@
 -- Tables whose rows have changed without a trigger that says so: a copy of each is wanted from here on.
-select outbox.notice()
+select outbox.notice(null::text)

@@ -7,6 +7,6 @@ select a.table_name, coalesce(c.wish, 0), coalesce(c.prune, 0), coalesce(c.resta
               select coalesce(sum(greatest(l.reltuples, 0)), 0) from tree t join pg_class l on l.oid = t.relid and l.relkind <> 'p')
             else coalesce(greatest(k.reltuples, 0), 0) end::bigint,
        a.aim
-  from outbox.aims() a
+  from outbox.aims(null::text[]) a
   left join pg_class k on k.oid = a.relid
   left join outbox.copy c on c.table_name = a.table_name

@@ -2,7 +2,7 @@
 -- or lost. They say so, and nobody waits for them; what came later of their keys is sent without them.
 with letters as (
   select h.id, h.table_name, h.key, h.op, h.sqlstate, h.wanted, h.id between 1 and i.since_id - 1 or h.op = 'lost' as stays
-    from outbox.identities(%(tables)s) i join outbox.held h on h.table_name = i.table_name
+    from outbox.identities(%(tables)s::text[]) i join outbox.held h on h.table_name = i.table_name
    where exists (select from outbox.held n where n.table_name = h.table_name and md5(n.key) = md5(h.key)
                     and (n.id between 1 and i.since_id - 1 or n.op = 'lost'))
 ), left_over as (

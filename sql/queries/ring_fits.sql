@@ -1,2 +1,2 @@
 -- Tell whoever leads that the target's tables may fit by now.
-select outbox.knock('fits')
+select outbox.knock('fits'::text)

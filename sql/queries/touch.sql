@@ -3,5 +3,5 @@
 begin isolation level read committed;
 set local synchronous_commit = on;
 set local lock_timeout = '2s';
-select count(*) from outbox.copy_of(%(table)s, 'touch', array[%(key)s], 0, 0, %(row_bytes)s);
+select count(*) from outbox.copy_of(%(table)s::text, 'touch'::text, array[%(key)s]::text[], 0, 0::bigint, %(row_bytes)s::bigint);
 commit

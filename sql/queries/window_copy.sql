@@ -8,6 +8,6 @@ select case when is_called then last_value else 0 end from outbox.change_id_seq;
 select up_to_id, (select id::text from outbox.installation) from outbox.pruned;
 select pg_current_wal_insert_lsn() <= pg_current_wal_flush_lsn(), (extract(epoch from clock_timestamp()) * 1000000)::bigint - 946684800000000,
        pg_current_wal_flush_lsn()::text;
-select (select aim from outbox.aims(array[%(table)s]));
-select columns, named, texts, sizes from outbox.copy_of(%(table)s, %(what)s, %(keys)s, %(most)s, %(max_bytes)s, %(row_bytes)s);
+select (select aim from outbox.aims(array[%(table)s]::text[]));
+select columns, named, texts, sizes from outbox.copy_of(%(table)s::text, %(what)s::text, %(keys)s::text[], %(most)s::int, %(max_bytes)s::bigint, %(row_bytes)s::bigint);
 commit

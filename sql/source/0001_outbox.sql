@@ -225,7 +225,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   if not pg_try_advisory_xact_lock_shared(1869968482, 1) then
-    perform outbox.knock();
+    perform outbox.knock(''::text);
   end if;
 end
 $$;

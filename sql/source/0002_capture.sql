@@ -170,7 +170,7 @@ language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return keys <@ outbox.row_columns(tbl, null, null) and outbox.may_read(tbl) and outbox.is_key(tbl, keys);
+  return keys <@ outbox.row_columns(tbl, null::text[], null::text[]) and outbox.may_read(tbl) and outbox.is_key(tbl, keys);
 end
 $$;
 
@@ -201,7 +201,7 @@ begin
     return concat_ws(', ', (
       select string_agg(
                format('%s as %I', case
-                 when k.mask is not null then outbox.masked_sql(k.mask, u.name, a.atttypid, a.atttypmod)
+                 when k.mask is not null then outbox.masked_sql(k.mask, u.name, a.atttypid, a.atttypmod, mapping ->> 'of')
                  when a.attnum is null or outbox.travels_as_text(a.atttypid) then format('case when t.%1$I is distinct from null then concat(t.%1$I) end', u.name)
                  else format('t.%I', u.name) end, coalesce(r.title, u.name)), ', ' order by u.n)
         from unnest(outbox.column_names(tbl)) with ordinality u(name, n)
@@ -457,9 +457,9 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   row_sql text := outbox.row_sql(root, cols, mapping);
-  size    record := outbox.size_sql(root, cols);
-  inside  text := case when mapping -> 'inside' is not null then outbox.inside_sql(mapping) end;
-  key_sql text := outbox.key_sql(root, keys, 'k', mapping);
+  size    record := outbox.size_sql(root, cols, 't'::text);
+  inside  text := case when mapping -> 'inside' is not null then outbox.inside_sql(mapping, 't'::text) end;
+  key_sql text := outbox.key_sql(root, keys, 'k'::text, mapping);
   found   text := case when inside is null then format('(t.%I is not null)', keys[1]) else 'f.inside' end;
 begin
   -- lateral + limit: always one index probe a key. A hash join, cached after one bulk statement, would
@@ -477,9 +477,9 @@ begin
     rel, format(
     ' r where %1$s and %2$s limit 1) t on true%3$s'
     ' cross join lateral (select case when %4$s is not true then null when %5$s then %6$s else %7$s end as made offset 0) j%8$s',
-    (select string_agg(format('r.%1$I = k.%1$I', c), ' and ') from unnest(keys) c), outbox.mine_sql('r'),
+    (select string_agg(format('r.%1$I = k.%1$I', c), ' and ') from unnest(keys) c), outbox.mine_sql('r'::text),
     case when inside is null then '' else format(' cross join lateral (select t.%I is not null and %s as inside offset 0) f', keys[1], inside) end,
-    found, size.small, row_sql, coalesce(large, format('outbox.large_row(t.tableoid, t.ctid, %L, %L)', row_sql, size.bytes)),
+    found, size.small, row_sql, coalesce(large, format('outbox.large_row(t.tableoid::regclass, t.ctid, %L::text, %L::text)', row_sql, size.bytes)),
     ' where f.inside is not false or ' || was));
 end
 $$;
@@ -491,7 +491,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return case when (mapping -> 'lasting')::bool then format('coalesce(%s, true)', outbox.inside_sql(mapping, 'old')) else 'true' end;
+  return case when (mapping -> 'lasting')::bool then format('coalesce(%s, true)', outbox.inside_sql(mapping, 'old'::text)) else 'true' end;
 end
 $$;
 
@@ -507,7 +507,7 @@ declare
                      from unnest(outbox.column_names(tbl)) with ordinality u(name, n));
   handed  text := (select string_agg(format('new.%1$I as %1$I', name), ', ') from unnest(outbox.column_names(tbl)) u(name) where name is not null);
   shape   text := outbox.shape_of(of_table, outbox.projected(cols, mapping))::text;
-  key_sql text := outbox.key_sql(tbl, keys, 't', mapping);
+  key_sql text := outbox.key_sql(tbl, keys, 't'::text, mapping);
   row_sql text := case when given = plain and 'new' <> all (cols) then 'row_to_json(new)::text' else 'row_to_json(x.*)::text' end;
   op      text := '''upsert''';
   more    text := case when given = plain and 'new' <> all (cols) then '' else format(' cross join lateral (select %s) x', given) end;
@@ -518,7 +518,7 @@ begin
     key_sql := format('case when f.inside is null then ''{}'' else %s end', key_sql);
     row_sql := format('case when f.inside then %s end', row_sql);
     more := more || format(' cross join lateral (select %s as inside offset 0) f where f.inside is not false or old.%I is not null and %s',
-                           outbox.inside_sql(mapping), keys[1], outbox.was_sql(mapping));
+                           outbox.inside_sql(mapping, 't'::text), keys[1], outbox.was_sql(mapping));
   end if;
   return format('insert into outbox.change (table_name, op, shape, key, row, headers)'
                 ' select %L, %s, %s, %s, %s, nullif(current_setting(''outbox.headers'', true), '''') from (select %s) t%s',
@@ -526,20 +526,30 @@ begin
 end
 $$;
 
--- Mark a table whose rows cannot be told, once for all rows of a statement (`at` names it among those of the transaction;
--- null: it is for no row). Nothing is lost where two go by one name: whoever brings the table over looks after the commit.
--- A savepoint taken back takes back the mark with what remembers it. With the rights of the schema's owner, because whoever
--- captures may have lost its own. Whoever may call it can have a table brought over anew, and no more: as by outbox.ask_copy.
+-- What this transaction recorded last, if that is of this table: its op and headers. Asked of the outbox itself, never of a
+-- setting: whoever writes or truncates could give that. With the rights of the schema's owner: whoever captures need not read it.
+create or replace function outbox.told(of_table text, out op text, out headers text)
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
+as $$
+begin
+  select l.op, l.headers into op, headers
+    from (select c.table_name, c.op, c.headers from outbox.change c where c.xid = pg_current_xact_id() order by c.xid desc, c.id desc limit 1) l
+   where l.table_name = of_table;
+end
+$$;
+
+-- Mark a table whose rows cannot be told, once for all rows of a statement (`at` names it among those of the transaction, and
+-- is the mark's headers; null: it is for no row). Nothing is lost where one is told twice, or two go by one name: whoever brings
+-- the table over looks after the commit. With the rights of the schema's owner, because whoever captures may have lost its own.
+-- Whoever may call it can have a table brought over anew, and no more: as by outbox.ask_copy.
 create or replace function outbox.mark(of_table text, at text) returns void
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if at is null or current_setting('outbox.resync', true) is distinct from at then
-    insert into outbox.change (table_name, op, key) values (of_table, 'resync', '{}');
-  end if;
-  if at is not null then
-    perform set_config('outbox.resync', at, true);
+  if not exists (select from outbox.told(of_table) l where l.op = 'resync' and l.headers = at) then
+    insert into outbox.change (table_name, op, key, headers) values (of_table, 'resync', '{}', at);
   end if;
 end
 $$;
@@ -548,7 +558,7 @@ $$;
 create or replace function outbox.resync_sql(of_table text) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
-return format('select outbox.mark(%L, $3)', of_table);
+return format('select outbox.mark(%L::text, $3::text)', of_table);
 
 -- The statement for an event on `rel` when that is no part of the table that has the watched one's name, else null.
 create or replace function outbox.elsewhere_sql(of_table text, rel regclass) returns text
@@ -588,16 +598,17 @@ begin
     return replace(outbox.resync_sql(of_table), '%', '%%');
   elsif op = 'TRUNCATE' then
     return outbox.about_sql(format('insert into outbox.change (table_name, op, key, headers)'
-      ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''') from ', of_table, outbox.key_sql(root, keys, 'k', mapping)), null, ' k');
+      ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''') from ', of_table, outbox.key_sql(root, keys, 'k'::text, mapping)), null::text, ' k'::text);
   end if;
   cols := outbox.row_columns(root, include, exclude);
-  return outbox.reread_sql(of_table, root, null, keys, cols, mapping,
-    format('outbox.shape_of(%L, %L)', of_table, outbox.projected(cols, mapping)), concat_ws(' union ',
-    case when op <> 'INSERT' then outbox.touched_sql('($1)', keys) end, case when op <> 'DELETE' then outbox.touched_sql('($2)', keys) end));
+  return outbox.reread_sql(of_table, root, null::text, keys, cols, mapping,
+    format('outbox.shape_of(%L::text, %L::text[])', of_table, outbox.projected(cols, mapping)), concat_ws(' union ',
+    case when op <> 'INSERT' then outbox.touched_sql('($1)'::text, keys) end, case when op <> 'DELETE' then outbox.touched_sql('($2)'::text, keys) end), null::text, null::text);
 end
 $$;
 
--- The statement for a TRUNCATE of `rel`: of the whole table it is one change, of a partition the keys that it had.
+-- The statement for a TRUNCATE of `rel`: of the whole table it is one change, of a partition the keys that it had. Partitions
+-- of it that have a trigger of their own tell theirs themselves.
 create or replace function outbox.truncate_sql(
   rel regclass, of_table text, key_columns text[], include text[], exclude text[], mapping jsonb, places regclass[]) returns text
 language plpgsql stable
@@ -613,10 +624,15 @@ begin
   elsif rel = root then
     return format('insert into outbox.change (table_name, op, key, headers)'
                   ' values (%L, ''truncate'', ''{}'', nullif(current_setting(''outbox.headers'', true), ''''))', of_table);
-  elsif current_setting('transaction_isolation') in ('repeatable read', 'serializable') or not outbox.may_read(rel) then
+  elsif current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
     return mark;  -- TRUNCATE removes rows that came after this snapshot, too
   end if;
-  return format(made, rel);
+  return coalesce((
+    select string_agg(case when outbox.may_read(p.relid) then format(made, p.relid) else mark end, '; ')
+      from pg_partition_tree(rel) p
+     where p.isleaf and (p.relid = rel or not exists (
+             select from pg_trigger a join pg_trigger b on b.tgfoid = a.tgfoid and b.tgname = a.tgname
+              where a.tgrelid = rel and a.tgname = 'outbox_truncate' and b.tgrelid = p.relid and b.tgenabled = 'A'))), 'select where false');
 end
 $$;
 
@@ -686,22 +702,17 @@ begin
 end
 $$;
 
--- Does this TRUNCATE trigger have to record anything? TRUNCATE of a partitioned table fires the triggers of its
--- partitions as well, as far as they have any: the one above them has recorded it and says so until the end.
-create or replace function outbox.truncates(rel regclass, tg_when text) returns boolean
+-- Does this TRUNCATE trigger have to record anything? TRUNCATE of a partitioned table fires the triggers of its partitions as
+-- well, as far as they have any: what was recorded for the table is then the last that was recorded. If something else came in
+-- between, their keys are recorded as well, which changes nothing.
+create or replace function outbox.truncates(of_table text, rel regclass, tg_when text) returns boolean
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if tg_when = 'AFTER' then
-    perform set_config('outbox.truncating', '', true);
-    return false;
-  elsif exists (select from pg_partition_ancestors(rel) a where a.relid::oid::text = current_setting('outbox.truncating', true)) then
-    return false;
-  elsif (select c.relkind = 'p' from pg_class c where c.oid = rel) then
-    perform set_config('outbox.truncating', rel::oid::text, true);
-  end if;
-  return true;
+  return tg_when = 'BEFORE'
+     and (coalesce(pg_partition_root(rel), rel) = rel
+          or not exists (select from outbox.told(of_table) l where l.op = 'truncate' or l.op = 'resync' and l.headers is null));
 end
 $$;
 
@@ -730,11 +741,32 @@ exception
     end if;
     raise;
 end
-$body$, (outbox.size_sql(tbl, columns)).bytes, outbox.row_sql(tbl, columns, mapping), tbl,
+$body$, (outbox.size_sql(tbl, columns, 't'::text)).bytes, outbox.row_sql(tbl, columns, mapping), tbl,
     case when outbox.doubtful(tbl, columns) <> '{}' then ' and outbox.readable(made)' end));
-  execute format('revoke all on function outbox.%I(tid) from public', title);
-  execute format('alter function outbox.%I(tid) owner to %I', title, current_user);
+  perform outbox.close_function(format('outbox.%I(tid)', title)::regprocedure, '{}'::name[]);
   return format('outbox.%I(t.ctid)', title);
+end
+$$;
+
+-- A function made for one table belongs to whoever watches it last (who can read it now), and besides these nobody may call
+-- it: not whoever default privileges gave it to, nor whoever could once.
+create or replace function outbox.close_function(routine regprocedure, callers name[]) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  other name;
+begin
+  execute format('alter function %s owner to %I', routine, current_user);
+  execute format('revoke all on function %s from public', routine);
+  for other in select distinct r.rolname from pg_proc p, aclexplode(p.proacl) a join pg_roles r on r.oid = a.grantee
+                where p.oid = routine and a.grantee <> p.proowner
+  loop
+    execute format('revoke all on function %s from %I cascade', routine, other);
+  end loop;
+  foreach other in array callers loop
+    execute format('grant execute on function %s to %I', routine, other);
+  end loop;
 end
 $$;
 
@@ -760,20 +792,20 @@ begin
       'ours', format('tg_relid = %L::oid', tbl::oid),
       'same', format('same := exists (select from only %s v where v.ctid = new.ctid)', tbl),
       'there', format('there := exists (select from only %s r where %s and %s)', tbl,
-                      (select string_agg(format('r.%1$I = old.%1$I', c), ' and ') from unnest(keys) c), outbox.mine_sql('r')),
-      'reread_old', outbox.reread_sql(of_table, tbl, tbl::text, keys, cols, mapping, shape, outbox.touched_sql('old', keys), large, case when filtered then was end),
-      'reread_new', outbox.reread_sql(of_table, tbl, tbl::text, keys, cols, mapping, shape, outbox.touched_sql('new', keys), large));
+                      (select string_agg(format('r.%1$I = old.%1$I', c), ' and ') from unnest(keys) c), outbox.mine_sql('r'::text)),
+      'reread_old', outbox.reread_sql(of_table, tbl, tbl::text, keys, cols, mapping, shape, outbox.touched_sql('old'::text, keys), large, case when filtered then was end),
+      'reread_new', outbox.reread_sql(of_table, tbl, tbl::text, keys, cols, mapping, shape, outbox.touched_sql('new'::text, keys), large, null::text));
   end if;
   return jsonb_build_object(
     'ours', format('pg_partition_root(tg_relid) = coalesce(pg_partition_root(%1$L::regclass), %1$L::regclass)', tbl::oid),
     'same', 'execute format(''select exists (select from only %s v where v.ctid = $1)'', tg_relid::regclass) into same using new.ctid',
     'there', format('execute format(%L, tg_relid::regclass) into there using old', outbox.about_sql(
-               'select exists (select from only ', null,
-               format(' r where %s and %s)', (select string_agg(format('r.%1$I = ($1).%1$I', c), ' and ') from unnest(keys) c), outbox.mine_sql('r')))),
+               'select exists (select from only '::text, null::text,
+               format(' r where %s and %s)', (select string_agg(format('r.%1$I = ($1).%1$I', c), ' and ') from unnest(keys) c), outbox.mine_sql('r'::text)))),
     'reread_old', format('execute format(%L, tg_relid::regclass) using old, %s', outbox.reread_sql(
-               of_table, tbl, null, keys, cols, mapping, shape, outbox.touched_sql('($1)', keys), null, case when filtered then '$2' end), was),
+               of_table, tbl, null::text, keys, cols, mapping, shape, outbox.touched_sql('($1)'::text, keys), null::text, case when filtered then '$2'::text end), was),
     'reread_new', format('execute format(%L, tg_relid::regclass) using new', outbox.reread_sql(
-               of_table, tbl, null, keys, cols, mapping, shape, outbox.touched_sql('($1)', keys))));
+               of_table, tbl, null::text, keys, cols, mapping, shape, outbox.touched_sql('($1)'::text, keys), null::text, null::text)));
 end
 $$;
 
@@ -796,7 +828,6 @@ declare
   was      text := 'true';
   filtered bool;
   known    text;
-  stale    regrole;
   body     text;
   places   text := 'array[''outbox.change''::regclass, ''outbox.change_id_seq''::regclass, ''outbox.slot''::regclass]';
 begin
@@ -809,12 +840,12 @@ begin
   end if;
   if not exists (select from unnest(outbox.column_names(tbl)) with ordinality u(name, n) join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
                   where (u.name = any (cols) or w.mapping -> 'needs' ? u.name) and a.attgenerated = 'v') then
-    small := (outbox.size_sql(tbl, cols, 'new')).small;
+    small := (outbox.size_sql(tbl, cols, 'new'::text)).small;
     if filtered then
       was := format('(new.%I is not null or %s)', keys[1], outbox.was_sql(w.mapping));
     end if;
   end if;
-  known := format('%L, %L, %L, %L, %L, %s', w.table_name, w.key_columns, w.include, w.exclude, w.mapping, places);
+  known := format('%L::text, %L::text[], %L::text[], %L::text[], %L::jsonb, %s', w.table_name, w.key_columns, w.include, w.exclude, w.mapping, places);
   -- The statement for a table that was altered is made once a plan, where no snapshot is older than the lock on the table.
   body := outbox.filled($body$
 declare
@@ -852,11 +883,11 @@ begin
     end if;
     get diagnostics made = row_count;
   else
-    were := outbox.pin(outbox.spelling() || '{enable_memoize,off}');  -- which before 17 has a key of each use of a column: too many
+    were := outbox.pin(outbox.spelling(null::regclass, null::text[]) || '{enable_memoize,off}');  -- which before 17 has a key of each use of a column: too many
     if tg_op <> 'TRUNCATE' then
       begin
         mark := @statement@;
-        sql := outbox.elsewhere_sql(@name@, tg_relid);
+        sql := outbox.elsewhere_sql(@name@, tg_relid::regclass);
         if sql is null and not (@reads@) then
           sql := @resync@;
         elsif sql is null and @ours@ and current_setting('transaction_isolation') not in ('repeatable read', 'serializable') then
@@ -864,25 +895,23 @@ begin
         elsif sql is null then
           sql := format(@any@, tg_relid::regclass);
         end if;
-        if sql <> @resync@ or current_setting('outbox.resync', true) is distinct from mark then
-          execute sql using old, new, mark;
-        end if;
+        execute sql using old, new, mark;
       @refused@end;
-    elsif outbox.truncates(tg_relid, tg_when) then
-      execute coalesce(outbox.elsewhere_sql(@name@, tg_relid), @truncated@) using old, new, mark;
+    elsif outbox.truncates(@name@, tg_relid::regclass, tg_when) then
+      execute coalesce(outbox.elsewhere_sql(@name@, tg_relid::regclass), @truncated@) using old, new, mark;
     end if;
     perform outbox.pin(were);
   end if;
   -- What is and stays outside of a filter rings no bell.
   if made is distinct from 0 and not pg_try_advisory_xact_lock_shared(1869968482, 1)
      and current_setting('outbox.knocked', true) is distinct from pg_current_xact_id()::text then
-    perform outbox.knock();
+    perform outbox.knock(''::text);
   end if;
   return null;
 end
 $body$, outbox.reading_parts(tbl, w.table_name, keys, cols, w.mapping, outbox.shape_of(w.table_name, outbox.projected(cols, w.mapping))::text, large, was)
     || jsonb_build_object(
-      'tbl', format('%L::regclass', tbl::oid), 'name', quote_literal(w.table_name), 'signature', quote_literal(outbox.signature(tbl)),
+      'tbl', format('%L::regclass', tbl::oid), 'name', quote_literal(w.table_name) || '::text', 'signature', quote_literal(outbox.signature(tbl)) || '::text',
       'keys', format('%L::text[]', keys), 'small', small, 'places', places,
       -- Asked for each row that is read: a right that whoever captures had by a role goes without a word to any plan, and
       -- a partition may be another one's. As outbox.may_read, at a tenth of the price.
@@ -892,12 +921,12 @@ $body$, outbox.reading_parts(tbl, w.table_name, keys, cols, w.mapping, outbox.sh
       'copy', outbox.copy_sql(w.table_name, tbl, keys, cols, w.mapping),
       'gone', format('insert into outbox.change (table_name, op, key, headers)'
                      ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''')%s',
-                     w.table_name, outbox.key_sql(tbl, keys, 'old', w.mapping), case when filtered then ' where ' || was end),
-      'inserted', format('outbox.capture_sql(%L::regclass, %L, %s)', tbl::oid, 'INSERT', known),
-      'updated', format('outbox.capture_sql(%L::regclass, %L, %s)', tbl::oid, 'UPDATE', known),
-      'deleted', format('outbox.capture_sql(%L::regclass, %L, %s)', tbl::oid, 'DELETE', known),
-      'any', format('outbox.capture_sql(coalesce(pg_partition_root(tg_relid), tg_relid), tg_op, %s)', known),
-      'truncated', format('outbox.truncate_sql(tg_relid, %s)', known),
+                     w.table_name, outbox.key_sql(tbl, keys, 'old'::text, w.mapping), case when filtered then ' where ' || was end),
+      'inserted', format('outbox.capture_sql(%L::regclass, %L::text, %s)', tbl::oid, 'INSERT', known),
+      'updated', format('outbox.capture_sql(%L::regclass, %L::text, %s)', tbl::oid, 'UPDATE', known),
+      'deleted', format('outbox.capture_sql(%L::regclass, %L::text, %s)', tbl::oid, 'DELETE', known),
+      'any', format('outbox.capture_sql(coalesce(pg_partition_root(tg_relid), tg_relid::regclass), tg_op, %s)', known),
+      'truncated', format('outbox.truncate_sql(tg_relid::regclass, %s)', known),
       'resync', quote_literal(outbox.resync_sql(w.table_name)),
       'refused', case when w.mapping is null then '' else format(  -- altered while an old snapshot shows it as it was
         'exception when syntax_error_or_access_rule_violation then execute %L using old, new, mark; ', outbox.resync_sql(w.table_name)) end));
@@ -909,18 +938,10 @@ $body$, outbox.reading_parts(tbl, w.table_name, keys, cols, w.mapping, outbox.sh
     title,
     (select string_agg(format(' set %s = %L', p.name, p.setting), '') from (
        select pins.setting, lag(pins.setting) over (order by n) as name, n
-         from unnest(case when outbox.hashes_spelled(tbl, w.mapping) then outbox.spelling() || '{quote_all_identifiers,off}' else outbox.spelling(tbl, cols || array(select jsonb_array_elements_text(w.mapping -> 'texts'))) end) with ordinality pins(setting, n)) p
+         from unnest(case when outbox.hashes_spelled(tbl, w.mapping) then outbox.spelling(null::regclass, null::text[]) || '{quote_all_identifiers,off}' else outbox.spelling(tbl, cols || array(select jsonb_array_elements_text(w.mapping -> 'texts'))) end) with ordinality pins(setting, n)) p
       where p.n % 2 = 0),
     body);
-  execute format('revoke all on function outbox.%I() from public', title);
-  -- Whoever watches last is who can read the table now.
-  execute format('alter function outbox.%I() owner to %I', title, current_user);
   -- A partition that is made or attached gets the trigger as whoever does that: the owner of the table, and of no other one.
-  for stale in select distinct a.grantee::regrole from pg_proc p, aclexplode(p.proacl) a
-                where p.oid = to_regproc(format('outbox.%I', title)) and a.grantee not in (0, p.proowner)
-  loop
-    execute format('revoke all on function outbox.%I() from %s', title, stale);
-  end loop;
-  execute format('grant execute on function outbox.%I() to %s', title, (select c.relowner::regrole from pg_class c where c.oid = tbl));
+  perform outbox.close_function(format('outbox.%I()', title)::regprocedure, array[(select c.relowner::regrole::name from pg_class c where c.oid = tbl)]);
 end
 $$;

@@ -158,8 +158,9 @@ begin
   end if;
   if not has_table_privilege(as_role, 'outbox.change', 'insert') or not has_sequence_privilege(as_role, 'outbox.change_id_seq', 'usage')
      or not has_sequence_privilege(as_role, 'outbox.slot', 'usage') or not has_function_privilege(as_role, 'outbox.mark(text, text)', 'execute')
+     or not has_function_privilege(as_role, 'outbox.told(text)', 'execute')
      or not has_function_privilege(as_role, 'outbox.knock(text)', 'execute') then
-    return format('the capture functions run as %1$I, which may not write the outbox: grant insert on outbox.change to %1$I; grant usage on all sequences in schema outbox to %1$I; grant execute on function outbox.mark(text, text), outbox.knock(text) to %1$I', as_role);
+    return format('the capture functions run as %1$I, which may not write the outbox: grant insert on outbox.change to %1$I; grant usage on all sequences in schema outbox to %1$I; grant execute on function outbox.mark(text, text), outbox.told(text), outbox.knock(text) to %1$I', as_role);
   end if;
   return null;
 end
@@ -257,7 +258,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  ours oid := to_regproc('outbox.capture_' || watched_id);
+  ours oid := to_regprocedure(format('outbox.capture_%s()', watched_id));
 begin
   return query
     select g.tgname, g.tgrelid::regclass from pg_trigger g
@@ -339,7 +340,7 @@ begin
   w.filter := nullif(coalesce(watch.filter, was.filter), '');
   keys := coalesce(w.key_columns, outbox.primary_key(tbl));
   reason := coalesce(
-    outbox.unfit(tbl, keys, w.include, nullif(there, '{}')),
+    outbox.unfit(tbl, keys, w.include, nullif(there, '{}'), current_user::name),
     outbox.place_taken(w.table_name, w.target),
     case when not w.capture and num_nonnulls(w.rename, w.constant, w.mask, w.filter) > 0
          then 'what the application emits travels as it is given: watch it with triggers, or without rename, constant, mask and filter'
@@ -350,8 +351,8 @@ begin
   if capture then
     execute format('lock table %s in share row exclusive mode', tbl);
   elsif was.capture then
-    perform outbox.ask_copy(w.table_name, prune => true);  -- for when it is captured again, as unwatch does
-    perform outbox.remove_triggers(was.id, '{}');
+    perform outbox.ask_copy(w.table_name, true, false);  -- for when it is captured again, as unwatch does
+    perform outbox.remove_triggers(was.id, '{}'::regclass[]);
     perform outbox.note_end(was.id, false);
   end if;
   insert into outbox.watched as k (table_name, key_columns, include, exclude, capture, target, rename, constant, mask, filter)
@@ -368,8 +369,9 @@ begin
     perform outbox.install(w, was, tbl);
   else
     update outbox.watched k set mapping = null, layout = null, aimed = null where k.id = w.id;
-    perform outbox.remove_triggers(w.id, '{}');
+    perform outbox.remove_triggers(w.id, '{}'::regclass[]);
   end if;
+  perform outbox.compose_emit(w.id);
   return w.table_name;
 end
 $$;
@@ -423,7 +425,7 @@ begin
       execute format('select exists (select from %s)', tbl) into filled;
     end if;
     if filled then
-      perform outbox.ask_copy(w.table_name);
+      perform outbox.ask_copy(w.table_name, false, false);
     end if;
   elsif not known and not exists (select from outbox.held h where h.table_name = w.table_name) then
     delete from outbox.copy c where c.table_name = w.table_name;  -- what unwatch asked for
@@ -455,17 +457,18 @@ begin
   end if;
   -- Watched again it is copied, with prune: rows that go meanwhile are deleted nowhere else.
   if exists (select from outbox.watched k where k.table_name = known[1] and k.capture) then
-    perform outbox.ask_copy(known[1], prune => true);
+    perform outbox.ask_copy(known[1], true, false);
   end if;
   select * into w from outbox.watched k where k.table_name = known[1];
   if not found then
     raise exception '% is not watched', table_name using errcode = 'invalid_parameter_value';
   end if;
-  perform outbox.remove_triggers(w.id, '{}');
+  perform outbox.remove_triggers(w.id, '{}'::regclass[]);
   perform outbox.note_end(w.id, true);
   delete from outbox.watched k where k.id = w.id;
   execute format('drop function if exists outbox.%I()', 'capture_' || w.id);
   execute format('drop function if exists outbox.%I(tid)', 'row_' || w.id);
+  perform outbox.drop_emit(w.id);
   perform outbox.drop_inside(w.id);
   execute format('drop function if exists outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id);
   delete from outbox.verification v where v.table_name = known[1];

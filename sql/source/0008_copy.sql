@@ -160,14 +160,15 @@ begin
   select * into strict w from outbox.watched where id = watched_id;
   tbl := outbox.table_named(w.table_name);
   columns := outbox.row_columns(tbl, w.include, w.exclude);
-  key_sql := outbox.key_sql(tbl, coalesce(w.key_columns, outbox.primary_key(tbl)), 't');
-  row_sql := outbox.row_sql(tbl, columns);
+  key_sql := outbox.key_sql(tbl, coalesce(w.key_columns, outbox.primary_key(tbl)), 't'::text, null::jsonb);
+  row_sql := outbox.row_sql(tbl, columns, null::jsonb);
   condition_sql := 'true';
 end
 $$;
 
 -- A watched table and its key, as the statements below need them: json_to_record's definition of a key as
--- outbox.change has it (record), and which row t is that of key k (same).
+-- outbox.change has it (record), and which row t is that of key k (same). Of a domain what lies below: to read a value of the
+-- domain itself would be to run its checks.
 create or replace function outbox.keyed(w outbox.watched, out tbl regclass, out keys text[], out titles text[], out record text, out same text)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -180,7 +181,8 @@ begin
   end if;
   select array_agg(coalesce(to_jsonb(w) -> 'mapping' -> 'rename' ->> k.name, k.name) order by k.n) into titles
     from unnest(keys) with ordinality k(name, n);
-  select string_agg(format('%I %s', k.title, format_type(a.atttypid, a.atttypmod)), ', '), string_agg(format('t.%I = k.%I', k.name, k.title), ' and ')
+  select string_agg(format('%I %s', k.title, case when a.atttypid = outbox.base_type(a.atttypid) then format_type(a.atttypid, a.atttypmod)
+                                                 else format_type(outbox.base_type(a.atttypid), -1) end), ', '), string_agg(format('t.%I = k.%I', k.name, k.title), ' and ')
     into record, same
     from unnest(keys, titles) k(name, title) join pg_attribute a on a.attrelid = tbl and a.attname = k.name and a.attnum > 0;
 end
@@ -195,7 +197,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  size    record := outbox.size_sql(k.tbl, outbox.row_columns(k.tbl, w.include, w.exclude));
+  size    record := outbox.size_sql(k.tbl, outbox.row_columns(k.tbl, w.include, w.exclude), 't'::text);
   way     record := outbox.range_order(k.tbl, k.keys);
   ordered text := array_to_string(way.ordered, ', ');
   inside  text := case when p.condition_sql <> 'true' then format(' cross join lateral (select %s as inside offset 0) i', p.condition_sql) else '' end;
@@ -203,7 +205,7 @@ begin
   return format(
     'select %1$s as key, r.made, coalesce(octet_length(r.made), %2$s) as size, %3$s as inside, %4$s'
     ' from (select t.*, t.tableoid, t.ctid from %5$s t%6$s order by %7$s limit $2) t%8$s'
-    ' cross join lateral (select case when not %3$s then null when %9$s then %10$s else outbox.large_row(t.tableoid, t.ctid, %10$L, %11$L) end as made offset 0) r'
+    ' cross join lateral (select case when not %3$s then null when %9$s then %10$s else outbox.large_row(t.tableoid::regclass, t.ctid, %10$L::text, %11$L::text) end as made offset 0) r'
     ' order by %7$s',
     p.key_sql, size.stored, case when inside = '' then 'true' else 'i.inside' end,
     (select string_agg(format('%s as o%s', u.way, u.n), ', ' order by u.n) from unnest(way.ordered) with ordinality u(way, n)), k.tbl,
@@ -220,7 +222,7 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  size record := outbox.size_sql(k.tbl, outbox.row_columns(k.tbl, w.include, w.exclude));
+  size record := outbox.size_sql(k.tbl, outbox.row_columns(k.tbl, w.include, w.exclude), 't'::text);
 begin
   return format(
     'insert into outbox.change (table_name, op, shape, key, row)'
@@ -228,7 +230,7 @@ begin
     ' coalesce(r.sent, %s)'
     ' from json_to_record($1::json) as k(%s)'
     ' cross join lateral (select t.*, t.tableoid, t.ctid from %s t where %s and %s for share of t) t'
-    ' cross join lateral (select case when %s then %s else outbox.large_row(t.tableoid, t.ctid, %L, %L) end as made offset 0) m'
+    ' cross join lateral (select case when %s then %s else outbox.large_row(t.tableoid::regclass, t.ctid, %L::text, %L::text) end as made offset 0) m'
     ' cross join lateral (select case when $2 = 0 or octet_length(m.made) <= $2 then m.made end as sent) r',
     w.table_name, outbox.shape_of(w.table_name, p.columns), p.key_sql, size.told, k.record, k.tbl, k.same, p.condition_sql,
     size.small, p.row_sql, p.row_sql, size.bytes);
@@ -265,13 +267,13 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  size record := outbox.size_sql(k.tbl, outbox.row_columns(k.tbl, w.include, w.exclude));
+  size record := outbox.size_sql(k.tbl, outbox.row_columns(k.tbl, w.include, w.exclude), 't'::text);
 begin
   return format(
     'select u.key, r.made, case when t.ctid is null then -1 else coalesce(octet_length(r.made), %1$s) end as size, true as inside, u.n as o1'
     ' from unnest($1, $2) with ordinality u(key, readable, n) left join lateral json_to_record(u.readable::json) as k(%2$s) on true'
     ' left join lateral (select t.*, t.tableoid, t.ctid from %3$s t where %4$s and %5$s limit 1) t on true'
-    ' cross join lateral (select case when t.ctid is null then null when %6$s then %7$s else outbox.large_row(t.tableoid, t.ctid, %7$L, %8$L) end as made offset 0) r'
+    ' cross join lateral (select case when t.ctid is null then null when %6$s then %7$s else outbox.large_row(t.tableoid::regclass, t.ctid, %7$L::text, %8$L::text) end as made offset 0) r'
     ' order by u.n',
     size.stored, k.record, k.tbl, k.same, p.condition_sql, size.small, p.row_sql, size.bytes);
 end
@@ -347,6 +349,10 @@ declare
 begin
   select * into strict w from outbox.watched where id = watched_id;
   if what = 'still' then
+    -- LOCK of a view locks what it is of: whoever puts one in the table's place is not followed.
+    if not exists (select from pg_class c where c.oid = outbox.table_named(w.table_name) and c.relkind in ('r', 'p')) then
+      raise exception '% is no table any more: `outboxd check` says more', w.table_name using errcode = 'OB007';
+    end if;
     execute format('lock table %s in share mode', outbox.table_named(w.table_name));
     return;
   end if;
@@ -412,16 +418,25 @@ begin
     ' returns table (columns text[], named text, texts text, sizes bytea) language sql volatile security definer'
     ' set search_path = pg_catalog, pg_temp set row_security = off'
     ' set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_memoize = off set jit = off%s'
-    ' as ''select * from outbox.copy_work(%s, $1, $2, $3, $4, $5)''',
+    ' as ''select * from outbox.copy_work(%s::int, $1, $2, $3, $4, $5)''',
     title,
     (select string_agg(format(' set %s = %L', p.name, p.setting), '') from (
        select pins.setting, lag(pins.setting) over (order by n) as name, n
-         from unnest(outbox.spelling()) with ordinality pins(setting, n)) p where p.n % 2 = 0),
+         from unnest(outbox.spelling(null::regclass, null::text[])) with ordinality pins(setting, n)) p where p.n % 2 = 0),
     watched_id);
-  execute format('revoke all on function outbox.%I(text, text[], int, bigint, bigint) from public', title);
-  execute format('alter function outbox.%I(text, text[], int, bigint, bigint) owner to %I', title, current_user);
-  execute format('grant execute on function outbox.%I(text, text[], int, bigint, bigint) to %I', title,
-                 (select p.proowner::regrole::name from pg_proc p where p.oid = 'outbox.ask_copy(text, boolean, boolean)'::regprocedure));
+  perform outbox.close_function(format('outbox.%I(text, text[], int, bigint, bigint)', title)::regprocedure,
+                                array[(select p.proowner::regrole::name from pg_proc p where p.oid = 'outbox.ask_copy(text, boolean, boolean)'::regprocedure)]);
+end
+$$;
+
+-- Does a function that others made for a table run with the rights of whoever made it? Its owner could alter that: then it
+-- would run with those of whoever calls it, here the schema's owner.
+create or replace function outbox.is_door(routine regprocedure) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return exists (select from pg_proc p where p.oid = routine and p.prosecdef);
 end
 $$;
 
@@ -435,7 +450,7 @@ as $$
 declare
   w outbox.watched := outbox.known(table_name);
 begin
-  if to_regprocedure(format('outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id)) is null then
+  if not outbox.is_door(to_regprocedure(format('outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id))) then
     raise exception '% cannot be copied: run `outboxd watch %` again', w.table_name, w.table_name using errcode = 'OB007';
   end if;
   return query execute format('select * from outbox.%I($1, $2, $3, $4, $5)', 'copy_' || w.id) using what, keys, most, max_bytes, row_bytes;
@@ -461,8 +476,8 @@ begin
         unfit := format('the source has no table %s any more', w.table_name);
       else
         unfit := outbox.unfit(tbl, coalesce(w.key_columns, outbox.primary_key(tbl)), w.include, outbox.still_left_out(tbl, w.exclude, w.mapping),
-                              (select coalesce(min(p.proowner::regrole::name), current_user) from pg_proc p
-                                where p.pronamespace = 'outbox'::regnamespace and p.proname = 'capture_' || w.id));
+                              (select coalesce(min(p.proowner::regrole::name), current_user)::name from pg_proc p
+                                where p.oid = to_regprocedure(format('outbox.capture_%s()', w.id))));
         columns := case when unfit is null then (outbox.projection(w.id)).columns end;
       end if;
     exception when others then
@@ -501,7 +516,7 @@ as $$
      cross join lateral outbox.tree(r.root) t(relid)
      cross join lateral (values (1), (0)) kind(row)
       left join lateral (select g.tgname, g.tgenabled as state from pg_trigger g
-                          where g.tgrelid = t.relid and g.tgfoid = to_regproc('outbox.capture_' || w.id) and g.tgtype & 1 = kind.row
+                          where g.tgrelid = t.relid and g.tgfoid = to_regprocedure(format('outbox.capture_%s()', w.id)) and g.tgtype & 1 = kind.row
                           order by g.tgenabled = 'A', g.tgname limit 1) g on true
      where w.capture and t.relid is not null and g.state is distinct from 'A'
        and (g.state is not null or kind.row = 1 or t.relid = r.root)
@@ -547,7 +562,7 @@ as $$
     'triggers', coalesce((select jsonb_object_agg(own.relid, own.triggers)
                    from (select g.tgrelid::oid::text as relid, jsonb_object_agg(g.oid::text, g.xmin::text) as triggers
                            from pg_trigger g
-                          where g.tgrelid in (select relid from tree) and g.tgfoid = to_regproc('outbox.capture_' || w.id) group by 1) own), '{}'),
+                          where g.tgrelid in (select relid from tree) and g.tgfoid = to_regprocedure(format('outbox.capture_%s()', w.id)) group by 1) own), '{}'),
     'former', coalesce((select jsonb_agg(f.name order by f.name) from (
                 select jsonb_array_elements_text(w.layout -> 'former') as name
                 union select c.value ->> 0 from jsonb_each(w.layout -> 'columns') c
@@ -616,7 +631,7 @@ begin
        or coalesce(w.mapping -> 'needs' ?| altered, false)
        or exists (select from jsonb_each(now -> 'parts') p
                    where older -> 'parts' -> p.key <> p.value
-                     and not exists (select from pg_trigger g where g.tgrelid = p.key::oid and g.tgtype & 1 = 0 and g.tgfoid = to_regproc('outbox.capture_' || w.id)));
+                     and not exists (select from pg_trigger g where g.tgrelid = p.key::oid and g.tgtype & 1 = 0 and g.tgfoid = to_regprocedure(format('outbox.capture_%s()', w.id))));
   came := exists (select from jsonb_object_keys(now -> 'parts') p(relid)
                    where not older -> 'parts' ? p.relid and outbox.came_filled(p.relid::oid, older -> 'triggers'));
 end
@@ -646,7 +661,7 @@ begin
     if w.layout is not null then
       since := outbox.compared(w, w.layout, seen);
       if since.given or since.gone or since.came then
-        perform outbox.ask_copy(w.table_name, prune => since.gone, restart => true);
+        perform outbox.ask_copy(w.table_name, since.gone, true);
         return next w.table_name;
       end if;
       if since.named then  -- its letters are of something else, though all is called as it was: see notice_aims, outbox.installed
@@ -670,13 +685,13 @@ as $$
 declare
   w outbox.watched;
 begin
-  for w in select k.* from outbox.aims() a join outbox.watched k on k.table_name = a.table_name where not outbox.same_rows(a.aim, k.aimed) loop
+  for w in select k.* from outbox.aims(null::text[]) a join outbox.watched k on k.table_name = a.table_name where not outbox.same_rows(a.aim, k.aimed) loop
     begin
       perform from outbox.watched k where k.id = w.id and k.aimed is not distinct from w.aimed for update skip locked;
       continue when not found;
-      perform outbox.copy_of(w.table_name, 'still', null);
+      perform outbox.copy_of(w.table_name, 'still'::text, null::text[], 0, 0::bigint, 0::bigint);
       if outbox.note_aim(w.id) then
-        perform outbox.ask_copy(w.table_name, prune => true, restart => true);
+        perform outbox.ask_copy(w.table_name, true, true);
         return next w.table_name;
       end if;
     exception when lock_not_available or insufficient_privilege or sqlstate 'OB007' then
@@ -775,11 +790,11 @@ declare
 begin
   select * into strict w from outbox.watched k where k.id = watched_id;
   if outbox.note_aim(watched_id) then
-    perform outbox.ask_copy(w.table_name, prune => true, restart => true);
+    perform outbox.ask_copy(w.table_name, true, true);
   end if;
   update outbox.watched k set layout = outbox.layout_of(k) where k.id = watched_id;
   if w.layout -> 'asleep' <> '[]' then  -- also of a table that is not to be copied: what it had, not what it missed
-    perform outbox.ask_copy(w.table_name, prune => true, restart => true);
+    perform outbox.ask_copy(w.table_name, true, true);
   end if;
 end
 $$;

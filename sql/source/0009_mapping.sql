@@ -6,13 +6,31 @@
 --   inside, needs            the function that says whether a row passes the filter, and the columns it is given,
 --   types, texts             of which types these are, and which of them it is given as text
 --   lasting                  what the filter says of a row it has always said: it is immutable, and no other was before it
+--   of                       the table's name, which `hash` takes in
 --   at                       the numbers of the columns that these name, so that another of the same name is no stand-in
 
 -- The key of `hash`: one row, random, made when first wanted. To choose it, insert it before that. Whoever may read
 -- it can tell which value a hash stands for: the schema's owner alone.
+create or replace function outbox.hmac_pad(key bytea, with_byte int) returns bytea
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  pad bytea := case when octet_length(key) > 64 then sha256(key) else key end;
+begin
+  pad := pad || decode(repeat('00', 64 - octet_length(pad)), 'hex');
+  for n in 0 .. 63 loop
+    pad := set_byte(pad, n, get_byte(pad, n) # with_byte);
+  end loop;
+  return pad;
+end
+$$;
+
 create table if not exists outbox.mask_key (
-  only_row boolean primary key default true check (only_row),
-  key      bytea not null check (octet_length(key) >= 16)
+  only_row  boolean primary key default true check (only_row),
+  key       bytea not null check (octet_length(key) >= 16),
+  inner_pad bytea not null generated always as (outbox.hmac_pad(key, 54)) stored,
+  outer_pad bytea not null generated always as (outbox.hmac_pad(key, 92)) stored
 );
 
 revoke all on outbox.mask_key from public;
@@ -26,7 +44,7 @@ begin
 end
 $$;
 
--- The mask `hash` of a value's text. Its own rights, because capture runs as whoever watches. Bytes as the database
+-- The mask `hash`: HMAC-SHA256 of schema.table.column=value, so that what a column shows says nothing of another one. Its own rights, because capture runs as whoever watches. Bytes as the database
 -- has them: nothing to convert, so nothing that could fail. By its index: capture and copy switch sequential scans off,
 -- and one that is made all the same looks so dear that it is compiled (jit), for each value: 47 ms.
 create or replace function outbox.hashed(value text) returns text
@@ -34,12 +52,12 @@ language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return (select encode(sha256(k.key || convert_to(value, getdatabaseencoding())), 'hex') from outbox.mask_key k where k.only_row);
+  return (select encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(value, getdatabaseencoding()))), 'hex') from outbox.mask_key k where k.only_row);
 end
 $$;
 
--- SQL of column `name` of alias t under a mask. NULL stays NULL. A domain's own check may refuse '***': null.
-create or replace function outbox.masked_sql(mask text, name text, of_type oid, typmod int) returns text
+-- SQL of column `name` of alias t, of table `of_table`, under a mask. NULL stays NULL. A domain's own check may refuse '***': null.
+create or replace function outbox.masked_sql(mask text, name text, of_type oid, typmod int, of_table text) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -47,7 +65,7 @@ declare
   base regtype := outbox.base_type(of_type);
 begin
   if mask = 'hash' then
-    return format('case when t.%I is distinct from null then outbox.hashed(concat(%s)) end', name,
+    return format('case when t.%I is distinct from null then outbox.hashed(concat(%L, %s)) end', name, format('%s.%I=', of_table, name),
       case when base = 'numeric'::regtype then format('trim_scale(t.%I)', name)  -- equal values, equal texts
            when base = 'bpchar'::regtype then format('rtrim(concat(t.%I), '' '')', name)
            when base in ('float4'::regtype, 'float8'::regtype) then format('case when t.%1$I <> 0 then t.%1$I else 0 end', name)
@@ -82,7 +100,7 @@ begin
   return query
     select coalesce(r.title, u.name), case when k.mask = 'hash' then 'text' else format_type(a.atttypid, a.atttypmod) end,
            u.name, k.mask,
-           not a.attnotnull or coalesce(k.mask <> 'hash' and outbox.masked_sql(k.mask, u.name, a.atttypid, a.atttypmod) = 'null::text', false)
+           not a.attnotnull or coalesce(k.mask <> 'hash' and outbox.masked_sql(k.mask, u.name, a.atttypid, a.atttypmod, mapping ->> 'of') = 'null::text', false)
       from unnest(outbox.row_columns(tbl, include, exclude)) with ordinality u(name, n)
       left join jsonb_each_text(mapping -> 'mask') k(name, mask) on k.name = u.name
       left join jsonb_each_text(mapping -> 'rename') r(name, title) on r.name = u.name
@@ -152,7 +170,7 @@ begin
                         and not (c.key = any (coalesce(exclude, '{}')) and names[c.value::int] is null))
      and (select count(distinct k) = count(*) from unnest(known) k)
      and (mapping -> 'inside' is null
-          or to_regproc(mapping ->> 'inside') is not null and mapping -> 'types' = outbox.read_types(tbl, mapping -> 'needs'));
+          or exists (select from pg_proc p where p.pronamespace = 'outbox'::regnamespace and 'outbox.' || p.proname = mapping ->> 'inside') and mapping -> 'types' = outbox.read_types(tbl, mapping -> 'needs'));
 end
 $$;
 
@@ -164,7 +182,8 @@ as $$
 begin
   return format('%s(%s)', mapping ->> 'inside', (
     select string_agg(format(case when mapping -> 'texts' ? n.name then 'case when %1$I.%2$I is distinct from null then concat(%1$I.%2$I) end'
-                                  else '%I.%I' end, alias, n.name), ', ' order by n.n)
+                                  else '(%I.%I)::' || coalesce(format_type(to_regtype(mapping -> 'types' ->> n.name), -1), mapping -> 'types' ->> n.name) end,
+                             alias, n.name), ', ' order by n.n)
       from jsonb_array_elements_text(mapping -> 'needs') with ordinality n(name, n)));
 end
 $$;
@@ -311,15 +330,14 @@ begin
        from pg_attribute a where a.attrelid = tbl and a.attname = any (needs)),
     case when not plain then ' set standard_conforming_strings = on' || (
       select string_agg(format(' set %s = %L', p.name, p.setting), '') from (
-        select pins.setting, lag(pins.setting) over (order by n) as name, n from unnest(outbox.spelling()) with ordinality pins(setting, n)) p where p.n % 2 = 0)
+        select pins.setting, lag(pins.setting) over (order by n) as name, n from unnest(outbox.spelling(null::regclass, null::text[])) with ordinality pins(setting, n)) p where p.n % 2 = 0)
       else '' end,
     -- Names of types are read once a plan: one that speaks of the table is made anew when the table is altered.
     format(E'#variable_conflict use_column\nbegin\n  return (select coalesce((%s\n), false) from (select %s%s) %s);\nexception when others then\n  return null;\nend',
            filter, (select string_agg(format(case when c = any (texts) then '(select v from json_to_record(json_build_object(''v'', $%1$s)) x(v %3$s)) as %2$I'
                                                   else '$%s as %I' end, n, c, types ->> c), ', ' order by n) from unnest(needs) with ordinality u(c, n)),
            case when texts <> '{}' then format(' where %L::regclass is not null', tbl::oid) end, title));
-  execute format('revoke all on function outbox.%I from public', 'inside_' || watched_id);
-  execute format('alter function outbox.%I owner to %I', 'inside_' || watched_id, current_user);
+  perform outbox.close_function(p.oid::regprocedure, '{}'::name[]) from pg_proc p where p.pronamespace = 'outbox'::regnamespace and p.proname = 'inside_' || watched_id;
   return jsonb_build_object('needs', needs, 'texts', texts, 'types', types, 'lasting', outbox.is_lasting(filter, tree));
 end
 $$;
@@ -328,10 +346,12 @@ create or replace function outbox.drop_inside(watched_id int) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  one regprocedure;
 begin
-  if to_regproc('outbox.inside_' || watched_id) is not null then
-    execute format('drop function outbox.%I', 'inside_' || watched_id);
-  end if;
+  for one in select p.oid from pg_proc p where p.pronamespace = 'outbox'::regnamespace and p.proname = 'inside_' || watched_id and pg_has_role(p.proowner, 'usage') loop
+    execute format('drop function %s', one);
+  end loop;
 end
 $$;
 
@@ -395,7 +415,7 @@ begin
     return null;
   end if;
   return jsonb_strip_nulls(jsonb_build_object(
-    'rename', w.rename, 'constant', w.constant, 'mask', w.mask,
+    'rename', w.rename, 'constant', w.constant, 'mask', w.mask, 'of', case when w.mask is not null then w.table_name end,
     -- Of a column that is left out and gone its last number: that it is gone, and not renamed, is known by it.
     'at', (select jsonb_object_agg(c.name, coalesce(to_jsonb(a.attnum), w.mapping -> 'at' -> c.name))
              from unnest(named) c(name) left join pg_attribute a on a.attrelid = tbl and a.attname = c.name)) || inside);
@@ -423,10 +443,10 @@ begin
   end if;
   cols := outbox.row_columns(tbl, w.include, w.exclude);
   columns := outbox.projected(cols, w.mapping);
-  key_sql := outbox.key_sql(tbl, coalesce(w.key_columns, outbox.primary_key(tbl)), 't', w.mapping);
+  key_sql := outbox.key_sql(tbl, coalesce(w.key_columns, outbox.primary_key(tbl)), 't'::text, w.mapping);
   row_sql := outbox.row_sql(tbl, cols, w.mapping);
   condition_sql := case when w.mapping -> 'inside' is null then 'true'
-                        else format('outbox.decided(%s, %L)', outbox.inside_sql(w.mapping), w.table_name) end;
+                        else format('outbox.decided(%s, %L::text)', outbox.inside_sql(w.mapping, 't'::text), w.table_name) end;
 end
 $$;
 

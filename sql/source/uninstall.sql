@@ -9,13 +9,14 @@ begin
   if to_regnamespace('outbox') is null then
     return;
   end if;
+  drop table if exists outbox.mask_key;  -- one of its columns is made by a function
   select string_agg(format('outbox.%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid)), ', ') into routines
     from pg_proc p where p.pronamespace = to_regnamespace('outbox');
   if routines is not null then
     execute 'drop routine ' || routines;
   end if;
   drop table if exists outbox.change, outbox.pruned, outbox.watched, outbox.shape, outbox.held, outbox.relay, outbox.copy,
-    outbox.mask_key, outbox.audience, outbox.travelled, outbox.unwatched, outbox.verification, outbox.heartbeat, outbox.migration, outbox.installation,
+    outbox.audience, outbox.travelled, outbox.unwatched, outbox.verification, outbox.heartbeat, outbox.migration, outbox.installation,
     outbox.leadership, outbox.turn;
   drop sequence if exists outbox.slot, outbox.change_id_seq, outbox.wish_seq;
   drop schema outbox;

@@ -11,7 +11,7 @@ from tests.waiting import wait_until_async
 
 THERE = "select number, who, phone, balance, doc, origin from app.account_view order by number"
 HERE = (
-    "select id, encode(sha256((select key from outbox.mask_key) || convert_to(mail, 'UTF8')), 'hex'), '***', balance, null, 'main'"
+    "select id, outbox.hashed('public.account.mail=' || mail), '***', balance, null, 'main'"
     " from account where balance >= 0 order by id"
 )
 ROWS = f"insert into account select n, '{planted('mail')}' || n, '{planted('phone')}', 'n', n % 3 - 1, '1' from generate_series(1, 2000) n"

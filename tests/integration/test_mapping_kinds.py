@@ -1,11 +1,10 @@
 """Masks on every type that a column may have: what the target gets is the mask and never the value."""
 
-import hashlib
 import json
 
 import psycopg
 
-from tests.captured import Connection, changes, rows, value, watch
+from tests.captured import Connection, changes, hashed, rows, value, watch
 from tests.fidelity.kinds import KINDS, TYPES, Kind, array
 from tests.fidelity.stores import SPELLING
 from tests.fidelity.test_values import SESSIONS
@@ -79,8 +78,8 @@ def test_a_mask_lets_no_value_of_any_type_through(scratch: Connection) -> None:
             plain, many = texts[row["id"]]
             stars = "***" if kind.name in STARRED and plain is not None else None
             digest = [
-                None if text is None else hashlib.sha256(key + text.encode()).hexdigest()
-                for text in (canonical(kind, plain), many)
+                None if text is None else hashed(key, f"public.{kind.table}.{column}", text)
+                for column, text in (("hashed", canonical(kind, plain)), ("hashed_many", many))
             ]
             assert row == {
                 "id": row["id"], "hashed": digest[0], "hashed_many": digest[1], "starred": stars, "starred_many": None,

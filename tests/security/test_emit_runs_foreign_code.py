@@ -1,0 +1,120 @@
+"""A tenant whose table, or whose table put in another's place, has emit or the daemon's reading run its code: never with other rights."""
+
+import psycopg
+import pytest
+
+from tests.captured import Connection, changes, rows, value, watch
+from tests.databases import Database
+
+# Whoever runs the check of this domain is noted; a superuser would do more.
+TRAP = """
+create table public.ran (who text); grant insert on public.ran to public;
+create function public.note(text) returns bool language plpgsql as $$ begin insert into public.ran values (current_user); return true; end $$;
+create domain public.noted as text check (public.note(value));
+create type public.pair as (a int, b public.noted);
+create table public.card (id noted primary key, v noted, vs noted[], p pair, n int);
+"""
+ROW = '{"id": "a", "v": "b", "vs": ["c", null], "p": "(1,x)", "n": 1}'
+
+
+def ran(watcher: Connection) -> set[str]:
+    return {who for (who,) in watcher.execute("select distinct who from public.ran")}
+
+
+def emitted(watcher: Connection, op: str, given: str) -> None:
+    watcher.execute("select outbox.emit('public.card', %s, %s::json)", (op, given))
+
+
+def test_a_table_that_is_mapped_alone_is_not_looked_at(owner: Connection, watcher: Connection) -> None:
+    """It is on the target. A tenant makes one of its name, of other columns and another key: all goes on as it was."""
+    watcher.execute("select outbox.map('public.card', array['id'])")
+    emitted(watcher, "upsert", ROW)
+    owner.execute(
+        TRAP + "alter table card drop column v; alter table card drop constraint card_pkey, add primary key (n)"
+    )
+    emitted(watcher, "upsert", ROW)
+    emitted(watcher, "delete", '{"id": "a"}')
+    assert ran(watcher) == set()
+    first, second, gone = changes(watcher)
+    assert (first.key, first.row) == (second.key, second.row)
+    assert (gone.op, gone.key) == ("delete", first.key)
+
+
+def test_a_table_made_anew_under_a_name_that_is_mapped_now(owner: Connection, watcher: Connection) -> None:
+    """It was watched for emit, dropped, and mapped: what was made for the old one is gone."""
+    owner.execute("create table card (id text primary key)")
+    watch(watcher, "card", capture=False)
+    owner.execute("drop table card")
+    watcher.execute("select outbox.map('public.card', array['id'])")
+    owner.execute(TRAP)
+    emitted(watcher, "upsert", ROW)
+    assert ran(watcher) == set()
+
+
+@pytest.mark.parametrize("capture", [True, False])
+def test_no_check_of_a_tenants_domain_is_run_by_emit(owner: Connection, watcher: Connection, capture: bool) -> None:
+    """Of a watched table, by a superuser: values are read as what lies below, and written as capture writes them."""
+    owner.execute(TRAP)
+    watch(watcher, "card", capture=capture)
+    emitted(watcher, "upsert", ROW)
+    emitted(watcher, "delete", '{"id": "a"}')
+    assert ran(watcher) == set()
+    upsert, delete = changes(watcher)
+    assert upsert.row == '{"id":"a","v":"b","vs":"{c,NULL}","p":"(1,x)","n":1}'
+    assert upsert.key == delete.key == '{"id":"a"}'
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="column p is to be given as its text"):
+        emitted(watcher, "upsert", '{"id": "a", "p": {"a": 1, "b": "x"}}')
+
+
+def test_rows_are_read_with_the_rights_of_whoever_watched(source: Database, watcher: Connection) -> None:
+    """A domain of one's own is checked by oneself: emit's owner runs nothing of it. And a watcher who makes its function run
+    with the rights of whoever calls it is not called."""
+    role = f"second_{source.name}"
+    watcher.execute(f"""
+        create role {role} login; grant usage, create on schema public, outbox to {role};
+        grant all on all tables in schema outbox to {role}; grant all on all sequences in schema outbox to {role};
+        grant execute on all functions in schema outbox to {role}""")
+    with psycopg.connect(source.cluster.dsn(source.name, role), autocommit=True) as second:
+        second.execute(TRAP)
+        watch(second, "card")
+        emitted(watcher, "upsert", ROW)
+        assert ran(watcher) == {role}
+        for door, call in (
+            ("emit_%s(json, text[], text[])", f"select outbox.emit('public.card', 'upsert', '{ROW}')"),
+            (
+                "copy_%s(text, text[], int, bigint, bigint)",
+                "select outbox.copy_of('public.card', 'rows', null, 10, 1000, 1000)",
+            ),
+        ):
+            number = value(watcher, "select id from outbox.watched")
+            second.execute(f"alter function outbox.{door % number} security invoker")
+            with pytest.raises(psycopg.Error, match=r"outboxd watch public\.card"):
+                watcher.execute(call)
+    watcher.execute(f"drop owned by {role} cascade; drop role {role}")
+
+
+def test_no_check_of_a_tenants_domain_is_run_where_a_key_is_read(owner: Connection, watcher: Connection) -> None:
+    """What the daemon does for a copy, a comparison or a repair: it hands keys back."""
+    owner.execute(TRAP)
+    watch(watcher, "card")
+    owner.execute("insert into card (id, n) values ('a', 1), ('b', 2); truncate ran")
+    for what, keys in (
+        ("rows", '{"id":"a"}'),
+        ("these", '{"id":"a"}'),
+        ("missing", '{"id":"z"}'),
+        ("touch", '{"id":"b"}'),
+    ):
+        found = rows(
+            watcher, "select named from outbox.copy_of('public.card', %s, array[%s], 10, 100000, 100000)", what, keys
+        )
+        assert what == "touch" or found
+    assert ran(watcher) == set()
+
+
+def test_a_view_in_a_tables_place_is_not_locked(owner: Connection, watcher: Connection) -> None:
+    """LOCK of a view locks what it is of, with whatever rights: a tenant could stop any table."""
+    owner.execute("create table t (id int primary key); create table other (id int primary key)")
+    watch(watcher, "t")
+    owner.execute("alter table t rename to was; create view t with (security_invoker) as select * from other")
+    with pytest.raises(psycopg.Error, match=r"public\.t is no table any more"):
+        watcher.execute("select outbox.copy_of('public.t', 'still', null)")
