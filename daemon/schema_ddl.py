@@ -230,8 +230,7 @@ def copied(tables: Iterable[str], statement: str) -> str:
     condition = f"(select {done} from outboxd.copy where table_name in ({', '.join(wanted)}))"  # noqa: S608
     return _block(
         "outboxd_copied",
-        "begin if to_regclass('outboxd.copy') is not null then "
-        f"if {condition} then\n{statement};\nend if; end if; end",
+        f"begin if to_regclass('outboxd.copy') is not null then if {condition} then\n{statement};\nend if; end if; end",
     )
 
 
