@@ -15,12 +15,14 @@ def script(plan: Plan, version: str) -> str:
         "-- It needs outboxd's own side: outboxd setup target, or the output of outboxd setup target --print, comes first.",
         "",
         # As `apply` has it, for the session: a tool may run each statement in a transaction of its own.
-        "select pg_catalog.set_config('search_path', '', false);",
+        "set search_path = '';",
+        "set lock_timeout = '10s'; -- rather than keep everybody waiting: run this again then",
+        "set statement_timeout = 0;",
         "",
     ]
     for step in plan.steps:
         lines += [f"-- {printable(step.table)}: {printable(step.reason)}", *_statement(step), ""]
-    lines += [f"{ddl.RELOAD};", "reset search_path;", ""]
+    lines += [f"{ddl.RELOAD};", "reset statement_timeout;", "reset lock_timeout;", "reset search_path;", ""]
     return "\n".join(lines)
 
 
