@@ -93,7 +93,7 @@ def psql(database: Database, text: str, folder: Path) -> None:
     """As a person runs the file, in a folder of its own."""
     folder.mkdir(exist_ok=True)
     (folder / "plan.sql").write_text(text, "utf-8", newline="")
-    program = database.cluster.installed / "psql"
+    program = str(database.cluster.installed / "psql")
     argv = [program, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", database.dsn, "-f", "plan.sql"]
     environment = {"PATH": os.defpath, "HOME": str(folder), **library_path(database.cluster.installed)}
     done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
@@ -193,6 +193,17 @@ def test_an_index_that_would_run_its_owners_code_stays_at_home(source: Database,
     )  # fmt: skip
     schemas.watch("thing")
     assert {step.what for step in schemas.look().steps if step.kind == "index"} == {"four", "five"}
+
+
+def test_a_comment_that_is_an_order_stays_at_home(source: Database, target: Database) -> None:
+    """pg_graphql takes some for what it is to show."""
+    schemas = Schemas(source, target)
+    schemas.on_source(
+        "create table thing (id int primary key, a text)",
+        """comment on table thing is '@graphql({"totalCount": {"enabled": true}})'; comment on column thing.a is 'said'""",
+    )
+    schemas.watch("thing")
+    assert [step.what for step in schemas.look().steps if step.kind == "comment"] == ["a"]
 
 
 def test_the_file_asks_for_no_function_but_the_systems_own(source: Database, target: Database, tmp_path: Path) -> None:
