@@ -13,7 +13,7 @@ SEED ?=
 WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture soak bench rehearse check audit base format lock dist clean
+.PHONY: help setup demo test torture soak bench rehearse advisors check audit base format lock dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,11 @@ bench: setup ## measure outboxd beside native replication and a script (ARGS=--q
 rehearse: setup ## bring about each alert's cause, wait for the alert, mend it, wait until it clears (ARGS='--only OutboxdLag')
 	@tests/fetch.sh prometheus >&2
 	@$(BIN)/python -m tests.rehearse $(ARGS)
+
+# In no lock: it stands on a parser under the GPL. A judge of our tables, asked as a program.
+advisors: .uv/bin/uv ## fetch pgrls, which a test asks what it thinks of our tables
+	@test -x .cache/advisors/bin/python || .uv/bin/uv venv --quiet --python $(PYTHON) .cache/advisors
+	@.uv/bin/uv pip install --quiet --python .cache/advisors pgrls==0.57.1 || echo "pgrls was not fetched. Skipped: the test that asks it."
 
 check: setup ## format, lint, types and import rules, changing nothing
 	$(BIN)/ruff format --check .

@@ -64,6 +64,7 @@ QUESTIONS = {
     "claim": "claimed",
     "cursor": "cursor",
     "describe": "described",
+    "advise": "advised",
     "rebase": "rebased",
     "extra": "extra",
     "keys": "keys",

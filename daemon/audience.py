@@ -56,6 +56,8 @@ def _mine(one: Wanted, owner: str, columns: tuple[Column, ...], place: Place) ->
         raise SchemaUnfit(
             f"{where} names {owner}, which is no column of {ddl.ident(*one.name)} on the target: it has {names}"
         )
+    if not ddl.seen(owner):
+        raise SchemaUnfit(f"{where}: the column's name has characters that cannot be seen: give it another with rename")
     if not place.has_uid:
         raise SchemaUnfit(
             f"{where}: the target has no function auth.uid(), which says who asks: is it a Supabase project?"

@@ -97,9 +97,11 @@ def _has_label(conn: Connection, tables: Mapping[Name, Table], of: Name, label: 
     for table in tables.values():
         for column in table.columns:
             if column.type.element == of and table.mine:
-                test = "%s = any ({}::text[])" if column.type.spelled.endswith("[]") else "{}::text = %s"
-                asked = sql.SQL(f"select exists (select from {{}} where {test})")  # noqa: S608
-                row = conn.execute(asked.format(sql.Identifier(*table.name), sql.Identifier(column.name)), (label,))
+                test = "{2} = any ({1}::text[])" if column.type.spelled.endswith("[]") else "{1}::text = {2}"
+                asked = sql.SQL(f"select exists (select from {{0}} where {test})")  # noqa: S608
+                # By no parameter: a percent sign in a name would be one.
+                names = (sql.Identifier(*table.name), sql.Identifier(column.name), sql.Literal(label))
+                row = conn.execute(asked.format(*names))
                 if row.fetchone() == (True,):
                     return True
     return False

@@ -80,6 +80,8 @@ async def check(
                 what = "OUTBOXD_SUPABASE_URL leads to another project than OUTBOXD_TARGET_DSN (or SUPABASE_DB_URL)"
                 items.append(Item("addresses", "FAIL", what, "give both of one project"))
             items.extend(_target(described, watched, labels))
+            if described["migration"] >= migrations("target")[-1].version:
+                items.extend(_advice((await target.advise()).more["findings"]))
             stands = (await target.cursor()).more
             items.extend(_out(stands.get("copies", ())))
             items.extend(_heartbeat(stands.get("heartbeat") or {}, heartbeat))
@@ -382,6 +384,12 @@ def _mirror(name: str, mirror: Row, sent: Mapping[str, str] | None, role: str) -
     ]  # fmt: skip
     wrong = [Item(title, level, what, fix) for holds, level, what, fix in findings if holds]
     yield from wrong or [Item(title, "OK", f"{target}, key ({', '.join(mirror['key'])})")]
+
+
+def _advice(findings: Iterable[Row]) -> Iterator[Item]:
+    """What Supabase's advisors would say of mirrored tables, and what only their writer has to fear."""
+    for one in findings:
+        yield Item(f"target {one['name'] or 'views'}", "WARN", f"{one['what']} ({one['rule']})", one["fix"])
 
 
 def _reference(reference: Row) -> Iterator[Item]:

@@ -261,7 +261,9 @@ def _map(settings: Settings, watching: Sequence[install.Watched]) -> bool:
             data(_map_statement(one))
         return True
     refused = False
-    for one, there, because in install.map_on_target(settings.target_conninfo, watching):
+    for one, there, because in install.map_on_target(
+        settings.target_conninfo, watching, lambda text: say(f"warning: {text}")
+    ):
         if because is not None:
             refused = True
             say(f"error: {one.table} is watched, and not mapped on the target: {because}")

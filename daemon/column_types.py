@@ -42,7 +42,8 @@ _Parsed = tuple[str, str, tuple[int, ...]]
 
 def _parse(spelled: str) -> _Parsed:
     found = _SPELLED.fullmatch(spelled)
-    assert found is not None
+    if found is None:  # it fits itself, and nothing else
+        return spelled, "", ()
     family, length, scale, zone, array = found.groups()
     return family, f"{zone or ''}{array}", tuple(int(number) for number in (length, scale) if number is not None)
 

@@ -423,4 +423,6 @@ def _why(names: Refusal, op: str, relative: Mapping[str, Any], planned: Plan) ->
         )
     if "key" in relative:
         return Why(f"{reason}: the row of {table} it refers to is held", names.sqlstate, (table, relative["key"]))
-    return Why(f"{reason}: a row of {table} on the target still refers to it", names.sqlstate)
+    said = {"taken": f"another row of {table} there has what is unique", "missing": f"{table} there has no such row"}
+    still = f"a row of {table} on the target still refers to it"
+    return Why(f"{reason}: {said.get(relative.get('is', ''), still)}", names.sqlstate)

@@ -242,8 +242,9 @@ _why: Mapping[str, Form] = {
 }  # fmt: skip
 _refused = _record(
     {"part": whole, "pos": whole, "why": _record({"sqlstate": _code}, _why)},
-    {"relative": _record({"table": _name}, {"key": _text, "part": whole, "pos": whole})},
+    {"relative": _record({"table": _name}, {"key": _text, "part": whole, "pos": whole, "is": one_of("taken", "missing")})},
 )  # fmt: skip
+_finding = _record({"rule": _name, "what": _sentence, "fix": _sentence}, {"name": _name})
 _compared = _record(
     {},
     {
@@ -256,6 +257,7 @@ _compared = _record(
 MORE: Mapping[str, tuple[Mapping[str, Form], Mapping[str, Form]]] = {
     "claimed": (_described, {**_of_server, **_KEPT}),
     "described": (_described, _of_server),
+    "advised": ({"findings": _all(_finding)}, {}),
     "cursor": ({}, _KEPT),
     "rebased": ({}, {}),
     "extra": ({"keys": _all(_key)}, {"elsewhere": _flag, "place": _name}),

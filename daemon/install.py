@@ -296,11 +296,14 @@ def watched(dsn: str) -> list[Watched]:
         return list(_watched(conn).values())
 
 
-def map_on_target(dsn: str, tables: Sequence[Watched]) -> Iterator[tuple[Watched, bool, str | None]]:
+def map_on_target(
+    dsn: str, tables: Sequence[Watched], warn: Callable[[str], None]
+) -> Iterator[tuple[Watched, bool, str | None]]:
     """Allow tables on the target; yields (table, whether the target has it, why it refuses). One that it refuses keeps none
-    of the others out."""
+    of the others out. `warn` is told what others may do by way of a table."""
     with connect(dsn) as conn:
         require(conn, "target")
+        conn.add_notice_handler(lambda said: warn(f"{said.message_primary}: {said.message_hint}"))
         for one in tables:
             try:
                 row = conn.execute("select to_regclass(%s) is not null", (one.on_target,)).fetchone()

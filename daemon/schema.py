@@ -11,7 +11,7 @@ from daemon import column_types
 from daemon import schema_ddl as ddl
 from daemon.audience import grants
 from daemon.errors import SchemaUnfit
-from daemon.schema_access import access_steps
+from daemon.schema_access import access_steps, audience_notes
 from daemon.schema_columns import column_steps
 from daemon.schema_indexes import index_steps, key_steps, unique_steps
 from daemon.schema_orphans import orphan_steps
@@ -47,6 +47,7 @@ def plan(
             steps += found
             notes += _notes(_mirror(one, source, target, here, taken))
             notes += type_notes(one, source, target)
+            notes += audience_notes(one, target.tables.get(one.name))
     steps += _publication(chosen, target)
     if only is None:
         steps += orphan_steps(target, watched)

@@ -1,6 +1,6 @@
 """Steps for who may see a mirror's rows: row level security, grants and our own policies.
 
-Pure. A person's own policies are never touched.
+Pure. A person's own policies are never touched. Knows what an audience may do that its policies do not tell.
 """
 
 from collections.abc import Iterator
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from daemon import schema_ddl as ddl
 from daemon.audience import grants, names_a_user, policies, same
 from daemon.schema_steps import OURS, Mirror, Step
-from daemon.structure import Policy
+from daemon.structure import Policy, Table
+from daemon.wanted import Wanted
 
 
 def _policies(mirror: Mirror) -> tuple[Policy, ...]:
@@ -58,3 +59,34 @@ def access_steps(mirror: Mirror) -> Iterator[Step]:
 def _lets(policy: Policy) -> str:
     rows = f"rows where {policy.using or policy.check}"
     return f"{', '.join(policy.roles)} may {policy.command} {rows}"
+
+
+def audience_notes(one: Wanted, there: Table | None) -> Iterator[str]:
+    """What policies do not keep from users: constraints look at all rows, and Realtime tells of deletes without asking.
+    `there`: the mirror as it is, which may have constraints of its own."""
+    name, owner = one.watched.name, one.audience.owner
+    if one.audience.write:
+        indexes = (one.key, *one.table.indexes, *(there.indexes if there else ()))
+        # One with the owner in it holds nobody else's values; of a key that is there the row becomes the source's.
+        unique = [
+            each.name
+            for each in indexes
+            if each.unique and owner not in each.columns and not _unguessed(one, each.columns)
+        ]
+        references = (*one.references, *(there.references if there else ()))
+        foreign = [each.name for each in references if each.child == one.name]
+        found = [("unique", unique), ("foreign key", foreign)]
+        if names := [f"{kind} {', '.join(dict.fromkeys(each))}" for kind, each in found if each]:
+            yield (
+                f"{name}: write = true lets users write rows, which constraints compare with rows that they may not see: by "
+                f"{' and '.join(names)} they learn of those, keep rows of the source out (dead letters), or hold its deletes up"
+            )
+    if one.audience.realtime and one.audience.access != "public_read":
+        key = ", ".join(column for column in one.key.columns if column)
+        yield f"{name}: realtime = true tells of a deleted row's key ({key}) whoever subscribes: Realtime asks no policy about deletes"
+
+
+def _unguessed(one: Wanted, columns: tuple[str | None, ...]) -> bool:
+    """Is it the key, and a value that nobody guesses?"""
+    types = [column.type.base for column in one.table.columns if column.name in columns]
+    return set(columns) == set(one.key.columns) and "uuid" in types

@@ -2,31 +2,77 @@
 
 Knows how things are spelled, and that each text may run again: what is there already stays. Knows nothing of why
 something is wanted. What comes out of a catalogue (types, expressions) is SQL already; every name is quoted here.
+
+The texts run as the target's owner, by `apply`, by psql and from an editor, and names in them are whoever's on the source:
+nothing in them acts on a screen, ends a line or is psql's to fill in (it leaves what is quoted alone).
 """
 
+import re
 from collections.abc import Iterable
+from itertools import count
 
-from psycopg import sql
-
+from daemon.printable import printable
 from daemon.structure import Column, Element, Index, Name, Policy, Reference, Table, UserType
+
+_QUOTED = re.compile(r'"((?:[^"]|"")+)"')
 
 
 def ident(*name: str) -> str:
-    return sql.Identifier(*name).as_string(None)
+    """Names as SQL has them. A character that cannot be seen is written as its number."""
+    return ".".join(_ident(part) for part in name)
+
+
+def _ident(name: str) -> str:
+    quoted = name.replace('"', '""')
+    if seen(name):
+        return f'"{quoted}"'
+    return 'U&"' + "".join(_numbered(c, "\\\\", "\\{:04X}", "\\+{:06X}") for c in quoted) + '"'
 
 
 def literal(text: str) -> str:
-    return sql.Literal(text).as_string(None).strip()
+    quoted = text.replace("'", "''")
+    if seen(text) and "\\" not in text:
+        return f"'{quoted}'"
+    return "E'" + "".join(_numbered(c, "\\\\", "\\u{:04X}", "\\U{:08X}") for c in quoted) + "'"
+
+
+def seen(text: str) -> bool:
+    """Does it hold nothing but characters that can be seen?"""
+    return all(printable(character) == character for character in text)
+
+
+def _numbered(character: str, backslash: str, short: str, long: str) -> str:
+    if character == "\\":
+        return backslash
+    if printable(character) == character:
+        return character
+    return (short if ord(character) < 0x10000 else long).format(ord(character))
+
+
+def spelled(kind: str) -> str:
+    """A type as a catalogue spells it, which is a name or has some in it."""
+    return _QUOTED.sub(lambda found: _ident(found[1].replace('""', '"')) if not seen(found[1]) else found[0], kind)
+
+
+def _named(*name: str) -> str:
+    """A name inside a literal, as `regclass` and its like read it: they know no numbers of characters."""
+    return literal(".".join('"' + part.replace('"', '""') + '"' for part in name))
 
 
 def listed(columns: Iterable[str]) -> str:
     return ", ".join(ident(column) for column in columns)
 
 
+def _block(title: str, body: str) -> str:
+    """Between two tags that do not occur in it: whatever a name or a label says, it ends where it ends."""
+    tag = next(tag for n in count() if (tag := f"${title}{n or ''}$") not in body)
+    return f"do {tag} {body} {tag}"
+
+
 def guarded(condition: str, *statements: str) -> str:
     """Only if it holds: for what has no IF NOT EXISTS."""
     body = " ".join(f"{statement};" for statement in statements)
-    return f"do $outboxd$ begin if {condition} then {body} end if; end $outboxd$"
+    return _block("outboxd", f"begin if {condition} then {body} end if; end")
 
 
 def create_schema(name: str) -> str:
@@ -42,10 +88,10 @@ def create_type(wanted: UserType) -> str:
     if wanted.kind == "e":
         made = f"create type {name} as enum ({', '.join(map(literal, wanted.labels))})"
     elif wanted.kind == "d":
-        made = f"create domain {name} as {wanted.body}"
+        made = f"create domain {name} as {spelled(wanted.body or '')}"
     else:
-        made = f"create type {name} as ({wanted.body})"
-    return guarded(f"to_regtype({literal(name)}) is null", made)
+        made = f"create type {name} as ({spelled(wanted.body or '')})"
+    return guarded(f"to_regtype({_named(*wanted.name)}) is null", made)
 
 
 def add_label(name: Name, label: str, after: str | None, before: str | None) -> str:
@@ -56,7 +102,7 @@ def add_label(name: Name, label: str, after: str | None, before: str | None) -> 
 
 
 def definition(column: Column) -> str:
-    parts = [ident(column.name), column.type.spelled]
+    parts = [ident(column.name), spelled(column.type.spelled)]
     parts += [f'collate pg_catalog."{column.collation}"'] if column.collation else []
     parts += [f"default {column.default}"] if column.default is not None else []
     parts += ["not null"] if column.not_null else []
@@ -77,7 +123,7 @@ def enable_security(name: Name) -> str:
 
 def add_column(name: Name, column: Column) -> str:
     """Without a value for the rows that are there, which a default would give them: theirs are the source's to say."""
-    added = f"add column if not exists {ident(column.name)} {column.type.spelled}"
+    added = f"add column if not exists {ident(column.name)} {spelled(column.type.spelled)}"
     added += f' collate pg_catalog."{column.collation}"' if column.collation else ""
     if column.default is not None:
         added += f", alter column {ident(column.name)} set default {column.default}"
@@ -96,9 +142,9 @@ def change_type(
     name: Name, column: Column, ours: Iterable[str], made_again: Iterable[Policy], *, rewrites: bool
 ) -> str:
     """Our own policies would be in its way, and so may a default be; what comes has every value."""
-    column_name, spelled = ident(column.name), column.type.spelled
+    column_name, kind = ident(column.name), spelled(column.type.spelled)
     default = f"alter column {column_name} drop default, " if rewrites else ""
-    changed = f"alter column {column_name} type {spelled} using {column_name}::{spelled}"
+    changed = f"alter column {column_name} type {kind} using {column_name}::{kind}"
     statements = [drop_policy(name, policy) for policy in ours]
     statements.append(f"alter table {ident(*name)} {default}{changed}")
     statements += [create_policy(name, policy) for policy in made_again]
@@ -126,14 +172,18 @@ def replace_index(name: Name, old: str, index: Index) -> str:
 
 
 def _no_constraint(table: Name, name: str) -> str:
-    of = literal(ident(*table))
+    of = _named(*table)
     return f"not exists (select from pg_constraint where conrelid = to_regclass({of}) and conname = {literal(name)})"
 
 
 def create_index(name: Name, index: Index) -> str:
     elements = ", ".join(_element(each) for each in index.elements)
     where = f" where {index.predicate}" if index.predicate else ""
-    return f"create index if not exists {ident(index.name)} on {ident(*name)} using {ident(index.method)} ({elements}){where}"
+    on = f"{ident(index.name)} on {ident(*name)} using {ident(index.method)} ({elements}){where}"
+    if index.plain:
+        return f"create index if not exists {on}"
+    # What is computed stands in a block: psql would take the end of a slice, [1:"USER"], for a variable of its own.
+    return guarded(f"to_regclass({_named(name[0], index.name)}) is null", f"create index {on}")
 
 
 def _element(element: Element) -> str:
@@ -178,9 +228,9 @@ def copied(tables: Iterable[str], statement: str) -> str:
     wanted = [literal(table) for table in tables]
     done = f"count(distinct table_name) = {len(wanted)} and bool_and(state = 'done')"
     condition = f"(select {done} from outboxd.copy where table_name in ({', '.join(wanted)}))"  # noqa: S608
-    return (
-        "do $outboxd_copied$ begin if to_regclass('outboxd.copy') is not null then "
-        f"if {condition} then\n{statement};\nend if; end if; end $outboxd_copied$"
+    return _block(
+        "outboxd_copied",
+        f"begin if to_regclass('outboxd.copy') is not null then if {condition} then\n{statement};\nend if; end if; end",
     )
 
 
@@ -233,7 +283,7 @@ def publish(name: Name) -> str:
 
 def map_table(table: str, name: Name, key: Iterable[str]) -> str:
     keys = ", ".join(literal(column) for column in key)
-    return f"select outboxd.map({literal(ident(*name))}::regclass, {literal(table)}, array[{keys}])"
+    return f"select outboxd.map({_named(*name)}::regclass, {literal(table)}, array[{keys}])"
 
 
 def unmap_table(table: str) -> str:
@@ -242,7 +292,7 @@ def unmap_table(table: str) -> str:
 
 def rename_label(name: Name, old: str, new: str) -> str:
     """May run again, also where one of that name has come since."""
-    of, told = literal(ident(*name)), "select from pg_enum where enumtypid = to_regtype"
+    of, told = _named(*name), "select from pg_enum where enumtypid = to_regtype"
     there = f"exists ({told}({of}) and enumlabel = {literal(old)})"
     free = f"not exists ({told}({of}) and enumlabel = {literal(new)})"
     return guarded(f"{there} and {free}", f"alter type {ident(*name)} rename value {literal(old)} to {literal(new)}")

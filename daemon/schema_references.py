@@ -26,7 +26,12 @@ def reference_steps(mirror: Mirror) -> Iterator[Step]:
             continue  # rows that the source tolerates would be in its way, and there it cannot be left unvalidated
         found = next((each for each in mirror.there.references if each.ends == wanted.ends), None)
         if found is None:
-            made = replace(wanted, name=wanted.name if wanted.name not in names else f"{wanted.name[:58]}_2")
+            made = replace(
+                wanted,
+                name=wanted.name
+                if wanted.name not in names
+                else f"{wanted.name.encode()[:58].decode(errors='ignore')}_2",
+            )
             add = ddl.add_reference_at_once if at_once else ddl.add_reference
             yield _after_copy(
                 mirror,

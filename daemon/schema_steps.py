@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from daemon.errors import SchemaUnfit
 from daemon.structure import Catalogue, Name, Table
 from daemon.wanted import Wanted
 
@@ -83,7 +84,7 @@ class Mirror:
             if (schema, attempt) not in self.taken:
                 self.taken[schema, attempt] = table
                 return attempt
-        raise AssertionError("a thousand names are taken")
+        raise SchemaUnfit(f"{self.one.watched.name}: a thousand names like {name} are taken on the target: drop some")
 
 
 def _spellings(table: str, name: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Steps for the types of a mirror's columns: extensions, enum types with their labels, domains and composite types.
 
-Pure. Knows which types a table needs, and in which order they are made.
+Pure. Knows which types a table needs, in which order they are made, and which are a person's to make: who owns a table on
+the source names its types and chooses their extensions.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -12,6 +13,14 @@ from daemon.schema_steps import Step
 from daemon.structure import Catalogue, Name, UserType
 from daemon.wanted import Wanted, home
 
+# Extensions of nothing but types and what goes with them. Of any other (a language is one as well) a person decides.
+_HARMLESS = {"citext", "cube", "hstore", "intarray", "isn", "ltree", "postgis", "seg", "vector"}
+# Schemas of the project's own and of outboxd's, where nobody expects the source's.
+_RESERVED = {
+    "auth", "cron", "extensions", "graphql", "graphql_public", "information_schema", "net", "outboxd", "pgbouncer", "pgmq",
+    "pgsodium", "pgsodium_masks", "realtime", "storage", "supabase_functions", "supabase_migrations", "vault",
+}  # fmt: skip
+
 
 def type_steps(one: Wanted, source: Catalogue, target: Catalogue) -> Iterator[Step]:
     """What the target lacks of the types that this table's rows have."""
@@ -21,6 +30,12 @@ def type_steps(one: Wanted, source: Catalogue, target: Catalogue) -> Iterator[St
     for each in _needed(used, source):
         if each.extension is not None:
             if each.extension not in target.place.extensions:
+                if each.extension not in _HARMLESS:
+                    made = ddl.create_extension(each.extension, home(each.extension, target.place))
+                    raise SchemaUnfit(
+                        f"{table}: types of extension {each.extension} are used, which outboxd does not add by itself: "
+                        f"if you trust it, run this on the target, then plan again: {made};"
+                    )
                 made = ddl.create_extension(each.extension, home(each.extension, target.place))
                 yield Step(table, "extension", each.extension, made, f"types of {each.extension} are used")
         elif each.name not in there:
@@ -45,6 +60,7 @@ def _needed(used: Collection[Name], source: Catalogue) -> tuple[UserType, ...]:
 
 def _missing(table: str, wanted: UserType, target: Catalogue) -> Iterator[Step]:
     schema, name = wanted.name
+    _check_place(table, wanted)
     if wanted.kind not in "edc":
         raise SchemaUnfit(
             f"{table}: type {ddl.ident(*wanted.name)} is neither an enum type, a domain nor a composite type: "
@@ -55,8 +71,18 @@ def _missing(table: str, wanted: UserType, target: Catalogue) -> Iterator[Step]:
     yield Step(table, "type", name, ddl.create_type(wanted), "the target has no such type")
 
 
+def _check_place(table: str, wanted: UserType) -> None:
+    if wanted.name[0] in _RESERVED:
+        raise SchemaUnfit(
+            f"{table}: type {ddl.ident(*wanted.name)} would be made or changed in a schema that is the target's own: "
+            "do that on the target yourself, or leave the column out with exclude, then plan again"
+        )
+
+
 def _labels(table: str, wanted: UserType, there: UserType, spoken: Mapping[Name, frozenset[str]]) -> Iterator[Step]:
     renamed = {new: old for old, new in renames(wanted, there) if old in spoken.get(wanted.name, ())}
+    if renamed or set(wanted.labels) - set(there.labels):
+        _check_place(table, wanted)
     for n, label in enumerate(wanted.labels):
         if label in renamed:
             old, reason = renamed[label], "the source calls it so now, and rows here have the old name"

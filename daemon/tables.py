@@ -103,9 +103,9 @@ class TableSettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _owner_means_access(cls, given: object) -> object:
-        """`owner` alone says who may see the rows, and write them: a user theirs."""
+        """`owner` alone says who may see the rows: a user theirs. A mirror is read; who may write is said."""
         if isinstance(given, dict) and given.get("owner") is not None and given.get("access", "owner") == "owner":
-            return {"write": True, **given, "access": "owner"}
+            return {**given, "access": "owner"}
         return given
 
     @model_validator(mode="after")

@@ -155,6 +155,10 @@ class Target:
         """The target's tables, keys, grants and foreign keys."""
         return await self._ask({"mode": "describe", "relay": self._relay})
 
+    async def advise(self) -> Answer:
+        """What others may do by way of the mirrored tables."""
+        return await self._ask({"mode": "advise", "relay": self._relay})
+
     async def unwritten(self, table: str, place: str | None) -> Answer:
         """Keys of rows that have not been written since the table's copy began, from a place in the table on."""
         return await self._ask({"mode": "extra", "relay": self._relay, "table": table, "place": place})

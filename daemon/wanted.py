@@ -1,13 +1,15 @@
 """What a mirror should look like: a watched table of the source, with what its mapping and its audience make of it.
 
-Pure. Knows which parts of a table make sense on a mirror. Knows nothing of what the target has, but where its
-extensions live.
+Pure. Knows which parts of a table make sense on a mirror, and which may be taken over at all: what is written into a
+table by whoever owns it on the source runs on the target with its owner's rights. Knows nothing of what the target has,
+but where its extensions live.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from daemon.printable import printable
 from daemon.structure import (
     Audience,
     Catalogue,
@@ -52,7 +54,7 @@ class Wanted:
 
 def constant(default: str | None) -> bool:
     """Is this default a value, rather than something to compute?"""
-    return default is not None and _CONSTANT.fullmatch(default) is not None
+    return default is not None and printable(default) == default and _CONSTANT.fullmatch(default) is not None
 
 
 def home(extension: str, place: Place) -> str:
@@ -88,6 +90,7 @@ def _project(one: Watched, table: Table, mirrors: Mapping[Name, Watched], place:
         table,
         name=one.target,
         columns=(*columns.values(), *constants),
+        comment=_comment(table.comment),
         indexes=tuple(indexes),
         references=(),
         partitioned=False,
@@ -117,7 +120,7 @@ def _column(column: Column, one: Watched, place: Place) -> Column:
     if kind.extension is not None:
         # The type is what it is called inside its extension, wherever that lives.
         schema = _plain(home(kind.extension, place))
-        kind = replace(kind, spelled=re.sub(r'^(?:"(?:[^"]|"")+"|[^".]+)\.', f"{schema}.", kind.spelled))
+        kind = replace(kind, spelled=re.sub(r'^(?:"(?:[^"]|"")+"|[^".]+)\.', lambda _: f"{schema}.", kind.spelled))
     default = column.default if constant(column.default) and kind.extension is None and mask is None else None
     emptied = mask == "null" or (mask == "redact" and not _STARS.fullmatch(kind.spelled))
     return replace(
@@ -129,7 +132,13 @@ def _column(column: Column, one: Watched, place: Place) -> Column:
         supplied=default is not None,
         generated=False,
         collation=column.collation if mask is None else None,
+        comment=_comment(column.comment),
     )
+
+
+def _comment(text: str | None) -> str | None:
+    """To pg_graphql some comments are orders."""
+    return None if text is not None and "@graphql" in text else text
 
 
 def _plain(name: str) -> str:
@@ -152,6 +161,9 @@ def _index(index: Index, one: Watched) -> tuple[Index | None, str]:
         )
     if not index.plain and (one.rename or one.mask or one.exclude or one.include):
         return None, f"no index like {index.name}: it has an expression or a condition, and the columns are mapped"
+    written = [index.predicate or "", *(each.expression for each in index.elements)]
+    if not index.plain and any(printable(text) != text for text in written):
+        return None, f"no index like {index.name}: its expression or condition has characters that cannot be seen"
     elements = tuple(
         replace(each, column=each.column and one.rename.get(each.column, each.column)) for each in index.elements
     )

@@ -1,4 +1,5 @@
--- Indexes and the constraints that own them. `portable`: it needs nothing but what every Postgres has.
+-- Indexes and the constraints that own them. `portable`: it needs nothing but what every Postgres has, which no owner of a table
+-- can make: an expression runs on the target with its owner's rights.
 select i.indrelid, c.relname, m.amname, i.indisunique, i.indisprimary, k.oid is not null, not i.indimmediate,
        array(select case when u.attnum <> 0 then (select a.attname::text from pg_attribute a where a.attrelid = i.indrelid and a.attnum = u.attnum) end
                from unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) with ordinality u(attnum, n) order by u.n),
@@ -10,7 +11,8 @@ select i.indrelid, c.relname, m.amname, i.indisunique, i.indisprimary, k.oid is 
        pg_get_expr(i.indpred, i.indrelid), coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false),
        not exists (select from pg_depend d
                     where d.classid = 'pg_class'::regclass and d.objid = i.indexrelid
-                      and d.refclassid in ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_opclass'::regclass, 'pg_type'::regclass)),
+                      and not (d.refclassid in ('pg_class'::regclass, 'pg_constraint'::regclass) and (d.refobjid = i.indrelid or d.deptype in ('i', 'a', 'P', 'S')))
+                      and not (d.refclassid = 'pg_collation'::regclass and i.indexprs is null and i.indpred is null)),
        exists (select from pg_constraint f where f.contype = 'f' and f.conindid = i.indexrelid)
   from pg_index i
   join pg_class c on c.oid = i.indexrelid

@@ -76,6 +76,7 @@ declare
      where i.indrelid = target and i.indisprimary));
   schema name;
   title  name;
+  found  record;
 begin
   select n.nspname, c.relname into schema, title
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = target;
@@ -86,6 +87,12 @@ begin
   insert into outboxd.mirror values (coalesce(table_name, format('%I.%I', schema, title)), schema, title, keys)
   on conflict on constraint mirror_pkey do update
      set target_schema = excluded.target_schema, target_table = excluded.target_table, key_columns = excluded.key_columns;
+  for found in
+    select f.what, f.fix from outboxd.findings() f
+     where f.name = coalesce(map.table_name, format('%I.%I', schema, title)) and f.rule like 'foreign\_%'
+  loop
+    raise warning '%', found.what using hint = found.fix;
+  end loop;
   return coalesce(table_name, format('%I.%I', schema, title));
 end
 $$;

@@ -96,14 +96,15 @@ as $$
    where m.table_name = name
 $$;
 
--- The statement without which triggers of a mirror do not find what they name without its schema: they run with
--- the door's own, pinned search_path. Null: no such trigger.
+-- Which triggers of a mirror do not find what they name without its schema: they run with the door's own, pinned search_path
+-- and its rights, so that no path of theirs would do: in a schema where others may create, a name is theirs. Null: no such trigger.
 create or replace function outboxd.blind_triggers(name text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select 'a trigger names something without its schema, which the door does not look into: '
-         || string_agg(distinct format('alter function %s set search_path = %I, pg_temp', t.tgfoid::regprocedure, m.target_schema), '; ')
+  select format('a trigger names something without its schema, which the door does not look into: write the schema before each name in %s; until then: ',
+                string_agg(distinct t.tgfoid::regprocedure::text, ', '))
+         || string_agg(distinct format('alter table %s disable trigger %I', t.tgrelid::regclass, t.tgname), '; ')
     from outboxd.mirror m
     join pg_trigger t on t.tgrelid = outboxd.place_of(m) and not t.tgisinternal and t.tgenabled in ('O', 'A')
     join pg_proc p on p.oid = t.tgfoid

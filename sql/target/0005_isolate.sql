@@ -150,7 +150,8 @@ end
 $$;
 
 -- The row a refused one refers to, when that is held or refused itself: {"table", "key"} or {"table", "part", "pos"}.
--- A foreign key of another table speaks of the row that still refers to the refused one: its table alone is named.
+-- A foreign key of another table speaks of the row that still refers to the refused one: its table alone is named. So it is where
+-- something unique is taken, or a parent is nowhere; a table that is no mirror is called as the target calls it.
 create or replace function outboxd.held_relative(relay_name text, parts text[], of_part int[], of_pos int[], entries text[], refused int[], this int, why json) returns json
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -161,19 +162,24 @@ declare
   parents int[];
   match json;
 begin
-  if why ->> 'sqlstate' not in ('23503', '23001') then
+  if why ->> 'sqlstate' in ('23505', '23P01') then
+    return json_build_object('table', own, 'is', 'taken');
+  elsif why ->> 'sqlstate' not in ('23503', '23001') then
     return null;
   end if;
-  select c.table_name as child, p.table_name as parent, f.conkey, f.conrelid, f.confkey, f.confrelid into k
+  select coalesce(c.table_name, f.conrelid::regclass::text) as child, coalesce(p.table_name, f.confrelid::regclass::text) as parent,
+         p.table_name is not null as mirrored, f.conkey, f.conrelid, f.confkey, f.confrelid into k
     from pg_constraint f
-    join outboxd.mirror c on outboxd.place_of(c) = f.conrelid
-    join outboxd.mirror p on outboxd.place_of(p) = f.confrelid
+    left join outboxd.mirror c on outboxd.place_of(c) = f.conrelid
+    left join outboxd.mirror p on outboxd.place_of(p) = f.confrelid
    where f.contype = 'f' and f.conname = why ->> 'constraint' and own in (c.table_name, p.table_name)
-   order by (c.table_name = own) desc limit 1;
+   order by (c.table_name = own) desc nulls last limit 1;
   if not found then
     return null;
   elsif k.child <> own or parts[of_part[this]]::json ->> 'op' <> 'upsert' then
     return json_build_object('table', k.child);
+  elsif not k.mirrored then
+    return json_build_object('table', k.parent, 'is', 'missing');
   end if;
   parents := array(select i from generate_series(2, cardinality(parts), 2) i where parts[i]::json ->> 'table' = k.parent);
   with pairs as (
@@ -190,7 +196,7 @@ begin
   select c.found into match from candidates c
    where (select bool_and(c.key ->> p.theirs is not distinct from entries[this]::json ->> p.mine) from pairs p)
    order by c.rank limit 1;
-  return match;
+  return coalesce(match, json_build_object('table', k.parent, 'is', 'missing'));
 end
 $$;
 

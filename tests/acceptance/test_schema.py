@@ -23,13 +23,13 @@ A, B = "aaaaaaaa-0000-4000-8000-000000000000", "bbbbbbbb-0000-4000-8000-00000000
 CONFIG = """
 [tables.'public."Story"']
 owner = "authorId"
-write = false
 realtime = true
 [tables.'public.Scenario']
 owner = "authorId"
 write = false
 [tables.'public."Prompt"']
 owner = "authorId"
+write = true
 [tables.'public."VideoAsset"']
 access = "public_read"
 """

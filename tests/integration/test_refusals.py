@@ -161,9 +161,11 @@ async def test_a_trigger_that_looks_in_the_wrong_schema(mirrored: Mirrored) -> N
     said = await mirrored.put_out(f"insert into note values (1, 1, '{CANARY}', null)")
     assert CANARY not in said
     statement, _, _ = said.rpartition("; `outboxd schema plan")
-    assert statement.endswith(": alter function public.see() set search_path = public, pg_temp")
+    assert "write the schema before each name in public.see()" in statement
+    assert statement.endswith(": alter table public.note disable trigger see")
     await mirrored.mend_out(statement.rpartition(": ")[2])
-    assert rows(mirrored.target, "select id from seen") == [(1,)]
+    assert rows(mirrored.target, "select id from note") == [(1,)]
+    assert rows(mirrored.target, "select id from seen") == []
 
 
 async def test_a_value_that_names_what_the_target_does_not_have(mirrored: Mirrored) -> None:

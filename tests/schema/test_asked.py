@@ -152,7 +152,7 @@ def test_another_folder_changes_nothing_of_who_may_see_a_table(schemas: Schemas)
     is shown what it would take away or give, and has to ask for it."""
     schemas.on_source("create table thing (id int primary key, user_id uuid)")
     schemas.watch("thing")
-    schemas.say("public.thing", owner="user_id")
+    schemas.say("public.thing", owner="user_id", write=True)
     schemas.settle(record=True)
     assert elsewhere(schemas).steps == ()
     for said in ({"access": "none"}, {"access": "public_read"}, {"owner": "user_id", "write": False}):
@@ -171,7 +171,7 @@ def test_another_folder_changes_nothing_of_who_may_see_a_table(schemas: Schemas)
 def test_without_a_record_taking_away_is_asked_for_all_the_same(schemas: Schemas) -> None:
     schemas.on_source("create table thing (id int primary key, user_id uuid)")
     schemas.watch("thing")
-    schemas.say("public.thing", owner="user_id")
+    schemas.say("public.thing", owner="user_id", write=True)
     schemas.settle()
     steps = elsewhere(schemas).steps
     assert len(steps) == 4
