@@ -238,6 +238,36 @@ language sql immutable
 set search_path = pg_catalog, pg_temp
 return 128 * 1024 * 1024;
 
+-- A key of more bytes is recorded by a name that is made of its digest, and its row as too large. An index entry has 2,704
+-- bytes at most; only what compresses well is longer as text.
+create or replace function outbox.key_limit() returns int
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return 4096;
+
+-- Each change carries the headers of its transaction.
+create or replace function outbox.headers_limit() returns int
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return 16384;
+
+create or replace function outbox.refuse_headers() returns text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'outbox.headers has % bytes, and % is the most: each change carries it', octet_length(current_setting('outbox.headers', true)), outbox.headers_limit()
+    using errcode = 'program_limit_exceeded', hint = 'reset outbox.headers; it is for a traceparent (docs/tracing.md), not for data';
+end
+$$;
+
+-- SQL: what the transaction says of itself. Too much of it is an error of whoever set it.
+create or replace function outbox.headers_sql() returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return format('case when octet_length(current_setting(''outbox.headers'', true)) > %s then outbox.refuse_headers()'
+              ' else nullif(current_setting(''outbox.headers'', true), '''') end', outbox.headers_limit());
+
 -- Can this text be said in UTF-8, as it travels? In some encodings not every byte has a meaning, and nobody keeps it out.
 create or replace function outbox.readable(value text) returns boolean
 language plpgsql stable
@@ -265,6 +295,89 @@ begin
       from string_to_table(key, null) with ordinality c(char, n)) end;
 end
 $$;
+
+-- Is it more than a key may have, in the bytes that it travels as? (No character takes more than four of them.)
+create or replace function outbox.is_long(key text) returns boolean
+language plpgsql immutable strict
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return 4 * octet_length(key) > outbox.key_limit()
+     and case when getdatabaseencoding() = 'UTF8' then octet_length(key) else octet_length(convert_to(key, 'UTF8')) end > outbox.key_limit();
+end
+$$;
+
+-- What a key is recorded as: itself, or, where that is long, an object of the same names with its digest as each value.
+-- The space behind the brace tells it from every key: nothing else here writes one. The daemon knows it by that, too.
+create or replace function outbox.name_of(key text) returns text
+language plpgsql immutable strict
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not outbox.is_long(key) then
+    return key;
+  end if;
+  return (select format('{ %s}', string_agg(format('%s:"%s"', to_json(k), encode(sha256(convert_to(key, 'UTF8')), 'hex')), ',' order by n))
+            from json_object_keys(key::json) with ordinality u(k, n));
+end
+$$;
+
+-- SQL: is the key of alias `t` short enough for certain, whatever it is? From what is stored, where that says it: nothing is
+-- detoasted. Null: it always is. (JSON makes six bytes of one at most.)
+create or replace function outbox.short_key_sql(tbl regclass, columns text[], alias text, mapping jsonb default null) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  names text[] := outbox.column_names(tbl);
+  spare int := outbox.key_limit() - 2;
+  most  int;
+  sized text[];
+  col   text;
+  base  regtype;
+  k     record;
+begin
+  for k in
+    select u.name, a.atttypid, a.atttypmod, a.attlen from unnest(columns) u(name) left join pg_attribute a on a.attrelid = tbl and names[a.attnum] = u.name
+  loop
+    base := outbox.base_type(k.atttypid);
+    col := format('%I.%I', alias, k.name);
+    spare := spare - octet_length(to_json(coalesce(mapping -> 'rename' ->> k.name, k.name))::text) - 4;
+    most := case when base = any ('{bool,int2,int4,int8,oid,uuid,date,time,timestamp,timestamptz}'::regtype[]) then 40
+                 when k.attlen > 0 then 400  -- a name, a label
+                 when base = k.atttypid and base in ('varchar'::regtype, 'bpchar'::regtype) and k.atttypmod between 5 and 132 then 24 * (k.atttypmod - 4)
+                 when base = k.atttypid and base = 'numeric'::regtype and k.atttypmod > 4 then 2100 end;
+    if most <= spare then
+      spare := spare - most;
+    elsif base in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype) then
+      sized := sized || format('octet_length(%s)', col);
+    elsif base = 'bytea'::regtype then
+      sized := sized || format('2 * octet_length(%s)', col);
+    else
+      sized := sized || format('octet_length(concat(%s))', col);
+    end if;
+  end loop;
+  return '(' || array_to_string(sized, ' + ') || ' <= ' || spare / 6 || ')';
+end
+$$;
+
+-- SQL that makes what a key is recorded as from alias `t`.
+create or replace function outbox.named_sql(tbl regclass, columns text[], alias text, mapping jsonb default null) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return format(case when outbox.short_key_sql(tbl, columns, alias, mapping) is null then '%s' else 'outbox.name_of(%s)' end,
+                outbox.key_sql(tbl, columns, alias, mapping));
+end
+$$;
+
+-- SQL: what is told in place of a row that is not recorded. `told`: as outbox.size_sql has it; `key`: SQL of its key, null for one that is always short.
+create or replace function outbox.told_sql(told text, key text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return case when key is null then told
+            else format('case when outbox.is_long(%1$s) then concat(''{"key_bytes":'', octet_length(%1$s), ''}'') else %2$s end', key, told) end;
 
 -- Which of these columns may have a text that cannot be read: of a type that does not write ASCII alone. In UTF-8 none.
 create or replace function outbox.doubtful(tbl regclass, columns text[]) returns text[]
@@ -459,7 +572,8 @@ declare
   row_sql text := outbox.row_sql(root, cols, mapping);
   size    record := outbox.size_sql(root, cols);
   inside  text := case when mapping -> 'inside' is not null then outbox.inside_sql(mapping) end;
-  key_sql text := outbox.key_sql(root, keys, 'k', mapping);
+  key_sql text := outbox.named_sql(root, keys, 'k', mapping);
+  long    text := case when outbox.short_key_sql(root, keys, 'k', mapping) is not null then outbox.key_sql(root, keys, 'k', mapping) end;
   found   text := case when inside is null then format('(t.%I is not null)', keys[1]) else 'f.inside' end;
 begin
   -- lateral + limit: always one index probe a key. A hash join, cached after one bulk statement, would
@@ -469,18 +583,18 @@ begin
     ' select %1$L, case %2$s when not %3$s then ''delete'' when j.made is null then ''too_large'' else ''upsert'' end,'
     ' case when j.made is not null then %4$s end, %5$s,'
     ' case when %3$s then coalesce(j.made, %6$s) end,'
-    ' nullif(current_setting(''outbox.headers'', true), '''')'
+    ' %8$s'
     ' from (%7$s) k left join lateral (select r.*, r.tableoid, r.ctid from only ',
     of_table, case when inside is null then '' else 'when f.inside is null then ''resync''' end, found, shape,
     case when inside is null then key_sql else format('case when f.inside is null then ''{}'' else %s end', key_sql) end,
-    size.told, touched),
+    outbox.told_sql(size.told, long), touched, outbox.headers_sql()),
     rel, format(
     ' r where %1$s and %2$s limit 1) t on true%3$s'
-    ' cross join lateral (select case when %4$s is not true then null when %5$s then %6$s else %7$s end as made offset 0) j%8$s',
+    ' cross join lateral (select case when %4$s is not true%9$s then null when %5$s then %6$s else %7$s end as made offset 0) j%8$s',
     (select string_agg(format('r.%1$I = k.%1$I', c), ' and ') from unnest(keys) c), outbox.mine_sql('r'),
     case when inside is null then '' else format(' cross join lateral (select t.%I is not null and %s as inside offset 0) f', keys[1], inside) end,
     found, size.small, row_sql, coalesce(large, format('outbox.large_row(t.tableoid, t.ctid, %L, %L)', row_sql, size.bytes)),
-    ' where f.inside is not false or ' || was));
+    ' where f.inside is not false or ' || was, ' or outbox.is_long(' || long || ')'));
 end
 $$;
 
@@ -495,7 +609,7 @@ begin
 end
 $$;
 
--- The statement that records the row that a trigger was handed as `new`, as it is there. One that does not pass the
+-- The statement that records the row that a trigger was handed as `new`, whose key is short, as it is there. One that does not pass the
 -- filter is deleted on the target if `old` (null for an insert) may have been there.
 create or replace function outbox.copy_sql(of_table text, tbl regclass, keys text[], cols text[], mapping jsonb) returns text
 language plpgsql volatile
@@ -521,8 +635,8 @@ begin
                            outbox.inside_sql(mapping), keys[1], outbox.was_sql(mapping));
   end if;
   return format('insert into outbox.change (table_name, op, shape, key, row, headers)'
-                ' select %L, %s, %s, %s, %s, nullif(current_setting(''outbox.headers'', true), '''') from (select %s) t%s',
-                of_table, op, shape, key_sql, row_sql, handed, more);
+                ' select %L, %s, %s, %s, %s, %s from (select %s) t%s',
+                of_table, op, shape, key_sql, row_sql, outbox.headers_sql(), handed, more);
 end
 $$;
 
@@ -588,7 +702,7 @@ begin
     return replace(outbox.resync_sql(of_table), '%', '%%');
   elsif op = 'TRUNCATE' then
     return outbox.about_sql(format('insert into outbox.change (table_name, op, key, headers)'
-      ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''') from ', of_table, outbox.key_sql(root, keys, 'k', mapping)), null, ' k');
+      ' select %L, ''delete'', %s, %s from ', of_table, outbox.named_sql(root, keys, 'k', mapping), outbox.headers_sql()), null, ' k');
   end if;
   cols := outbox.row_columns(root, include, exclude);
   return outbox.reread_sql(of_table, root, null, keys, cols, mapping,
@@ -612,7 +726,7 @@ begin
     return mark;
   elsif rel = root then
     return format('insert into outbox.change (table_name, op, key, headers)'
-                  ' values (%L, ''truncate'', ''{}'', nullif(current_setting(''outbox.headers'', true), ''''))', of_table);
+                  ' values (%L, ''truncate'', ''{}'', %s)', of_table, outbox.headers_sql());
   elsif current_setting('transaction_isolation') in ('repeatable read', 'serializable') or not outbox.may_read(rel) then
     return mark;  -- TRUNCATE removes rows that came after this snapshot, too
   end if;
@@ -809,7 +923,7 @@ begin
   end if;
   if not exists (select from unnest(outbox.column_names(tbl)) with ordinality u(name, n) join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
                   where (u.name = any (cols) or w.mapping -> 'needs' ? u.name) and a.attgenerated = 'v') then
-    small := (outbox.size_sql(tbl, cols, 'new')).small;
+    small := concat_ws(' and ', (outbox.size_sql(tbl, cols, 'new')).small, outbox.short_key_sql(tbl, keys, 'new', w.mapping));
     if filtered then
       was := format('(new.%I is not null or %s)', keys[1], outbox.was_sql(w.mapping));
     end if;
@@ -890,8 +1004,8 @@ $body$, outbox.reading_parts(tbl, w.table_name, keys, cols, w.mapping, outbox.sh
       'moved', (select string_agg(format('old.%1$I <> new.%1$I', c), ' or ') from unnest(keys) c),
       'copy', outbox.copy_sql(w.table_name, tbl, keys, cols, w.mapping),
       'gone', format('insert into outbox.change (table_name, op, key, headers)'
-                     ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''')%s',
-                     w.table_name, outbox.key_sql(tbl, keys, 'old', w.mapping), case when filtered then ' where ' || was end),
+                     ' select %L, ''delete'', %s, %s%s',
+                     w.table_name, outbox.named_sql(tbl, keys, 'old', w.mapping), outbox.headers_sql(), case when filtered then ' where ' || was end),
       'inserted', format('outbox.capture_sql(%L::regclass, %L, %s)', tbl::oid, 'INSERT', known),
       'updated', format('outbox.capture_sql(%L::regclass, %L, %s)', tbl::oid, 'UPDATE', known),
       'deleted', format('outbox.capture_sql(%L::regclass, %L, %s)', tbl::oid, 'DELETE', known),
