@@ -73,7 +73,9 @@ def stretch(asked: Question, found: Found, now_us: int) -> Stretch:
     behind = seen
     if last is not None and is_long(last):
         behind = seen or last
-        last = next((key for keys, *_ in reversed(pieces) for key in reversed(keys.split("\x1d")) if not is_long(key)), None)
+        last = next(
+            (key for keys, *_ in reversed(pieces) for key in reversed(keys.split("\x1d")) if not is_long(key)), None
+        )
     sheaves = merge(_sheaf(asked.table, keys, texts, sizes, now_us) for keys, texts, sizes in pieces)
     read = sum(size for sheaf in sheaves for size in sheaf.sizes if size > 0)  # also those too large to be fetched
     whole = seen is None and count(sheaves) < asked.rows and read < asked.bytes

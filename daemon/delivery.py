@@ -105,7 +105,14 @@ class Delivery:
     """Sends parcels, whole or without what is refused. `limit`, `limit_bytes`: held keys of a table beyond which it is no row's fault."""
 
     def __init__(
-        self, target: Target, letters: Letters, listener: Listener, *, row_bytes: int, limit: int = 10_000, limit_bytes: int = 1024**2
+        self,
+        target: Target,
+        letters: Letters,
+        listener: Listener,
+        *,
+        row_bytes: int,
+        limit: int = 10_000,
+        limit_bytes: int = 1024**2,
     ) -> None:
         self._target = target
         self._letters = letters

@@ -94,7 +94,11 @@ def name_of(key: str) -> str:
     if not is_long(key):
         return key
     digest = hashlib.sha256(key.encode()).hexdigest()
-    return "{ " + ",".join(f'{json.dumps(name, ensure_ascii=False)}:"{digest}"' for name in json.loads(key, parse_int=str)) + "}"
+    return (
+        "{ "
+        + ",".join(f'{json.dumps(name, ensure_ascii=False)}:"{digest}"' for name in json.loads(key, parse_int=str))
+        + "}"
+    )
 
 
 def key_of(change: Change) -> Key:
@@ -128,7 +132,9 @@ def part(sheaves: Sheaves, held: Collection[Key], row_bytes: int) -> Parted:
         elif not oversize:  # one that is not the last of its key has been overtaken
             flow.append(change)
     others = tuple(sheaf for sheaf in sheaves if sheaf.table not in touched)
-    return Parted((*others, *bind(flow)), tuple(letters), frozenset(key for key in held if key[0] in emptied or key in gone))
+    return Parted(
+        (*others, *bind(flow)), tuple(letters), frozenset(key for key in held if key[0] in emptied or key in gone)
+    )
 
 
 def _touched(sheaves: Sheaves, held: Collection[Key]) -> set[str]:
@@ -187,7 +193,10 @@ def _too_large(change: Change, row_bytes: int) -> Why:
             "22P05",
         )
     if is_long(change.key) or is_digest(change.key):
-        return Why(f"the key of the row has more than {KEY_BYTES} bytes, too many to travel: give it a shorter one; then this goes by itself", "54000")
+        return Why(
+            f"the key of the row has more than {KEY_BYTES} bytes, too many to travel: give it a shorter one; then this goes by itself",
+            "54000",
+        )
     if change.op == "too_large":
         return Why(
             "the row is too large to be recorded; make it smaller, or allow a larger row_bytes and `outboxd backfill` its table",

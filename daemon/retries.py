@@ -120,7 +120,9 @@ class Retries:
                     changes = [Change(0, 0, table, "lost", None, key, None, 0, False, 0) for _, key in sorted(nowhere)]
                     await self._letters.hold_gone([Letter(one, LOST) for one in changes], cursor)
                 continue
-            rows = {key for key in keys if identity.names(key) and not is_digest(key)}  # the others go once their table is copied
+            rows = {
+                key for key in keys if identity.names(key) and not is_digest(key)
+            }  # the others go once their table is copied
             if any(map(is_digest, keys)):  # nobody can say whose names these are
                 await self._letters.copy(table)
             try:

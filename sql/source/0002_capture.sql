@@ -261,13 +261,6 @@ begin
 end
 $$;
 
--- SQL: what the transaction says of itself. Too much of it is an error of whoever set it.
-create or replace function outbox.headers_sql() returns text
-language sql immutable
-set search_path = pg_catalog, pg_temp
-return format('case when octet_length(current_setting(''outbox.headers'', true)) > %s then outbox.refuse_headers()'
-              ' else nullif(current_setting(''outbox.headers'', true), '''') end', outbox.headers_limit());
-
 -- Can this text be said in UTF-8, as it travels? In some encodings not every byte has a meaning, and nobody keeps it out.
 create or replace function outbox.readable(value text) returns boolean
 language plpgsql stable
@@ -583,11 +576,11 @@ begin
     ' select %1$L, case %2$s when not %3$s then ''delete'' when j.made is null then ''too_large'' else ''upsert'' end,'
     ' case when j.made is not null then %4$s end, %5$s,'
     ' case when %3$s then coalesce(j.made, %6$s) end,'
-    ' %8$s'
+    ' nullif(current_setting(''outbox.headers'', true), '''')'
     ' from (%7$s) k left join lateral (select r.*, r.tableoid, r.ctid from only ',
     of_table, case when inside is null then '' else 'when f.inside is null then ''resync''' end, found, shape,
     case when inside is null then key_sql else format('case when f.inside is null then ''{}'' else %s end', key_sql) end,
-    outbox.told_sql(size.told, long), touched, outbox.headers_sql()),
+    outbox.told_sql(size.told, long), touched),
     rel, format(
     ' r where %1$s and %2$s limit 1) t on true%3$s'
     ' cross join lateral (select case when %4$s is not true%9$s then null when %5$s then %6$s else %7$s end as made offset 0) j%8$s',
@@ -635,10 +628,16 @@ begin
                            outbox.inside_sql(mapping), keys[1], outbox.was_sql(mapping));
   end if;
   return format('insert into outbox.change (table_name, op, shape, key, row, headers)'
-                ' select %L, %s, %s, %s, %s, %s from (select %s) t%s',
-                of_table, op, shape, key_sql, row_sql, outbox.headers_sql(), handed, more);
+                ' select %L, %s, %s, %s, %s, capture.said from (select %s) t%s',
+                of_table, op, shape, key_sql, row_sql, handed, more);
 end
 $$;
+
+-- The statement that records that a row has gone (`was`: if that is so).
+create or replace function outbox.gone_sql(of_table text, key_sql text, was text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return format('insert into outbox.change (table_name, op, key, headers) select %L, ''delete'', %s, capture.said%s', of_table, key_sql, ' where ' || was);
 
 -- Mark a table whose rows cannot be told, once for all rows of a statement (`at` names it among those of the transaction;
 -- null: it is for no row). Nothing is lost where two go by one name: whoever brings the table over looks after the commit.
@@ -702,7 +701,7 @@ begin
     return replace(outbox.resync_sql(of_table), '%', '%%');
   elsif op = 'TRUNCATE' then
     return outbox.about_sql(format('insert into outbox.change (table_name, op, key, headers)'
-      ' select %L, ''delete'', %s, %s from ', of_table, outbox.named_sql(root, keys, 'k', mapping), outbox.headers_sql()), null, ' k');
+      ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''') from ', of_table, outbox.named_sql(root, keys, 'k', mapping)), null, ' k');
   end if;
   cols := outbox.row_columns(root, include, exclude);
   return outbox.reread_sql(of_table, root, null, keys, cols, mapping,
@@ -726,7 +725,7 @@ begin
     return mark;
   elsif rel = root then
     return format('insert into outbox.change (table_name, op, key, headers)'
-                  ' values (%L, ''truncate'', ''{}'', %s)', of_table, outbox.headers_sql());
+                  ' values (%L, ''truncate'', ''{}'', nullif(current_setting(''outbox.headers'', true), ''''))', of_table);
   elsif current_setting('transaction_isolation') in ('repeatable read', 'serializable') or not outbox.may_read(rel) then
     return mark;  -- TRUNCATE removes rows that came after this snapshot, too
   end if;
@@ -931,7 +930,9 @@ begin
   known := format('%L, %L, %L, %L, %L, %s', w.table_name, w.key_columns, w.include, w.exclude, w.mapping, places);
   -- The statement for a table that was altered is made once a plan, where no snapshot is older than the lock on the table.
   body := outbox.filled($body$
+<<capture>>
 declare
+  said  text := nullif(current_setting('outbox.headers', true), '');
   were  text[];
   sql   text;
   mark  text;
@@ -939,6 +940,9 @@ declare
   there boolean;
   made  bigint;
 begin
+  if octet_length(said) > @headers_limit@ then
+    perform outbox.refuse_headers();
+  end if;
   if tg_op <> 'TRUNCATE' and @ours@ and outbox.as_watched(@tbl@, @name@, @signature@, @keys@, @places@) then
     if new.xmax = 0 and (@small@) and (@moved@) is not true then
       @copy@;
@@ -997,15 +1001,17 @@ $body$, outbox.reading_parts(tbl, w.table_name, keys, cols, w.mapping, outbox.sh
     || jsonb_build_object(
       'tbl', format('%L::regclass', tbl::oid), 'name', quote_literal(w.table_name), 'signature', quote_literal(outbox.signature(tbl)),
       'keys', format('%L::text[]', keys), 'small', small, 'places', places,
+      'headers_limit', outbox.headers_limit(),
       -- Asked for each row that is read: a right that whoever captures had by a role goes without a word to any plan, and
       -- a partition may be another one's. As outbox.may_read, at a tenth of the price.
       'reads', 'has_table_privilege(tg_relid, ''select'') and has_schema_privilege(tg_table_schema, ''usage'') and not row_security_active(tg_relid)',
       'statement', format('concat_ws('' '', %L, pg_current_xact_id(), concat(tg_op, case tg_op when ''DELETE'' then old.cmax else new.cmin end))', w.table_name),
       'moved', (select string_agg(format('old.%1$I <> new.%1$I', c), ' or ') from unnest(keys) c),
       'copy', outbox.copy_sql(w.table_name, tbl, keys, cols, w.mapping),
-      'gone', format('insert into outbox.change (table_name, op, key, headers)'
-                     ' select %L, ''delete'', %s, %s%s',
-                     w.table_name, outbox.named_sql(tbl, keys, 'old', w.mapping), outbox.headers_sql(), case when filtered then ' where ' || was end),
+      'gone', concat('if ' || outbox.short_key_sql(tbl, keys, 'old', w.mapping) || ' is not true then '
+                     || outbox.gone_sql(w.table_name, outbox.named_sql(tbl, keys, 'old', w.mapping), case when filtered then was end) || '; else ',
+                     outbox.gone_sql(w.table_name, outbox.key_sql(tbl, keys, 'old', w.mapping), case when filtered then was end),
+                     case when outbox.short_key_sql(tbl, keys, 'old', w.mapping) is not null then '; end if' end),
       'inserted', format('outbox.capture_sql(%L::regclass, %L, %s)', tbl::oid, 'INSERT', known),
       'updated', format('outbox.capture_sql(%L::regclass, %L, %s)', tbl::oid, 'UPDATE', known),
       'deleted', format('outbox.capture_sql(%L::regclass, %L, %s)', tbl::oid, 'DELETE', known),

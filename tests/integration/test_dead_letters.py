@@ -382,7 +382,9 @@ async def test_very_many_refused_keys_are_no_rows_fault(stories):
     async with stories.relay() as parts:
         parts.relay._delivery._limit = 4
         assert await parts.relay.step()
-        assert "more than 4 keys of public.story would be held, which is no row's fault" in str(parts.relay.copier.copies["public.story"].reason)
+        assert "more than 4 keys of public.story would be held, which is no row's fault" in str(
+            parts.relay.copier.copies["public.story"].reason
+        )
         assert await parts.relay.step()
         assert letters(stories) == held(stories) == []
         assert parts.relay.copier.out == {"public.story"}

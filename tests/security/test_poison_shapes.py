@@ -26,13 +26,21 @@ def test_emit_takes_a_hundred_sets_of_columns_and_says_how_more_are_meant(tenant
         there.execute(WIDE.encode())
     tenants.mirror.execute("select outboxd.map('wide')")
     rows = list(sets())
-    for name, began in (("public.gone", "select outbox.map('public.gone', '{id}')"), ("public.wide", "select outbox.watch('wide', capture => false)")):
+    for name, began in (
+        ("public.gone", "select outbox.map('public.gone', '{id}')"),
+        ("public.wide", "select outbox.watch('wide', capture => false)"),
+    ):
         tenants.tenant.execute(began.encode())
         for row in rows[:100]:
             tenants.tenant.execute("select outbox.emit(%s, 'upsert', %s)", (name, row))
-        with pytest.raises(psycopg.errors.ProgramLimitExceeded, match=f"emit for {name}: its rows have come with 100 different sets of columns") as caught:
+        with pytest.raises(
+            psycopg.errors.ProgramLimitExceeded,
+            match=f"emit for {name}: its rows have come with 100 different sets of columns",
+        ) as caught:
             tenants.tenant.execute("select outbox.emit(%s, 'upsert', %s)", (name, rows[100]))
-        tenants.tenant.execute("select outbox.emit(%s, 'upsert', %s), outbox.emit(%s, 'delete', %s)", (name, rows[7], name, rows[200]))
+        tenants.tenant.execute(
+            "select outbox.emit(%s, 'upsert', %s), outbox.emit(%s, 'delete', %s)", (name, rows[7], name, rows[200])
+        )
         hint = caught.value.diag.message_hint or ""
         tenants.tenant.execute(hint.partition("meant: ")[2].removesuffix(" counts anew").encode())
         tenants.tenant.execute("select outbox.emit(%s, 'upsert', %s)", (name, rows[100]))
@@ -45,7 +53,10 @@ def test_emit_takes_a_hundred_sets_of_columns_and_says_how_more_are_meant(tenant
 def test_emit_takes_no_columns_that_no_table_can_have(tenants: Tenants, row: dict[str, int]) -> None:
     """The daemon keeps the names of each set in memory."""
     tenants.tenant.execute("select outbox.map('public.gone', '{id}')")
-    with pytest.raises(psycopg.errors.ProgramLimitExceeded, match="no table has more than 1600 columns, nor one whose name has more than 63 bytes"):
+    with pytest.raises(
+        psycopg.errors.ProgramLimitExceeded,
+        match="no table has more than 1600 columns, nor one whose name has more than 63 bytes",
+    ):
         tenants.tenant.execute("select outbox.emit('public.gone', 'upsert', %s)", (json.dumps({"id": 1, **row}),))
     assert tenants.here("select count(*) from outbox.shape where table_name = 'public.gone'") == [(0,)]
 
@@ -53,8 +64,15 @@ def test_emit_takes_no_columns_that_no_table_can_have(tenants: Tenants, row: dic
 async def test_a_table_that_is_altered_between_its_rows_is_copied_anew(pair: Pair) -> None:
     """Its statements succeed, all of them; it is out, nothing else waits, and it comes back by itself."""
     pair.create("create table item (id int primary key)", "item")
-    pair.create("create table loose (id int primary key)", "loose", on_target=f"create table loose (id int primary key, {', '.join(f'c{n} int' for n in range(140))})")
-    pair.write(*(f"alter table loose add c{n} int; insert into loose values ({n})" for n in range(140)), "insert into item values (1)")
+    pair.create(
+        "create table loose (id int primary key)",
+        "loose",
+        on_target=f"create table loose (id int primary key, {', '.join(f'c{n} int' for n in range(140))})",
+    )
+    pair.write(
+        *(f"alter table loose add c{n} int; insert into loose values ({n})" for n in range(140)),
+        "insert into item values (1)",
+    )
     async with pair.relay() as parts:
         assert await parts.relay.step()
         assert "more than 128 sets of columns at once" in (parts.relay.copier.copies["public.loose"].reason or "")

@@ -16,7 +16,11 @@ def notes(pair: Pair) -> Pair:
 @pytest.mark.parametrize(("limit", "size"), [(20_000, 30_000), (10_000, 10_000)])
 async def test_a_row_that_the_gateway_does_not_take_waits_alone(notes: Pair, limit: int, size: int) -> None:
     """Below any size that says something of the gateway: another request is tried, and comes through."""
-    notes.write(f"insert into note values ('big', repeat('x', {size}))", "insert into note values ('small', 'y')", "insert into item values (1)")
+    notes.write(
+        f"insert into note values ('big', repeat('x', {size}))",
+        "insert into note values ('small', 'y')",
+        "insert into item values (1)",
+    )
     async with notes.relay(door=NarrowDoor(notes.target.dsn, limit)) as parts:
         await until_idle(parts)
         assert notes.rows("select id from note")[1] == [("small",)]
