@@ -81,3 +81,12 @@ async def test_a_table_that_is_altered_between_its_rows_is_copied_anew(pair: Pai
         while parts.relay.copier.out or parts.relay.copier.asked:
             await parts.relay.step()
     pair.assert_equal("item", "loose")
+
+
+def test_one_table_does_not_take_all_writers(tenants: Tenants) -> None:
+    """Statements that the target keeps: the tenant's hundred and fifty, and the neighbour's."""
+    tenants.mirror.execute(WIDE.encode())
+    tenants.mirror.execute("select outboxd.map('wide')")
+    make = "select count(*) filter (where outboxd.make_writer('write_' || m.target_table || n, m, 'upsert', array['id', 'c' || mod(n, 9)])) from outboxd.mirror m, generate_series(1, %s) n where m.target_table = %s"
+    assert tenants.there(make, 151, "wide") == [(150,)]
+    assert tenants.there(make.replace(", 'c' || mod(n, 9)", ""), 3, "item") == [(3,)]
