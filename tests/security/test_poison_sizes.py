@@ -45,4 +45,5 @@ async def test_deletes_of_long_keys_make_a_batch_smaller_and_no_more(notes: Pair
             notes.write("delete from note where id in (select id from note limit 8)")
         assert await until_idle(parts) <= 3
         assert min(door.sizes[:-1]) > 30_000
+        assert parts.relay._sizing.bytes > 30_000, "nor are the batches that follow"
     notes.assert_equal("note")
