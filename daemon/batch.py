@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from daemon.copies import Progress, gone, rows
+from daemon.hold import is_long
 from daemon.sheaf import Change, Sheaf, Sheaves, count, merge, unbind, unpack
 from daemon.verification import Checked
 from outbox import Cursor
@@ -49,7 +50,7 @@ _SEEN = (-2).to_bytes(8, signed=True)  # the size of what is no row
 class Stretch:
     """What a question found of a table: rows (or their digests) in sheaves, without their text those that are too large;
     keys of which there is no row as deletes. `last` is the last key of a range (`seen`: the one up to which was looked,
-    where the last rows do not travel; it must not leave this process). `whole`: the table ends here."""
+    where the last rows do not travel, or have long keys; it must not leave this process). `whole`: the table ends here."""
 
     columns: tuple[str, ...]
     sheaves: Sheaves
@@ -69,10 +70,16 @@ def stretch(asked: Question, found: Found, now_us: int) -> Stretch:
     pieces = [(keys, texts, sizes) for _, keys, texts, sizes in found if keys is not None]
     seen = pieces.pop()[0] if pieces and pieces[-1][2] == _SEEN else None
     last = pieces[-1][0].rsplit("\x1d", 1)[-1] if pieces else None
+    behind = seen
+    if last is not None and is_long(last):
+        behind = seen or last
+        last = next(
+            (key for keys, *_ in reversed(pieces) for key in reversed(keys.split("\x1d")) if not is_long(key)), None
+        )
     sheaves = merge(_sheaf(asked.table, keys, texts, sizes, now_us) for keys, texts, sizes in pieces)
     read = sum(size for sheaf in sheaves for size in sheaf.sizes if size > 0)  # also those too large to be fetched
     whole = seen is None and count(sheaves) < asked.rows and read < asked.bytes
-    return Stretch(columns, sheaves, last, seen, whole)
+    return Stretch(columns, sheaves, last, behind, whole)
 
 
 def _sheaf(table: str, keys: str, texts: str | None, sizes: bytes | None, now_us: int) -> Sheaf:
@@ -114,8 +121,8 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Bytes of their rows."""
-        return sum(sum(sheaf.sizes) for sheaf in self.sheaves)
+        """Bytes of their rows and keys."""
+        return sum(sum(sheaf.sizes) + len(sheaf.keys) for sheaf in self.sheaves)
 
     @property
     def tells(self) -> bool:

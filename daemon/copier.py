@@ -31,6 +31,7 @@ from daemon.copies import (
     slowly,
 )  # fmt: skip
 from daemon.errors import CaptureLost, CopyRefused, DaemonError, Kind, SourceUnavailable, TargetError, advice
+from daemon.hold import is_digest
 from daemon.letters import Letters
 from daemon.noticing import Noticing
 from daemon.plan import Group
@@ -43,6 +44,8 @@ from daemon.target import Answer, Target
 log = structlog.get_logger()
 
 _ALL = {"OB005", "OB006"}  # speak of the door or of a reference, not of a table that does not fit
+_REASON = 1000  # characters: the target tells it in every answer that lists copies
+_LONGEST = 64  # times `recheck` that a table which goes out again and again is left alone at most
 _LOOK = 1.0  # seconds between two looks at the source's wishes
 
 
@@ -84,6 +87,8 @@ class Copier:
         self._telling: dict[str, Copy] = {}  # what batches on their way tell it: they may be refused for another table
         self._fit: set[str] = set()
         self._begun: set[str] = set()  # copies that the target has not yet said it knows of
+        self._patience: dict[str, float] = {}  # how long a table that went out while it was copied is left alone
+        self._left_alone: dict[str, float] = {}  # and until when
         self._mending: asyncio.Task[None] | None = None
         self._watched: set[str] | None = None  # None: not looked yet
         self._looked = self._rechecked = self._mended_at = float("-inf")
@@ -116,6 +121,7 @@ class Copier:
 
     def recheck(self) -> None:
         """What was out may fit by now: look at once."""
+        self._left_alone.clear()
         self._looked = self._rechecked = float("-inf")
 
     # -- reading ---------------------------------------------------------------------------------------------
@@ -175,7 +181,7 @@ class Copier:
         held = set(self.held_of(copy.table) if copy.prune and copy.after is None else ())
         if held:
             identity = (await Letters(self._source).identities({copy.table}))[copy.table]
-            held = {key for key in held if identity.names(key)}
+            held = {key for key in held if identity.names(key) and not is_digest(key)}  # whose row may be there
         self._only_held[copy.table] = held.difference(more["keys"])
         self._unasked[copy.table] = (*more["keys"], *sorted(self._only_held[copy.table])), more.get("place")
         return True
@@ -357,6 +363,7 @@ class Copier:
             log.info("copy_begun", table=copy.table, wish=copy.wish, prune=copy.prune)
         if copy.state == "done":
             self._most.pop(copy.table, None)
+            self._patience.pop(copy.table, None)
             log.info("table_copied", table=copy.table, rows=copy.rows, extra=copy.extra, pruned=copy.pruned)
             await self._source.ask("letters_wake", {"states": None})
 
@@ -372,13 +379,14 @@ class Copier:
         if exc.kind is Kind.AUTH:  # a missing right; one that the door itself lacks names no table
             return self._put_out(table, reason)
         if exc.kind is Kind.CONTRACT and exc.refusal.sqlstate not in _ALL:
-            planned = self._watched is None or table in self._watched
+            planned = (self._watched is None or table in self._watched) and exc.refusal.sqlstate != "OB014"
             step = f"; `outboxd schema plan {word(table)}` names the step" if planned else ""
             return self._put_out(table, f"{reason}{step}")
         return False
 
     def stays_out(self, table: str, reason: str) -> None:
         """It was tried again, and does not fit yet."""
+        reason = reason[:_REASON]
         if table in self.copies and self.copies[table].reason != reason:
             self.copies[table] = replace(self.copies[table], reason=reason)
             log.warning("table_out", table=table, reason=reason)
@@ -392,6 +400,10 @@ class Copier:
     def _put_out(self, table: str, reason: str) -> bool:
         if table in self.out and self.copies[table].state == "out":
             return False  # none of its changes was sent: it cannot be that
+        reason = reason[:_REASON]
+        if table in self.copies and self.copies[table].state == "copying":  # it seemed to fit, and did not
+            pause = self._patience[table] = min(2 * self._patience.get(table, self._recheck), _LONGEST * self._recheck)
+            self._left_alone[table] = time.monotonic() + pause
         aim = self.wishes[table].aim if table in self.wishes else None  # with it: a copy is to bring what is skipped
         self.copies[table] = self._noting[table] = self.copies.get(table, Copy(table, aim=aim)).went_out(reason)
         self.out.add(table)
@@ -408,7 +420,8 @@ class Copier:
         """What does the source want, and does a table that is out fit again?"""
         await self.noticing.due(now, self._recheck)
         await self._wish()
-        waiting = (self.out & self.wishes.keys()) - self._fit
+        left_alone = {table for table, until in self._left_alone.items() if now < until}
+        waiting = (self.out & self.wishes.keys()) - self._fit - left_alone
         if not waiting or now < self._rechecked + self._recheck:
             return
         self._rechecked = now
@@ -429,6 +442,7 @@ class Copier:
         """Beside the relay, which does not wait for it; then it looks again."""
         for table in tables:
             await mend(table)
+            self._left_alone.pop(table, None)
         self._rechecked = float("-inf")
 
     def report(self) -> list[dict[str, Any]]:

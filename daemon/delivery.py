@@ -19,7 +19,7 @@ import structlog
 from daemon.copies import Copy, note
 from daemon.errors import Kind, Refusal, TargetError, alone, classify
 from daemon.failpoint import reach
-from daemon.hold import BEHIND, STRANGER, Key, Letter, Why, key_of, names, part, refuse
+from daemon.hold import BEHIND, STRANGER, Key, Letter, Why, key_of, name_of, names, part, refuse
 from daemon.letters import Letters
 from daemon.plan import Group, Plan, plan, table_order
 from daemon.sheaf import Sheaf, Sheaves, count, glue, split, unbind
@@ -30,7 +30,9 @@ from outbox import Cursor
 log = structlog.get_logger()
 
 _ROUNDS = 3  # isolate finds all there is in one; a second is for what changes on the target meanwhile
-_MOST_HELD = 10  # times as many as are ever held by itself
+_USEFUL = 8192  # bytes of a request that any gateway of use takes: twice as many as a key may have
+_MOST_HELD = 10  # times as many, for each table, as are ever held by itself
+_SHAPES = 128  # sets of columns of one table in a batch
 _WHOLE = 10  # rows: when as many are copied and all are refused, it is no row's fault
 REFERENCES = {"23503", "23505", "23P01", "23001"}  # speak of other rows
 
@@ -101,16 +103,24 @@ class Load:
 
 
 class Delivery:
-    """Sends parcels, whole or without what is refused. `limit`: held keys beyond which it is no row's fault."""
+    """Sends parcels, whole or without what is refused. `limit`, `limit_bytes`: held keys of a table beyond which it is no row's fault."""
 
     def __init__(
-        self, target: Target, letters: Letters, listener: Listener, *, row_bytes: int, limit: int = 10_000
+        self,
+        target: Target,
+        letters: Letters,
+        listener: Listener,
+        *,
+        row_bytes: int,
+        limit: int = 10_000,
+        limit_bytes: int = 1024**2,
     ) -> None:
         self._target = target
         self._letters = letters
         self._listener = listener
         self._row_bytes = row_bytes
         self._limit = limit
+        self._limit_bytes = limit_bytes
         self.order: Mapping[str, int] = {}
         self.held: set[Key] = set()
         self.holds = 0  # how often keys were held
@@ -134,7 +144,7 @@ class Delivery:
             before, answer = len(held), await self._target.held(answer.more["held_after"])
             held |= {(table, key) for table, key in answer.more["held"]}
             ends = not answer.more.get("held_after") or len(held) > before  # keys may be released meanwhile
-            if not ends or len(held) > _MOST_HELD * self._limit:
+            if not ends or len(held) > _MOST_HELD * self._limit * (len(self.places) + 1):
                 raise TargetError(Kind.AMBIGUOUS, "the target's list of held keys does not end")
         self.held = held
         self._listener.keys_held(len(self.held))
@@ -167,7 +177,10 @@ class Delivery:
             again = frozenset(key for key in self.held if key in among)
         held = self.held - again if again else self.held
         strangers = self._strangers(parcel)
+        if not parcel.letters:
+            require_few_shapes(parcel.sheaves, self.captured())
         parted = part(parcel.sheaves, held | strangers if strangers else held, self._row_bytes)
+        self._bound({(letter.change.table, name_of(letter.change.key)) for letter in parted.letters})
         load = Load(parcel, parted.flow, release=set(again | parted.freed))
         await self._keep(load, told(parted.letters, strangers))
         if parcel.aside:
@@ -288,12 +301,15 @@ class Delivery:
         """Which keys the target refuses; or its answer, when it stands elsewhere by now. Raises `exc` when no row can
         be blamed for it."""
         parcel, planned, flow = load.parcel, load.planned, load.flow
-        if exc.kind is Kind.SIZE and count(flow) == 1:
+        if exc.kind is Kind.SIZE and count(flow) == 1 and not load.hold:
             (change,) = unbind(flow)
-            kind = alone(exc, change.size)
+            kind, size = alone(exc, change.size), change.size + len(change.key)
+            # A gateway that takes others' rows: they must not wait behind this one for good.
+            if kind is Kind.CONTRACT and await self._target.takes(_USEFUL, parcel.epoch):
+                kind = Kind.DATA
             if kind is not Kind.DATA:
                 raise TargetError(kind, f"{exc}, for a single change", exc.refusal) from None
-            too_large = Why(f"the target refuses a row of {change.size} bytes as too large ({exc})", "54000")
+            too_large = Why(f"the target refuses a row of {change.size or size} bytes as too large ({exc})", "54000")
             return {key_of(change): too_large}
         if exc.kind is not Kind.DATA:
             raise exc
@@ -317,11 +333,21 @@ class Delivery:
             table = flow[0].table
             every = f"the target refuses every row of {table} ({exc.refusal.sqlstate}): its columns are of other types, or need what the source does not have"
             raise TargetError(Kind.CONTRACT, every, Refusal(exc.refusal.sqlstate, table=table, message=every))
-        if len(self.held) + len(refused) > self._limit:
-            many = f"{exc}; more than {self._limit} keys would be held: that is no row's fault"
-            raise TargetError(exc.kind, many, exc.refusal)
+        self._bound(refused, f"{exc}; ")
         if halting := await self._letters.halting({table for table, _ in refused}):
             raise TargetError(exc.kind, f"{exc}, and {', '.join(sorted(halting))} has on_error = halt", exc.refusal)
+
+    def _bound(self, keys: Collection[Key], because: str = "") -> None:
+        """May so many keys be held? The target tells them all to whoever resumes. What is too much is the matter of its table,
+        which is out while the others go on (promise I8)."""
+        for table in {table for table, _ in keys}:
+            held = self.held_of(table)
+            new = {key for of_table, key in keys if of_table == table} - held
+            size = sum(map(len, held)) + sum(map(len, new))
+            if new and (len(held) + len(new) > self._limit or size > self._limit_bytes):
+                many = f"{self._limit} keys" if size <= self._limit_bytes else f"{self._limit_bytes} bytes of keys"
+                said = f"{because}more than {many} of {table} would be held, which is no row's fault: it is out until its rows fit"
+                raise TargetError(Kind.CONTRACT, said, Refusal("OB014", table=table, message=said))
 
     async def _keep(self, load: Load, letters: Sequence[Letter]) -> None:
         """Write letters down on the source, and their keys into the load."""
@@ -375,6 +401,16 @@ class Delivery:
             reach("before_release")
             await self._letters.forget(load.release, cursor)
             reach("after_release")
+
+
+def require_few_shapes(sheaves: Sheaves, tables: Collection[str]) -> None:
+    """Of these tables, which a copy can bring: one that is altered again and again has its rows in ever other sets of columns,
+    and the target composes a statement for each."""
+    kinds = {(sheaf.table, sheaf.shape) for sheaf in sheaves if sheaf.op == "upsert" and sheaf.table in tables}
+    for table, many in Counter(table for table, _ in kinds).items():
+        if many > _SHAPES:
+            said = f"rows of {table} come with more than {_SHAPES} sets of columns at once: it is out, and copied anew"
+            raise TargetError(Kind.CONTRACT, said, Refusal("OB014", table=table, message=said))
 
 
 def told(letters: Sequence[Letter], strangers: Collection[Key]) -> list[Letter]:

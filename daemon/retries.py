@@ -27,7 +27,7 @@ from daemon.copier import Copier
 from daemon.copies import Copy, note
 from daemon.delivery import REFERENCES, Delivery, Load, Parcel
 from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnfit, TargetError, advice
-from daemon.hold import STRANGER, Identity, Key, Letter, Why, key_of, names
+from daemon.hold import STRANGER, Identity, Key, Letter, Why, is_digest, key_of, names
 from daemon.letters import LEFT, OUT, Letters, Wanted
 from daemon.plan import Plan
 from daemon.sheaf import Change, Sheaves, bind
@@ -120,7 +120,11 @@ class Retries:
                     changes = [Change(0, 0, table, "lost", None, key, None, 0, False, 0) for _, key in sorted(nowhere)]
                     await self._letters.hold_gone([Letter(one, LOST) for one in changes], cursor)
                 continue
-            rows = {key for key in keys if identity.names(key)}  # the others go once their table is copied
+            rows = {
+                key for key in keys if identity.names(key) and not is_digest(key)
+            }  # the others go once their table is copied
+            if any(map(is_digest, keys)):  # nobody can say whose names these are
+                await self._letters.copy(table)
             try:
                 await self._letters.touch(table, sorted(rows))
                 gone = await self._letters.missing(table, rows)

@@ -186,6 +186,17 @@ class Target:
         header = {**self._header("apply", plan, cursor, epoch, batch_no), **_behind(after)}
         return await self._ask({**header, "singly": True} if singly else header, plan.pieces, plan=plan)
 
+    async def takes(self, size: int, epoch: int) -> bool:
+        """Does a request of so many bytes come through, whatever it says? This one has the number of no batch."""
+        header = {"mode": "apply", "relay": self._relay, "epoch": epoch, "batch_no": 0, "digest": "", "cursor": {}}
+        try:
+            await self._ask({**header, "padding": "x" * size})
+        except TargetError as exc:
+            if exc.kind is Kind.SIZE:
+                return False
+            raise
+        return True
+
     async def isolate(
         self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None
     ) -> Answer:

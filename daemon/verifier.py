@@ -19,6 +19,7 @@ import structlog
 from daemon.batch import Batch, Found, Question, stretch
 from daemon.copies import COLUMNS, choose, slowly
 from daemon.errors import CopyRefused, Kind, TargetError
+from daemon.hold import KEY_BYTES, is_long, longest, name_of
 from daemon.ranges import Look
 from daemon.sheaf import Sheaf, split
 from daemon.source import Source
@@ -620,11 +621,15 @@ def _checked(
     *,
     keys: int,
 ) -> Checked:
-    """A comparison of what was read: rows without their text are too large to be."""
+    """A comparison of what was read: rows without their text are too large to be, as are those with long keys."""
     group, unread = None, list[str]()
     for sheaf in sheaves:  # one of each kind
-        if op == "present" or sheaf.rows is not None:
+        if op == "present" or (sheaf.rows is not None and longest(sheaf) <= KEY_BYTES):
             group = question(then.table, op, columns, sheaf)
-        else:
-            unread += split(sheaf.keys)
+            continue
+        named = split(sheaf.keys)
+        short = [sheaf.rows is not None and not is_long(key) for key in named]
+        unread += [name_of(key) for key, compared in zip(named, short, strict=True) if not compared]
+        if (left := sheaf.only(short)) is not None:
+            group = question(then.table, op, columns, left)
     return Checked(before, then, (), group, keys, tuple(unread))

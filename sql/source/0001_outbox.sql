@@ -167,6 +167,10 @@ create table if not exists outbox.shape (
 
 create index if not exists shape_table_name on outbox.shape (table_name);
 
+-- Sets of columns of one table that emit may bring: the target composes a statement for each, which takes longer than a
+-- thousand rows. Counted are those above `shapes_above`, which is set when the table is watched or mapped anew.
+alter table outbox.watched add column if not exists shapes_above int not null default 0;
+
 -- Id of a set of columns; a set not seen before is recorded.
 create or replace function outbox.shape_of(of_table text, of_columns text[]) returns int
 language plpgsql volatile

@@ -238,6 +238,29 @@ language sql immutable
 set search_path = pg_catalog, pg_temp
 return 128 * 1024 * 1024;
 
+-- A key of more bytes is recorded by a name that is made of its digest, and its row as too large. An index entry has 2,704
+-- bytes at most; only what compresses well is longer as text.
+create or replace function outbox.key_limit() returns int
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return 4096;
+
+-- Each change carries the headers of its transaction.
+create or replace function outbox.headers_limit() returns int
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return 16384;
+
+create or replace function outbox.refuse_headers() returns text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'outbox.headers has % bytes, and % is the most: each change carries it', octet_length(current_setting('outbox.headers', true)), outbox.headers_limit()
+    using errcode = 'program_limit_exceeded', hint = 'reset outbox.headers; it is for a traceparent (docs/tracing.md), not for data';
+end
+$$;
+
 -- Can this text be said in UTF-8, as it travels? In some encodings not every byte has a meaning, and nobody keeps it out.
 create or replace function outbox.readable(value text) returns boolean
 language plpgsql stable
@@ -265,6 +288,89 @@ begin
       from string_to_table(key, null) with ordinality c(char, n)) end;
 end
 $$;
+
+-- Is it more than a key may have, in the bytes that it travels as? (No character takes more than four of them.)
+create or replace function outbox.is_long(key text) returns boolean
+language plpgsql immutable strict
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return 4 * octet_length(key) > outbox.key_limit()
+     and case when getdatabaseencoding() = 'UTF8' then octet_length(key) else octet_length(convert_to(key, 'UTF8')) end > outbox.key_limit();
+end
+$$;
+
+-- What a key is recorded as: itself, or, where that is long, an object of the same names with its digest as each value.
+-- The space behind the brace tells it from every key: nothing else here writes one. The daemon knows it by that, too.
+create or replace function outbox.name_of(key text) returns text
+language plpgsql immutable strict
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not outbox.is_long(key) then
+    return key;
+  end if;
+  return (select format('{ %s}', string_agg(format('%s:"%s"', to_json(k), encode(sha256(convert_to(key, 'UTF8')), 'hex')), ',' order by n))
+            from json_object_keys(key::json) with ordinality u(k, n));
+end
+$$;
+
+-- SQL: is the key of alias `t` short enough for certain, whatever it is? From what is stored, where that says it: nothing is
+-- detoasted. Null: it always is. (JSON makes six bytes of one at most.)
+create or replace function outbox.short_key_sql(tbl regclass, columns text[], alias text, mapping jsonb default null) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  names text[] := outbox.column_names(tbl);
+  spare int := outbox.key_limit() - 2;
+  most  int;
+  sized text[];
+  col   text;
+  base  regtype;
+  k     record;
+begin
+  for k in
+    select u.name, a.atttypid, a.atttypmod, a.attlen from unnest(columns) u(name) left join pg_attribute a on a.attrelid = tbl and names[a.attnum] = u.name
+  loop
+    base := outbox.base_type(k.atttypid);
+    col := format('%I.%I', alias, k.name);
+    spare := spare - octet_length(to_json(coalesce(mapping -> 'rename' ->> k.name, k.name))::text) - 4;
+    most := case when base = any ('{bool,int2,int4,int8,oid,uuid,date,time,timestamp,timestamptz}'::regtype[]) then 40
+                 when k.attlen > 0 then 400  -- a name, a label
+                 when base = k.atttypid and base in ('varchar'::regtype, 'bpchar'::regtype) and k.atttypmod between 5 and 132 then 24 * (k.atttypmod - 4)
+                 when base = k.atttypid and base = 'numeric'::regtype and k.atttypmod > 4 then 2100 end;
+    if most <= spare then
+      spare := spare - most;
+    elsif base in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype) then
+      sized := sized || format('octet_length(%s)', col);
+    elsif base = 'bytea'::regtype then
+      sized := sized || format('2 * octet_length(%s)', col);
+    else
+      sized := sized || format('octet_length(concat(%s))', col);
+    end if;
+  end loop;
+  return '(' || array_to_string(sized, ' + ') || ' <= ' || spare / 6 || ')';
+end
+$$;
+
+-- SQL that makes what a key is recorded as from alias `t`.
+create or replace function outbox.named_sql(tbl regclass, columns text[], alias text, mapping jsonb default null) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return format(case when outbox.short_key_sql(tbl, columns, alias, mapping) is null then '%s' else 'outbox.name_of(%s)' end,
+                outbox.key_sql(tbl, columns, alias, mapping));
+end
+$$;
+
+-- SQL: what is told in place of a row that is not recorded. `told`: as outbox.size_sql has it; `key`: SQL of its key, null for one that is always short.
+create or replace function outbox.told_sql(told text, key text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return case when key is null then told
+            else format('case when outbox.is_long(%1$s) then concat(''{"key_bytes":'', octet_length(%1$s), ''}'') else %2$s end', key, told) end;
 
 -- Which of these columns may have a text that cannot be read: of a type that does not write ASCII alone. In UTF-8 none.
 create or replace function outbox.doubtful(tbl regclass, columns text[]) returns text[]
@@ -459,7 +565,8 @@ declare
   row_sql text := outbox.row_sql(root, cols, mapping);
   size    record := outbox.size_sql(root, cols, 't'::text);
   inside  text := case when mapping -> 'inside' is not null then outbox.inside_sql(mapping, 't'::text) end;
-  key_sql text := outbox.key_sql(root, keys, 'k'::text, mapping);
+  key_sql text := outbox.named_sql(root, keys, 'k'::text, mapping);
+  long    text := case when outbox.short_key_sql(root, keys, 'k'::text, mapping) is not null then outbox.key_sql(root, keys, 'k'::text, mapping) end;
   found   text := case when inside is null then format('(t.%I is not null)', keys[1]) else 'f.inside' end;
 begin
   -- lateral + limit: always one index probe a key. A hash join, cached after one bulk statement, would
@@ -473,14 +580,14 @@ begin
     ' from (%7$s) k left join lateral (select r.*, r.tableoid, r.ctid from only ',
     of_table, case when inside is null then '' else 'when f.inside is null then ''resync''' end, found, shape,
     case when inside is null then key_sql else format('case when f.inside is null then ''{}'' else %s end', key_sql) end,
-    size.told, touched),
+    outbox.told_sql(size.told, long), touched),
     rel, format(
     ' r where %1$s and %2$s limit 1) t on true%3$s'
-    ' cross join lateral (select case when %4$s is not true then null when %5$s then %6$s else %7$s end as made offset 0) j%8$s',
+    ' cross join lateral (select case when %4$s is not true%9$s then null when %5$s then %6$s else %7$s end as made offset 0) j%8$s',
     (select string_agg(format('r.%1$I = k.%1$I', c), ' and ') from unnest(keys) c), outbox.mine_sql('r'::text),
     case when inside is null then '' else format(' cross join lateral (select t.%I is not null and %s as inside offset 0) f', keys[1], inside) end,
     found, size.small, row_sql, coalesce(large, format('outbox.large_row(t.tableoid::regclass, t.ctid, %L::text, %L::text)', row_sql, size.bytes)),
-    ' where f.inside is not false or ' || was));
+    ' where f.inside is not false or ' || was, ' or outbox.is_long(' || long || ')'));
 end
 $$;
 
@@ -495,7 +602,7 @@ begin
 end
 $$;
 
--- The statement that records the row that a trigger was handed as `new`, as it is there. One that does not pass the
+-- The statement that records the row that a trigger was handed as `new`, whose key is short, as it is there. One that does not pass the
 -- filter is deleted on the target if `old` (null for an insert) may have been there.
 create or replace function outbox.copy_sql(of_table text, tbl regclass, keys text[], cols text[], mapping jsonb) returns text
 language plpgsql volatile
@@ -521,7 +628,7 @@ begin
                            outbox.inside_sql(mapping, 't'::text), keys[1], outbox.was_sql(mapping));
   end if;
   return format('insert into outbox.change (table_name, op, shape, key, row, headers)'
-                ' select %L, %s, %s, %s, %s, nullif(current_setting(''outbox.headers'', true), '''') from (select %s) t%s',
+                ' select %L, %s, %s, %s, %s, capture.said from (select %s) t%s',
                 of_table, op, shape, key_sql, row_sql, handed, more);
 end
 $$;
@@ -538,6 +645,12 @@ begin
    where l.table_name = of_table;
 end
 $$;
+
+-- The statement that records that a row has gone (`was`: if that is so).
+create or replace function outbox.gone_sql(of_table text, key_sql text, was text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return format('insert into outbox.change (table_name, op, key, headers) select %L, ''delete'', %s, capture.said%s', of_table, key_sql, ' where ' || was);
 
 -- Mark a table whose rows cannot be told, once for all rows of a statement (`at` names it among those of the transaction, and
 -- is the mark's headers; null: it is for no row). Nothing is lost where one is told twice, or two go by one name: whoever brings
@@ -598,7 +711,7 @@ begin
     return replace(outbox.resync_sql(of_table), '%', '%%');
   elsif op = 'TRUNCATE' then
     return outbox.about_sql(format('insert into outbox.change (table_name, op, key, headers)'
-      ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''') from ', of_table, outbox.key_sql(root, keys, 'k'::text, mapping)), null::text, ' k'::text);
+      ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''') from ', of_table, outbox.named_sql(root, keys, 'k'::text, mapping)), null::text, ' k'::text);
   end if;
   cols := outbox.row_columns(root, include, exclude);
   return outbox.reread_sql(of_table, root, null::text, keys, cols, mapping,
@@ -840,7 +953,7 @@ begin
   end if;
   if not exists (select from unnest(outbox.column_names(tbl)) with ordinality u(name, n) join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
                   where (u.name = any (cols) or w.mapping -> 'needs' ? u.name) and a.attgenerated = 'v') then
-    small := (outbox.size_sql(tbl, cols, 'new'::text)).small;
+    small := concat_ws(' and ', (outbox.size_sql(tbl, cols, 'new'::text)).small, outbox.short_key_sql(tbl, keys, 'new'::text, w.mapping));
     if filtered then
       was := format('(new.%I is not null or %s)', keys[1], outbox.was_sql(w.mapping));
     end if;
@@ -848,7 +961,9 @@ begin
   known := format('%L::text, %L::text[], %L::text[], %L::text[], %L::jsonb, %s', w.table_name, w.key_columns, w.include, w.exclude, w.mapping, places);
   -- The statement for a table that was altered is made once a plan, where no snapshot is older than the lock on the table.
   body := outbox.filled($body$
+<<capture>>
 declare
+  said  text := nullif(current_setting('outbox.headers', true), '');
   were  text[];
   sql   text;
   mark  text;
@@ -856,6 +971,9 @@ declare
   there boolean;
   made  bigint;
 begin
+  if octet_length(said) > @headers_limit@ then
+    perform outbox.refuse_headers();
+  end if;
   if tg_op <> 'TRUNCATE' and @ours@ and outbox.as_watched(@tbl@, @name@, @signature@, @keys@, @places@) then
     if new.xmax = 0 and (@small@) and (@moved@) is not true then
       @copy@;
@@ -913,15 +1031,17 @@ $body$, outbox.reading_parts(tbl, w.table_name, keys, cols, w.mapping, outbox.sh
     || jsonb_build_object(
       'tbl', format('%L::regclass', tbl::oid), 'name', quote_literal(w.table_name) || '::text', 'signature', quote_literal(outbox.signature(tbl)) || '::text',
       'keys', format('%L::text[]', keys), 'small', small, 'places', places,
+      'headers_limit', outbox.headers_limit(),
       -- Asked for each row that is read: a right that whoever captures had by a role goes without a word to any plan, and
       -- a partition may be another one's. As outbox.may_read, at a tenth of the price.
       'reads', 'has_table_privilege(tg_relid, ''select'') and has_schema_privilege(tg_table_schema, ''usage'') and not row_security_active(tg_relid)',
       'statement', format('concat_ws('' '', %L, pg_current_xact_id(), concat(tg_op, case tg_op when ''DELETE'' then old.cmax else new.cmin end))', w.table_name),
       'moved', (select string_agg(format('old.%1$I <> new.%1$I', c), ' or ') from unnest(keys) c),
       'copy', outbox.copy_sql(w.table_name, tbl, keys, cols, w.mapping),
-      'gone', format('insert into outbox.change (table_name, op, key, headers)'
-                     ' select %L, ''delete'', %s, nullif(current_setting(''outbox.headers'', true), '''')%s',
-                     w.table_name, outbox.key_sql(tbl, keys, 'old'::text, w.mapping), case when filtered then ' where ' || was end),
+      'gone', concat('if ' || outbox.short_key_sql(tbl, keys, 'old'::text, w.mapping) || ' is not true then '
+                     || outbox.gone_sql(w.table_name, outbox.named_sql(tbl, keys, 'old'::text, w.mapping), case when filtered then was end) || '; else ',
+                     outbox.gone_sql(w.table_name, outbox.key_sql(tbl, keys, 'old'::text, w.mapping), case when filtered then was end),
+                     case when outbox.short_key_sql(tbl, keys, 'old'::text, w.mapping) is not null then '; end if' end),
       'inserted', format('outbox.capture_sql(%L::regclass, %L::text, %s)', tbl::oid, 'INSERT', known),
       'updated', format('outbox.capture_sql(%L::regclass, %L::text, %s)', tbl::oid, 'UPDATE', known),
       'deleted', format('outbox.capture_sql(%L::regclass, %L::text, %s)', tbl::oid, 'DELETE', known),

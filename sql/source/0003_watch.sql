@@ -360,7 +360,7 @@ begin
   on conflict on constraint watched_table_name_key do update
      set key_columns = excluded.key_columns, include = excluded.include, exclude = excluded.exclude, capture = excluded.capture,
          target = excluded.target, rename = excluded.rename, constant = excluded.constant, mask = excluded.mask, filter = excluded.filter,
-         watched_at = now()
+         watched_at = now(), shapes_above = coalesce((select max(s.id) from outbox.shape s where s.table_name = excluded.table_name), 0)
   returning * into w;
   if w.capture then
     if not was.capture then  -- what went meanwhile nobody recorded: a copy is of something else from here on

@@ -33,8 +33,62 @@ begin
   end if;
   perform outbox.drop_emit(was.id) where was.id is not null;  -- whatever has its name here from now on is not looked at
   insert into outbox.watched as w (table_name, key_columns, capture) values (name, map.key_columns, false)
-  on conflict on constraint watched_table_name_key do update set key_columns = excluded.key_columns;
+  on conflict on constraint watched_table_name_key do update
+     set key_columns = excluded.key_columns, shapes_above = coalesce((select max(s.id) from outbox.shape s where s.table_name = excluded.table_name), 0);
   return name;
+end
+$$;
+
+create or replace function outbox.shapes_limit() returns int
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return 100;
+
+-- Which columns an emitted row has: a set that is known, or one more, as far as there may be more.
+create or replace function outbox.emitted_shape(w outbox.watched, columns text[]) returns int
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  known int := (select min(s.id) from outbox.shape s where s.table_name = w.table_name and s.columns = emitted_shape.columns);
+begin
+  if known is not null then
+    return known;
+  elsif cardinality(columns) > 1600 or exists (select from unnest(columns) c where octet_length(c) > 63) then
+    raise exception 'emit for %: no table has more than 1600 columns, nor one whose name has more than 63 bytes', w.table_name
+      using errcode = 'program_limit_exceeded', hint = 'emit the columns that the target table has';
+  elsif (select count(*) from outbox.shape s where s.table_name = w.table_name and s.id > w.shapes_above) >= outbox.shapes_limit() then
+    raise exception 'emit for %: its rows have come with % different sets of columns, and that is the most', w.table_name, outbox.shapes_limit()
+      using errcode = 'program_limit_exceeded',
+            hint = format('emit whole rows, or the same columns each time; where these were meant: %s counts anew',
+                          case when w.capture or w.key_columns is null then format('select outbox.watch(%L%s)', w.table_name, case when not w.capture then ', capture => false' end)
+                               else format('select outbox.map(%L, %L)', w.table_name, w.key_columns) end);
+  end if;
+  return outbox.shape_of(w.table_name, columns);
+end
+$$;
+
+create or replace function outbox.refuse_key(table_name text, bytes bigint) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'emit for %: the key has % bytes, and % is the most', table_name, bytes, outbox.key_limit()
+    using errcode = 'program_limit_exceeded', hint = 'name the row by something shorter, such as a digest';
+end
+$$;
+
+-- What travels with every change must not outgrow it.
+create or replace function outbox.bounded_headers(headers json) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if octet_length(headers::text) > outbox.headers_limit() then
+    raise exception 'emit: the headers have % bytes, and % is the most', octet_length(headers::text), outbox.headers_limit()
+      using errcode = 'program_limit_exceeded', hint = 'headers are for a traceparent; give data as columns of the row';
+  end if;
+  return headers::text;
 end
 $$;
 
@@ -173,6 +227,8 @@ declare
   keys     text[] := coalesce(w.key_columns, outbox.primary_key(tbl));
   given    json := coalesce("row", emit.key);
   cols     text[];
+  size     bigint;
+  nulls    boolean;
   row_text text;
   key_text text;
   new_id   bigint;
@@ -185,12 +241,14 @@ begin
     raise exception 'an upsert of % needs its row', w.table_name using errcode = 'invalid_parameter_value';
   end if;
   select array_agg(distinct k order by k) into cols from json_object_keys(given) k;
+  select sum(octet_length(e.value)), bool_or(e.value is null) into size, nulls from json_each_text(given) e where e.key = any (keys);
   if keys is null then
     raise exception '% is gone, or its primary key is: nothing says what its key was', w.table_name using errcode = 'undefined_table',
       hint = format('select outbox.map(%L, array[key columns]) when the table is on the target alone', w.table_name);
-  elsif cols is null or not keys <@ cols
-        or exists (select from json_each_text(given) e where e.key = any (keys) and e.value is null) then
+  elsif cols is null or not keys <@ cols or nulls then
     raise exception 'emit for % needs the key: %', w.table_name, array_to_string(keys, ', ') using errcode = 'invalid_parameter_value';
+  elsif size > outbox.key_limit() then  -- before anything is made of it
+    perform outbox.refuse_key(w.table_name, size);
   end if;
   if tbl is not null then
     if not cols <@ outbox.row_columns(tbl, null::text[], null::text[]) then
@@ -213,9 +271,14 @@ begin
     raise exception 'emit for %: the row has % bytes, and % is the most that is recorded', w.table_name, octet_length(row_text), outbox.row_limit()
       using errcode = 'program_limit_exceeded', hint = 'emit the columns that clients need, and keep the large one elsewhere';
   end if;
+  if outbox.is_long(key_text) then
+    perform outbox.refuse_key(w.table_name, octet_length(key_text)::bigint);
+  end if;
   insert into outbox.change (table_name, op, shape, key, row, headers)
-  values (w.table_name, op, case when op = 'upsert' then outbox.shape_of(w.table_name, cols) end, key_text,
-          case when op = 'upsert' then row_text end, coalesce(emit.headers::text, nullif(current_setting('outbox.headers', true), '')))
+  values (w.table_name, op, case when op = 'upsert' then outbox.emitted_shape(w, cols) end, key_text,
+          case when op = 'upsert' then row_text end,
+          coalesce(outbox.bounded_headers(emit.headers), case when octet_length(current_setting('outbox.headers', true)) > outbox.headers_limit() then outbox.refuse_headers()
+                                                              else nullif(current_setting('outbox.headers', true), '') end))
   returning id into new_id;
   perform outbox.ring();
   return new_id;

@@ -223,6 +223,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   size record := outbox.size_sql(k.tbl, outbox.row_columns(k.tbl, w.include, w.exclude), 't'::text);
+  long text := case when outbox.short_key_sql(k.tbl, k.keys, 't'::text, w.mapping) is not null then p.key_sql end;
 begin
   return format(
     'insert into outbox.change (table_name, op, shape, key, row)'
@@ -231,9 +232,10 @@ begin
     ' from json_to_record($1::json) as k(%s)'
     ' cross join lateral (select t.*, t.tableoid, t.ctid from %s t where %s and %s for share of t) t'
     ' cross join lateral (select case when %s then %s else outbox.large_row(t.tableoid::regclass, t.ctid, %L::text, %L::text) end as made offset 0) m'
-    ' cross join lateral (select case when $2 = 0 or octet_length(m.made) <= $2 then m.made end as sent) r',
-    w.table_name, outbox.shape_of(w.table_name, p.columns), p.key_sql, size.told, k.record, k.tbl, k.same, p.condition_sql,
-    size.small, p.row_sql, p.row_sql, size.bytes);
+    ' cross join lateral (select case when ($2 = 0 or octet_length(m.made) <= $2)%s then m.made end as sent) r',
+    w.table_name, outbox.shape_of(w.table_name, p.columns), case when long is null then p.key_sql else format('outbox.name_of(%s)', long) end,
+    outbox.told_sql(size.told, long), k.record, k.tbl, k.same, p.condition_sql,
+    size.small, p.row_sql, p.row_sql, size.bytes, ' and not outbox.is_long(' || long || ')');
 end
 $$;
 

@@ -37,6 +37,12 @@ create unique index if not exists held_key on outboxd.held (relay, table_name, m
 -- What identifies a row where a publication is FOR ALL TABLES: else its rows could not be deleted.
 alter table outboxd.held replica identity full;
 
+-- Rows of the target with a longer key are none of ours: the source records no such key (outbox.key_limit). Lists leave them out.
+create or replace function outboxd.key_limit() returns int
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return 4096;
+
 -- Which tables may be written through the door, and under which key. Nothing else can be.
 create table if not exists outboxd.mirror (
   table_name    text primary key,

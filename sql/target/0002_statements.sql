@@ -399,8 +399,10 @@ begin
   if statements is null then
     execute format('drop function if exists outboxd.%I(json)', writer);
     return false;
-  elsif there is null and (select count(*) from pg_proc where pronamespace = 'outboxd'::regnamespace and starts_with(proname, 'write_')) >= 1000 then
-    return false;  -- a source with ever new sets of columns must not fill the catalogue
+  elsif there is null and (
+    select count(*) >= 1000 or count(*) filter (where strpos(prosrc, format('outboxd.signature(%L::regclass, %L,', format('%I.%I', m.target_schema, m.target_table), m.table_name)) > 0) >= 150
+      from pg_proc where pronamespace = 'outboxd'::regnamespace and starts_with(proname, 'write_')) then
+    return false;  -- a source with ever new sets of columns must not fill the catalogue, nor one table take all that others may have
   end if;
   body := format(E'#variable_conflict use_column\ndeclare\n  written bigint;\nbegin\n'
                  '  if outboxd.signature(%L::regclass, %L, %L, %L, %L::text[], %L, %L::text[]) is distinct from %L then return null; end if;\n'

@@ -166,8 +166,9 @@ begin
   upto := format('(%s,0)', split_part(ltrim(at::text, '('), ',', 1)::bigint + many)::tid;
   execute format(
     'select array_agg(x.key order by x.at), max(x.at), count(*) >= $4 from ('
-    'select (select row_to_json(k.*)::text from (select %s) k) as key, t.ctid as at from only %s t'
-    ' where t.ctid > $1 and t.ctid < $2 and age(t.xmin) > age($3::xid) limit $4) x',
+    'select (select row_to_json(k.*)::text from (select %1$s) k) as key, t.ctid as at from only %2$s t'
+    ' where t.ctid > $1 and t.ctid < $2 and age(t.xmin) > age($3::xid)'
+    ' and octet_length((select row_to_json(k.*)::text from (select %1$s) k)) <= outboxd.key_limit() limit $4) x',
     (select string_agg(format('t.%I', k), ', ') from unnest(m.key_columns) k), leaf::regclass)
     into keys, last using at, upto, since, most;
   return json_build_object('keys', coalesce(keys, '{}'), 'elsewhere', elsewhere, 'place',

@@ -308,11 +308,12 @@ declare
 begin
   m := outboxd.mirror_of(name);
   o := outboxd.key_order(m);
+  most := least(most, 2000);  -- an answer must end, also where all of them are as long as a key may be
   execute format(
-    'select array_agg(d.key) from %scross join lateral (select (select row_to_json(k.*)::text from (select %s) k) as key from %I.%I t%s order by %s limit $2) d',
+    'select array_agg(d.key) from %1$scross join lateral (select (select row_to_json(k.*)::text from (select %2$s) k) as key from %3$I.%4$I t where octet_length((select row_to_json(k.*)::text from (select %2$s) k)) <= outboxd.key_limit()%5$s order by %6$s limit $2) d',
     case when after is null then '(select) x ' else format('json_to_record($1) as x(%s) ', o.definition) end,
     (select string_agg(format('t.%I', k), ', ') from unnest(m.key_columns) k), m.target_schema, m.target_table,
-    case when after is null then '' else format(' where (%s) > (%s)', o.ordered, o.given) end, o.ordered) into keys using after, most;
+    case when after is null then '' else format(' and (%s) > (%s)', o.ordered, o.given) end, o.ordered) into keys using after, most;
   return json_build_object('keys', coalesce(keys, '{}'), 'ends', coalesce(cardinality(keys), 0) < most, 'elsewhere', exists (
     select from outboxd.verification v where v.relay = relay_name and v.table_name = name and v.began_at = to_timestamp(began)
        and (v.place is distinct from outboxd.place_of(m) || ' ' || m.key_columns::text or v.way is distinct from outboxd.key_way(m))));

@@ -1,13 +1,16 @@
 """The process between real parts, as the acceptance tests have it; and a source with an owner who means no good."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import psycopg
 import pytest
 
-from tests.acceptance.conftest import app, direct, folder, mirror, rest, source, start, target
+from daemon.demo.supabase import EmbeddedSupabase
+from tests.acceptance.conftest import QUICK, Start, app, direct, folder, mirror, rest, source, start, target
 from tests.captured import Connection
 from tests.databases import Database
+from tests.security.tenants import Tenants
 
 __all__ = ["app", "direct", "folder", "mirror", "rest", "source", "start", "target"]
 
@@ -27,3 +30,11 @@ def owner(source: Database, watcher: Connection) -> Iterator[Connection]:
     with psycopg.connect(source.cluster.dsn(source.name, role), autocommit=True) as conn:
         yield conn
     watcher.execute(f"drop owned by {role} cascade; drop role {role}")
+
+
+@pytest.fixture
+def tenants(source: Database, target: Database, supabase: EmbeddedSupabase, start: Start) -> Iterator[Tenants]:
+    """Two tables of two owners, carried by one process through the Data API."""
+    way = {"source_dsn": source.dsn, "supabase_url": supabase.url, "supabase_key": supabase.secret_key}
+    with closing(Tenants(source, target, {**way, **QUICK}, start)) as both:
+        yield both
