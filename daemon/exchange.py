@@ -12,7 +12,6 @@ from typing import Any, cast
 import httpcore
 import httpx
 
-from daemon.printable import printable
 
 UNCONNECTED = (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout)
 BROKEN = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
@@ -47,7 +46,7 @@ def _packed(headers: httpx.Headers) -> str | None:
     how = headers.get("content-encoding", "")
     if all(one.strip().lower() in {"", "identity"} for one in how.split(",")):
         return None
-    return f"is packed ({printable(how[:40])}), which nobody has asked for: it is not unpacked"
+    return f"is packed ({how[:40]}), which nobody has asked for: it is not unpacked"
 
 
 def _require_bounded(size: int, longest: int) -> None:

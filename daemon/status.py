@@ -89,7 +89,7 @@ class _Slow:
 
 def _slowed(told: Mapping[str, Any], slow: Mapping[str, int]) -> dict[str, Any]:
     most = slow.get(told["table"])
-    return {**told, "reason": told["reason"] or slowly(most), "slow": most}
+    return {**told, "reason": told.get("reason") or slowly(most), "slow": most}
 
 
 def _record(table: str, there: "_There", here: "_Here", slow: _Slow) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 -- Watching: which tables may be watched, and putting the capture triggers of sql/source/0002 on them.
 
 -- Locked by whoever watches or unwatches, never written: a lock that only those can hold who may call outbox.take_turn.
-create table if not exists outbox.turn ();
+create table if not exists outbox.turn (nobody boolean primary key);
 revoke all on outbox.turn from public;
 
 -- A session, as a person is told of it, and what ends it. Without a pid: a prepared transaction.
