@@ -108,7 +108,8 @@ def stale(found: set[Finding], judge: str) -> list[tuple[str, str, str]]:
     return [
         (j, r, of)
         for j, r, of in EXPECTED
-        if j == judge and not any(one.judge == j and re.fullmatch(r, one.rule) and re.fullmatch(of, one.of) for one in found)
+        if j == judge
+        and not any(one.judge == j and re.fullmatch(r, one.rule) and re.fullmatch(of, one.of) for one in found)
     ]
 
 
