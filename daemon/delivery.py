@@ -188,7 +188,7 @@ class Delivery:
                 await self.learn_held(answer)
                 return load.planned, replace(answer, more={**answer.more, "gear": 3}) if earlier else answer
         assert load.refused is not None
-        raise self._nobodys(load.refused, load)
+        raise await self._nobodys(load.refused, load)
 
     def _plan(self, load: Load) -> None:
         started, notes = time.monotonic(), load.parcel.notes
@@ -307,18 +307,18 @@ class Delivery:
         refused = _read(answer.more["refused"], planned, exc)
         if not refused:
             if load.singly:
-                raise self._nobodys(exc, load)
+                raise await self._nobodys(exc, load)
             load.singly = True
         if not parcel.retried:  # those are held already
             await self._judge(exc, load, refused)
         return refused
 
-    def _nobodys(self, exc: TargetError, load: Load) -> TargetError:
+    async def _nobodys(self, exc: TargetError, load: Load) -> TargetError:
         """The target refuses it, and names no row that it refuses: it has changed meanwhile, or, if that goes on, it is the
-        table's matter. The others must not wait for it."""
+        table's matter. The others must not wait for it, unless its owner wants the relay to halt."""
         parcel, tables = load.parcel, {sheaf.table for sheaf in load.flow}
         table = exc.refusal.table or (next(iter(tables)) if len(tables) == 1 else None)
-        if parcel.retried or table is None:
+        if parcel.retried or table is None or await self._letters.halting({table}):
             return exc
         self._unblamed[table, parcel.copied] += 1
         if self._unblamed[table, parcel.copied] < _UNBLAMED and not parcel.letters:

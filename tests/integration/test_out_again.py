@@ -133,7 +133,7 @@ end $$;
 create trigger moody after insert or update or delete on story for each statement execute function moody()"""
 
 
-@pytest.mark.parametrize("kind", ["changes", "a copy", "emitted"])
+@pytest.mark.parametrize("kind", ["changes", "a copy", "emitted", "to halt"])
 async def test_a_table_that_is_refused_and_no_row_of_it_alone_is_out(pair: Pair, kind: str) -> None:
     """The trial of single rows blames none, time and again. The others go on, and the table does once it can."""
     pair.create("create table tale (id int primary key)", "tale")
@@ -146,7 +146,8 @@ async def test_a_table_that_is_refused_and_no_row_of_it_alone_is_out(pair: Pair,
         on_target(pair, NOT_IN_A_TRIAL)
         if kind == "emitted":
             emit(pair, '{"id":1,"n":1}', table="public.story")
-        elif kind == "changes":
+        elif kind in {"changes", "to halt"}:
+            on_source(pair, f"select outbox.on_error('story', '{'halt' if kind == 'to halt' else 'hold'}')")
             pair.write("insert into story values (1, 1)")
         else:
             pair.write("set local session_replication_role = replica", "insert into story values (1, 1)")
@@ -158,6 +159,9 @@ async def test_a_table_that_is_refused_and_no_row_of_it_alone_is_out(pair: Pair,
                 await parts.relay.drain()
             except TargetError:
                 failed += 1
+        if kind == "to halt":
+            assert (failed, out(parts)) == (5, [])
+            return
         assert failed == 2
         assert out(parts) == ["public.story"]
         pair.write("insert into tale values (1)")
