@@ -105,6 +105,8 @@ def _unasked_question(found: Mapping[str, Any], header: Mapping[str, Any], many:
         return "another cursor"
     if mode == "spell" and len(found["more"]["keys"]) != many:
         return "keys"
+    if max(found["more"].get("no_values", ()), default=-1) >= many:
+        return "keys that are no values"
     return None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from daemon import spelling
 from daemon.aim import same_rows
 from daemon.batch import Batch, Found, Question, stretch
 from daemon.copies import (
@@ -25,19 +26,20 @@ from daemon.copies import (
     begun_by,
     choose,
     empties,
+    gone,
     known,
     misfit,
     note,
     slowly,
 )  # fmt: skip
 from daemon.errors import CaptureLost, CopyRefused, DaemonError, Kind, SourceUnavailable, TargetError, advice
-from daemon.hold import is_digest
+from daemon.hold import Key, is_digest
 from daemon.letters import Letters
 from daemon.noticing import Noticing
 from daemon.plan import Group
 from daemon.printable import word
 from daemon.ranges import Look
-from daemon.sheaf import Sheaves, split
+from daemon.sheaf import Sheaves, glue, split
 from daemon.source import Source
 from daemon.target import Answer, Target
 
@@ -82,16 +84,17 @@ class Copier:
         self.wishes: dict[str, Wish] = {}
         self.stopping = False
         self._only_held: dict[str, set[str]] = {}  # keys that are held, of rows that the target does not have
+        self._no_values: dict[str, set[str]] = {}  # of these those that no row there can have
         self.held_of: Callable[[str], Collection[str]] = lambda _: ()  # keys of a table that are held
         self._noting: dict[str, Copy] = {}  # tables that have just gone out: the target is told with the next batch
         self._telling: dict[str, Copy] = {}  # what batches on their way tell it: they may be refused for another table
         self._fit: set[str] = set()
         self._begun: set[str] = set()  # copies that the target has not yet said it knows of
         self._patience: dict[str, float] = {}  # how long a table that went out while it was copied is left alone
-        self._left_alone: dict[str, float] = {}  # and until when
         self._mending: asyncio.Task[None] | None = None
         self._watched: set[str] | None = None  # None: not looked yet
-        self._looked = self._rechecked = self._mended_at = float("-inf")
+        self._looked = self._mended_at = float("-inf")
+        self._fits_at: dict[str, float] = {}  # when a table that is out is looked at again
         self._due = 0.0
         self._busy: dict[str, float] = {}  # until when a table that is locked, or slow, is left alone
         self._most: dict[str, int] = {}  # rows of a table that are read at once, where more took too long
@@ -121,8 +124,8 @@ class Copier:
 
     def recheck(self) -> None:
         """What was out may fit by now: look at once."""
-        self._left_alone.clear()
-        self._looked = self._rechecked = float("-inf")
+        self._looked = float("-inf")
+        self._fits_at.clear()
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -172,19 +175,29 @@ class Copier:
     async def _unwritten(self, copy: Copy) -> bool:
         """Learn keys of rows that the target may have too much, and where it is to be asked next. False: they are of another
         table than the copy is in."""
-        more = (await self._target.unwritten(copy.table, copy.after)).more
+        # Held keys, too: what a table that was out has missed may be the delete of one. They are released key by key.
+        # Those of other columns than its key are no rows of it: they go once it is copied.
+        held = sorted(self.held_of(copy.table) if copy.prune and copy.after is None else ())
+        if held:
+            identity = (await Letters(self._source).identities({copy.table}))[copy.table]
+            held = [key for key in held if identity.names(key) and not is_digest(key)]  # whose row may be there
+        more = (await self._too_many(copy, held)).more
         if more.get("elsewhere"):
             self.copies[copy.table] = replace(self.copies[copy.table], here=False)
             return False
-        # Held keys, too: what a table that was out has missed may be the delete of one. They are released key by key.
-        # Those of other columns than its key are no rows of it: they go once it is copied.
-        held = set(self.held_of(copy.table) if copy.prune and copy.after is None else ())
-        if held:
-            identity = (await Letters(self._source).identities({copy.table}))[copy.table]
-            held = {key for key in held if identity.names(key) and not is_digest(key)}  # whose row may be there
-        self._only_held[copy.table] = held.difference(more["keys"])
+        self._only_held[copy.table] = set(held).difference(more["keys"])
+        self._no_values[copy.table] = {held[at] for at in more.get("no_values", ())}
         self._unasked[copy.table] = (*more["keys"], *sorted(self._only_held[copy.table])), more.get("place")
         return True
+
+    async def _too_many(self, copy: Copy, held: Sequence[str]) -> Answer:
+        try:
+            return await self._target.unwritten(copy.table, copy.after, spelling.asked(held) if held else (), len(held))
+        except TargetError as exc:
+            if exc.kind is not Kind.DATA:
+                raise
+            why = f"the target cannot say which rows of {copy.table} it has too many ({exc.refusal.sqlstate})"
+            raise TargetError(Kind.CONTRACT, why, replace(exc.refusal, table=copy.table, message=why)) from None
 
     async def _emptying(self, copy: Copy) -> Copy:
         """With columns that travelled before this copy and do not any more: what the target has in them goes, where it can."""
@@ -208,8 +221,8 @@ class Copier:
             self._busy[exc.table] = time.monotonic() + _LOOK
         elif exc.slow:
             self._slow_down(exc.table)
-        else:
-            self._put_out(exc.table, str(exc))
+        elif not self._put_out(exc.table, str(exc)):
+            self.stays_out(exc.table, str(exc))
 
     def _candidates(self, *, locked: bool = False) -> dict[str, tuple[Copy, bool]]:
         """Tables of which something is to be copied, and whether that begins with it. `locked`: also those."""
@@ -255,11 +268,22 @@ class Copier:
         _, after = self._unasked.pop(copy.table)
         if left:
             self._unasked[copy.table] = left, after
-        sheaves = read.sheaves if copy.prune else ()
+        sheaves, freed = self._freed(copy.table, read.sheaves) if copy.prune else ((), frozenset())
         extra = sum(key not in self._only_held[copy.table] for sheaf in read.sheaves for key in split(sheaf.keys))
         then = copy.further(Page(place, place is None and not left), extra, extra if copy.prune else 0)
         self.copies[copy.table] = then
-        return _after(end, Progress(then), sheaves, more=self._goes_on())
+        return _after(end, Progress(then, freed=freed), sheaves, more=self._goes_on())
+
+    def _freed(self, table: str, sheaves: Sheaves) -> tuple[Sheaves, frozenset[Key]]:
+        """Without deletes of keys that no row of the target can have (a label of an enum has another name by now): it would refuse
+        them."""
+        no_values = self._no_values.get(table)
+        if not no_values:
+            return sheaves, frozenset()
+        keys = [key for sheaf in sheaves for key in split(sheaf.keys)]
+        left = [key for key in keys if key not in no_values]
+        deletes = (gone(table, glue(left), sheaves[0].times[0]),) if left else ()
+        return deletes, frozenset((table, key) for key in no_values.intersection(keys))
 
     def _goes_on(self) -> bool:
         return not self._rate and bool(self._candidates())
@@ -391,6 +415,16 @@ class Copier:
             self.copies[table] = replace(self.copies[table], reason=reason)
             log.warning("table_out", table=table, reason=reason)
 
+    def unmet(self, table: str) -> str | None:
+        """Why a table that is gone here stays out although nothing waits for it: it would begin to be copied, and be out again."""
+        copy, wish = self.copies.get(table, Copy(table)), self.wishes.get(table)
+        if wish is None or not begun_by(replace(copy, state="done"), wish):
+            return None
+        return (
+            f"{table} is to be copied, and the source has no such table any more: it goes on once the table is there again; "
+            f"`outboxd unwatch {shlex.quote(table)}` gives it up"
+        )
+
     def came_back(self, copy: Copy) -> None:
         """All that waited for the table has arrived, and the target knows."""
         self.copies[copy.table] = copy
@@ -398,17 +432,18 @@ class Copier:
         log.info("table_back", table=copy.table)
 
     def _put_out(self, table: str, reason: str) -> bool:
-        if table in self.out and self.copies[table].state == "out":
+        self._fit.discard(table)
+        pause = self._recheck
+        going = table not in self.out or self.copies[table].state != "out"
+        if going and table in self.copies and self.copies[table].state == "copying":  # it seemed to fit, and did not
+            pause = self._patience[table] = min(2 * self._patience.get(table, pause), _LONGEST * self._recheck)
+        self._fits_at[table] = time.monotonic() + pause
+        if not going:
             return False  # none of its changes was sent: it cannot be that
         reason = reason[:_REASON]
-        if table in self.copies and self.copies[table].state == "copying":  # it seemed to fit, and did not
-            pause = self._patience[table] = min(2 * self._patience.get(table, self._recheck), _LONGEST * self._recheck)
-            self._left_alone[table] = time.monotonic() + pause
         aim = self.wishes[table].aim if table in self.wishes else None  # with it: a copy is to bring what is skipped
         self.copies[table] = self._noting[table] = self.copies.get(table, Copy(table, aim=aim)).went_out(reason)
         self.out.add(table)
-        self._fit.discard(table)
-        self._rechecked = time.monotonic()
         log.error("table_out", table=table, reason=reason)
         return True
 
@@ -420,20 +455,20 @@ class Copier:
         """What does the source want, and does a table that is out fit again?"""
         await self.noticing.due(now, self._recheck)
         await self._wish()
-        left_alone = {table for table, until in self._left_alone.items() if now < until}
-        waiting = (self.out & self.wishes.keys()) - self._fit - left_alone
-        if not waiting or now < self._rechecked + self._recheck:
+        waiting = (self.out & self.wishes.keys()) - self._fit
+        due = sorted(table for table in waiting if now >= self._fits_at.get(table, float("-inf")))
+        if not due:
             return
-        self._rechecked = now
+        self._fits_at |= dict.fromkeys(due, now + self._recheck)
         if (
             self._mend is not None
             and now >= self._mended_at + self._recheck
             and (self._mending is None or self._mending.done())
         ):
             self._mended_at = now
-            self._mending = asyncio.create_task(self._mended(self._mend, sorted(waiting)))
+            self._mending = asyncio.create_task(self._mended(self._mend, due))
         described = (await self._target.describe()).more
-        for table, unfit, columns, key in await self._source.ask("copy_fit", {"tables": sorted(waiting)}):
+        for table, unfit, columns, key in await self._source.ask("copy_fit", {"tables": due}):
             reason = unfit or misfit(table, described, columns, key)
             if reason is None:
                 self._fit.add(table)
@@ -442,8 +477,7 @@ class Copier:
         """Beside the relay, which does not wait for it; then it looks again."""
         for table in tables:
             await mend(table)
-            self._left_alone.pop(table, None)
-        self._rechecked = float("-inf")
+            self._fits_at.pop(table, None)
 
     def report(self) -> list[dict[str, Any]]:
         """One line a watched table that has been, is or will be copied, and one a table that is out."""

@@ -118,11 +118,13 @@ _RECORD = {one.name for one in fields(Copy)} - {"seen"}
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a batch of copied rows leads to. `copy` None: nothing but what is to be noted of other tables."""
+    """What a batch of copied rows leads to. `copy` None: nothing but what is to be noted of other tables. `freed`: held keys that
+    are no row's, here or there: nothing is sent of them, and they are released."""
 
     copy: Copy | None
     begins: bool = False
     rows: int = 0
+    freed: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

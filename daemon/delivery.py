@@ -29,6 +29,7 @@ from outbox import Cursor
 
 log = structlog.get_logger()
 
+_UNBLAMED = 3  # times that a table is refused, and no row of it, until it is the table
 _ROUNDS = 3  # isolate finds all there is in one; a second is for what changes on the target meanwhile
 _USEFUL = 8192  # bytes of a request that any gateway of use takes: twice as many as a key may have
 _MOST_HELD = 10  # times as many, for each table, as are ever held by itself
@@ -51,8 +52,8 @@ class Parcel:
     digest (`after`). `letters`: they are dead letters already; of the keys `retried` all flow again unless they are
     refused again.
 
-    `notes` are recorded with it. `copied`: these are rows as of the cursor; held keys among them flow again; `copy` is how
-    far they lead. `picked`: they are single rows that differed, so that all being refused
+    `notes` are recorded with it. `copied`: these are rows as of the cursor; held keys among them flow again, and those that are no
+    row's are `freed`; `copy` is how far they lead. `picked`: they are single rows that differed, so that all being refused
     says nothing of their table. `vacates`: columns of tables that these rows set to null;
     `called`: by which columns rows of a table are told apart by now, where they were recorded by others. `aside`: changes of tables that are out, `reasons` why.
     """
@@ -68,6 +69,7 @@ class Parcel:
     notes: tuple[Group, ...] = ()
     copied: bool = False
     copy: Copy | None = None
+    freed: frozenset[Key] = frozenset()
     picked: bool = False
     aside: Sheaves = ()
     vacates: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -79,7 +81,8 @@ class Parcel:
 class Load:
     """What of a parcel is to be sent, and the plan for it. `left_out`: changes that nobody waits for, because a copy
     will bring their rows. `kept`: ids of those of its changes that wait. `unpruned`: rows that the source does not
-    have, and the target does not let go. `singly`: row by row all of it fits."""
+    have, and the target does not let go. `singly`: row by row all of it fits. `refused`: how it was
+    refused last."""
 
     parcel: Parcel
     flow: Sheaves
@@ -87,6 +90,7 @@ class Load:
     kept: set[int] = field(default_factory=set)
     unpruned: int = 0
     singly: bool = False
+    refused: TargetError | None = None
     hold: set[Key] = field(default_factory=set)
     release: set[Key] = field(default_factory=set)
     planned: Plan = field(init=False)
@@ -127,6 +131,9 @@ class Delivery:
         self.captured: Callable[[], Collection[str]] = tuple  # tables whose keys the source's types have spelled
         self.places: Mapping[str, str] = {}  # which table of the target each one goes to
         self._types: Mapping[str, Types] = {}
+        self._unblamed: Counter[tuple[str, bool]] = (
+            Counter()
+        )  # how often in a row a table, or its copy, was refused, and no row
 
     def learn_tables(self, described: Mapping[str, Any]) -> None:
         """The order of the target's tables, parents first, from its own foreign keys."""
@@ -174,7 +181,7 @@ class Delivery:
         again = parcel.retried
         if parcel.copied and self.held:
             among = {(sheaf.table, key) for sheaf in parcel.sheaves for key in split(sheaf.keys)}
-            again = frozenset(key for key in self.held if key in among)
+            again = frozenset(key for key in self.held if key in among or key in parcel.freed)
         held = self.held - again if again else self.held
         strangers = self._strangers(parcel)
         if not parcel.letters:
@@ -198,7 +205,8 @@ class Delivery:
             if answer is not None:
                 await self.learn_held(answer)
                 return load.planned, replace(answer, more={**answer.more, "gear": 3}) if earlier else answer
-        raise TargetError(Kind.DATA, f"the target goes on refusing rows after {_ROUNDS} rounds")
+        assert load.refused is not None
+        raise await self._nobodys(load.refused, load)
 
     def _plan(self, load: Load) -> None:
         started, notes = time.monotonic(), load.parcel.notes
@@ -283,6 +291,7 @@ class Delivery:
                 load.planned, parcel.cursor, parcel.epoch, parcel.batch_no, after=parcel.after, singly=load.singly
             )
         except TargetError as exc:
+            load.refused = exc
             refused = await self._refused(exc, load)
             if isinstance(refused, Answer):
                 return refused
@@ -319,11 +328,26 @@ class Delivery:
         refused = _read(answer.more["refused"], planned, exc)
         if not refused:
             if load.singly:
-                raise exc  # the target has changed meanwhile
+                raise await self._nobodys(exc, load)
             load.singly = True
         if not parcel.retried:  # those are held already
             await self._judge(exc, load, refused)
         return refused
+
+    async def _nobodys(self, exc: TargetError, load: Load) -> TargetError:
+        """The target refuses it, and names no row that it refuses: it has changed meanwhile, or, if that goes on, it is the
+        table's matter. The others must not wait for it, unless its owner wants the relay to halt."""
+        parcel, tables = load.parcel, {sheaf.table for sheaf in load.flow}
+        table = exc.refusal.table or (next(iter(tables)) if len(tables) == 1 else None)
+        if parcel.retried or table is None or await self._letters.halting({table}):
+            return exc
+        self._unblamed[table, parcel.copied] += 1
+        if self._unblamed[table, parcel.copied] < _UNBLAMED and not parcel.letters:
+            return exc
+        del self._unblamed[table, parcel.copied]
+        state = exc.refusal.sqlstate
+        why = f"the target refuses changes of {table}, and none of them alone ({state}): `outboxd check` names what is missing; else it is a trigger there"
+        return TargetError(Kind.CONTRACT, why, Refusal(state, table=table, message=why))
 
     async def _judge(self, exc: TargetError, load: Load, refused: Collection[Key]) -> None:
         """May these keys be held? Raises where it is no row's fault, or their table halts the relay."""
@@ -394,6 +418,9 @@ class Delivery:
 
     async def _settled(self, load: Load, cursor: Cursor) -> None:
         """The target has taken the load: its keys are held, or flow again."""
+        if self._unblamed:
+            for sheaf in load.flow:
+                self._unblamed.pop((sheaf.table, load.parcel.copied), None)
         self.held = (self.held | load.hold) - load.release
         self.holds += bool(load.hold)
         self._listener.keys_held(len(self.held))

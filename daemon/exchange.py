@@ -12,7 +12,6 @@ from typing import Any, cast
 import httpcore
 import httpx
 
-
 UNCONNECTED = (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout)
 BROKEN = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
 _CONNECTIONS, _KEPT, _CONNECT = 4, 30.0, 5.0  # seconds

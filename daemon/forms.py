@@ -260,7 +260,7 @@ MORE: Mapping[str, tuple[Mapping[str, Form], Mapping[str, Form]]] = {
     "advised": ({"findings": _all(_finding)}, {}),
     "cursor": ({}, _KEPT),
     "rebased": ({}, {}),
-    "extra": ({"keys": _all(_key)}, {"elsewhere": _flag, "place": _name}),
+    "extra": ({"keys": _all(_key)}, {"elsewhere": _flag, "place": _name, "no_values": _all(whole)}),
     "keys": ({"keys": _all(_key), "ends": _flag}, {"elsewhere": _flag, "failed": _code}),
     "held": ({"held": _HELD["held"]}, _HELD),
     "spelled": ({"keys": _all(_or_none(_text))}, {}),

@@ -88,10 +88,12 @@ class Letters:
             rows = await (await conn.execute(query("uncopied"), {"tables": list(tables)})).fetchall()
         return dict(rows)
 
-    async def waiting(self, out: Sequence[str]) -> list[tuple[str, bool, bool]]:
-        """Of the tables that are out those that no copy can bring back: is a retry wanted, or letters dropped?"""
-        async with self._source.connected() as conn:
-            return await (await conn.execute(query("held_waiting"), {"tables": list(out)})).fetchall()
+    async def waiting(self, out: Sequence[str], held: Collection[Key]) -> list[tuple[str, bool, bool]]:
+        """Of the tables that are out those that no copy can bring back: is a retry wanted, or letters dropped? Those of keys
+        that are held themselves go once the table is back."""
+        of_them = [(table, _hashed(key)) for table, key in held if table in out]
+        asked = {"held_tables": [table for table, _ in of_them], "held_keys": [key for _, key in of_them]}
+        return await self._source.ask("held_waiting", {"tables": list(out), **asked})
 
     async def drop(self, table: str, held: Collection[Key]) -> None:
         """Remove the letters of a table that is out that somebody wants dropped."""

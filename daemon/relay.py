@@ -313,7 +313,7 @@ class Relay:
         parcel = Parcel(
             outgoing.sheaves, batch.shapes, batch.cursor, self.status.epoch, batch_no + 1, after,
             notes=(*outgoing.notes, *notes(batch, self._target.relay, self.status.pulse)),
-            copy=batch.copied.copy if batch.copied else None,
+            copy=batch.copied.copy if batch.copied else None, freed=batch.copied.freed if batch.copied else frozenset(),
             copied=batch.copied is not None or batch.checked is not None, picked=batch.checked is not None,
             aside=outgoing.aside, vacates=outgoing.vacates,
             reasons={table: self.copier.copies[table].reason or "" for table in self.copier.out},

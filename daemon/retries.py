@@ -80,7 +80,7 @@ class Retries:
         self._cover = cover
         self._at_once = _RETRIED
         self._orphans: set[Key] = set()  # keys that were held without a letter when it was looked last
-        self._tried: dict[str, float] = {}  # when a table that is out was tried last
+        self._tried: dict[str, float] = {}  # when a table that is out was tried last, also if that brought it back
         self._left: dict[str, float] = {}  # when letters of a table that nobody sends were looked for last
         self._structure: str | None = None  # of the target's tables, when it was looked at last
         self._holds = 0
@@ -313,28 +313,38 @@ class Retries:
         """Try the tables that no copy can bring back."""
         if not self._copier.out:
             return None
-        now = time.monotonic()
-        waiting = await self._letters.waiting(sorted(self._copier.out))
+        waiting = await self._letters.waiting(sorted(self._copier.out), self._delivery.held)
         identities = await self._letters.identities({table for table, *_ in waiting})
         for table, retry, discard in waiting:
             if discard:
                 await self._letters.drop(table, self._delivery.held)
+            due = retry or discard or time.monotonic() >= self._tried.get(table, float("-inf")) + self._recheck
             if (heir := self._heir(table, identities[table])) is not None:
-                if await self._inherited(heir):
-                    await self._letters.end(table, self._delivery.held)
-                    return await self._come_back(table, place)
-                continue
-            if retry or discard or now >= self._tried.get(table, float("-inf")) + self._recheck:
-                self._tried[table] = now
-                if done := await self._skipped(table, place):
-                    del self._tried[table]
-                    return done
-                if identities[table].left_over:
-                    await self._letters.leave({table})
-                if done := await self._drain(table, identities[table], place):
-                    del self._tried[table]  # there may be more
-                    return done
+                done = await self._ended_by(heir, table, place)
+            else:
+                done = await self._again(table, identities[table], place) if due else None
+            if done:
+                return done
         return None
+
+    async def _ended_by(self, heir: str, table: str, place: Place) -> Done | None:
+        """Another one has its place on the target: once that has brought all, nothing waits for this one."""
+        if not await self._inherited(heir):
+            return None
+        await self._letters.end(table, self._delivery.held)
+        return await self._come_back(table, place)
+
+    async def _again(self, table: str, identity: Identity, place: Place) -> Done | None:
+        """Try what waits for it. It has come back, or part of it has arrived; None: not yet, and not again before `recheck`."""
+        self._tried[table] = time.monotonic()
+        done = await self._skipped(table, place)
+        if done is None:
+            if identity.left_over:
+                await self._letters.leave({table})
+            done = await self._drain(table, identity, place)
+        if done and table in self._copier.out:
+            del self._tried[table]  # there may be more
+        return done
 
     async def _skipped(self, table: str, place: Place) -> Done | None:
         """What of a table was skipped while it was still captured, for a copy was to bring it, becomes letters, once."""
@@ -367,7 +377,7 @@ class Retries:
             load = await self._delivery.prepare(replace(parcel, called=called({table: identity})))
             done = await self._delivery.send(load)
         except (TargetError, CaptureLost) as exc:
-            reason = _misfit(exc)
+            reason = await self._unfit(exc, table)
             if reason is None:
                 raise
             self._copier.stays_out(table, reason)
@@ -377,7 +387,17 @@ class Retries:
             await self._letters.delivered([one.id for one in changes if one.id not in load.kept])
         return done
 
-    async def _come_back(self, table: str, place: Place) -> Done:
+    async def _unfit(self, exc: TargetError | CaptureLost, table: str) -> str | None:
+        """Why a table that is out cannot be back; None: that is not what is the matter. What is refused and cannot be held row by
+        row (a TRUNCATE) is nothing that the other tables have to wait for, unless its owner wants the relay to halt."""
+        if isinstance(exc, TargetError) and exc.kind is Kind.DATA and await self._delivery.spares(table):
+            return f"{exc}: {advice(exc.kind, exc.refusal)}"
+        return _misfit(exc)
+
+    async def _come_back(self, table: str, place: Place) -> Done | None:
+        if (unmet := self._copier.unmet(table)) is not None:
+            self._copier.stays_out(table, unmet)
+            return None
         back = replace(self._copier.copies.get(table, Copy(table)), state="done", reason=None)
         load = await self._delivery.prepare(replace(place.parcel((), {}), notes=(note(back, begins=False),)))
         done = await self._delivery.send(load)

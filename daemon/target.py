@@ -159,9 +159,10 @@ class Target:
         """What others may do by way of the mirrored tables."""
         return await self._ask({"mode": "advise", "relay": self._relay})
 
-    async def unwritten(self, table: str, place: str | None) -> Answer:
-        """Keys of rows that have not been written since the table's copy began, from a place in the table on."""
-        return await self._ask({"mode": "extra", "relay": self._relay, "table": table, "place": place})
+    async def unwritten(self, table: str, place: str | None, held: Pieces = (), many: int = 0) -> Answer:
+        """Keys of rows that have not been written since the table's copy began, from a place in the table on. And which of
+        these keys (`no_values`: their places) can be no row's there."""
+        return await self._ask({"mode": "extra", "relay": self._relay, "table": table, "place": place}, held, many=many)
 
     async def keys(self, table: str, after: str | None, most: int, began: float) -> Answer:
         """The next keys of the table's rows there, in the order of its key, for the pass that began then."""

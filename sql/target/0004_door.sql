@@ -189,7 +189,7 @@ begin
     when 'held' then outboxd.answer('held', null, outboxd.held_keys(header ->> 'relay', header -> 'after')::json)
     when 'describe' then outboxd.answer('described', null, outboxd.describe())
     when 'advise' then outboxd.answer('advised', null, outboxd.advice())
-    when 'extra' then outboxd.look_for_extra(header ->> 'relay', header ->> 'table', header ->> 'place')
+    when 'extra' then outboxd.look_for_extra(header ->> 'relay', header ->> 'table', header ->> 'place', parts[2]::json)
     when 'keys' then outboxd.answer('keys', null, outboxd.keys_after(header ->> 'relay', header ->> 'table', (header ->> 'after')::json, (header ->> 'most')::int, (header ->> 'began')::double precision)) end;
 end
 $$;

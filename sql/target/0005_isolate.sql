@@ -64,8 +64,18 @@ begin
 end
 $$;
 
+-- Read keys ($1), and nothing else: this raises where one is no value of the key's types.
+create or replace function outboxd.read_keys_sql(m outboxd.mirror) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format('select count(row(%s)::text) from json_to_recordset($1) as x(%s)', string_agg(c.value, ', '), string_agg(c.definition, ', '))
+    from outboxd.columns_of(m, m.key_columns) c
+$$;
+
 -- The statement that a single row of each group becomes; null where it takes the whole of `apply`: a truncate, rows
--- that may have to be renumbered (gear 2), a group that no statement can be made of.
+-- that may have to be renumbered (gear 2), a group that no statement can be made of. A delete reads its key whatever the plan:
+-- of an empty table Postgres would not look at it, and a key that is no value, which refuses the batch, would be nobody's fault.
 create or replace function outboxd.row_statements(parts text[]) returns text[]
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -85,7 +95,7 @@ begin
       perform outboxd.require_key(m, g, parts[i + 1]::json);
       names := array(select json_array_elements_text(g -> 'columns'));
       if g ->> 'op' = 'delete' then
-        made[i] := outboxd.delete_sql(m);
+        made[i] := outboxd.delete_sql(m) || format(' and (%s) >= 0', outboxd.read_keys_sql(m));
       elsif outboxd.renumbers_sql(m, names) is null then
         made[i] := outboxd.upsert_sql(m, names, outboxd.is_anew(m, g));
       end if;

@@ -126,12 +126,36 @@ begin
 end
 $$;
 
+-- Of these keys those that are no values of the key's types here, by their places from 0 on: no row of the mirror has such a one.
+-- Any other error is none of a value's.
+create or replace function outboxd.no_values(m outboxd.mirror, keys json) returns int[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  reads text := outboxd.read_keys_sql(m);
+  found int[] := '{}';
+begin
+  execute reads using keys;
+  return found;
+exception when data_exception or integrity_constraint_violation then
+  for n in 0 .. json_array_length(keys) - 1 loop
+    begin
+      execute reads using json_build_array(keys -> n);
+    exception when data_exception or integrity_constraint_violation then
+      found := found || n;
+    end;
+  end loop;
+  return found;
+end
+$$;
+
 -- Rows of a mirror that have not been written since its copy began: those the source does not have are among them.
 -- From a place on ("oid tid file" of a table or partition, a row's place, and the file that this is in; null: the beginning),
 -- through some of the table, in the order in which it lies on disk: no sorting, and no comparing of keys. Such rows do not
 -- move, but for those of a table that is written anew (VACUUM FULL, CLUSTER): it is gone through from its beginning then.
--- "elsewhere": this was another table than the copy is in.
-create or replace function outboxd.extra(relay_name text, name text, place text) returns json
+-- "elsewhere": this was another table than the copy is in. "no_values": of the keys that are `held` (null: not asked).
+create or replace function outboxd.extra(relay_name text, name text, place text, held json) returns json
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -156,7 +180,7 @@ begin
     from (select p.relid from pg_partition_tree(tbl) p where p.isleaf union select tbl where (select relkind from pg_class where oid = tbl) <> 'p') r
    where r.relid::oid >= leaf;
   if leaf is null then
-    return json_build_object('keys', array[]::text[], 'elsewhere', elsewhere);
+    return json_build_object('keys', array[]::text[], 'elsewhere', elsewhere, 'no_values', outboxd.no_values(m, held));
   end if;
   execute format('select from only %s limit 0', leaf::regclass);  -- it keeps its file until this has ended
   file := pg_relation_filenode(leaf::regclass);
@@ -171,7 +195,7 @@ begin
     ' and octet_length((select row_to_json(k.*)::text from (select %1$s) k)) <= outboxd.key_limit() limit $4) x',
     (select string_agg(format('t.%I', k), ', ') from unnest(m.key_columns) k), leaf::regclass)
     into keys, last using at, upto, since, most;
-  return json_build_object('keys', coalesce(keys, '{}'), 'elsewhere', elsewhere, 'place',
+  return json_build_object('keys', coalesce(keys, '{}'), 'elsewhere', elsewhere, 'no_values', outboxd.no_values(m, held), 'place',
     case when cardinality(keys) >= most then format('%s %s %s', leaf, last, file)
          when pg_relation_size(leaf::regclass) > 8192 * split_part(ltrim(upto::text, '('), ',', 1)::bigint then format('%s %s %s', leaf, upto, file)
          else format('%s (0,0)', leaf::bigint + 1) end);
@@ -179,7 +203,7 @@ end
 $$;
 
 -- The same as an answer; whatever is the matter with the table concerns that table.
-create or replace function outboxd.look_for_extra(relay_name text, name text, place text) returns json
+create or replace function outboxd.look_for_extra(relay_name text, name text, place text, held json) returns json
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -188,7 +212,7 @@ declare
   message text;
   context text;
 begin
-  return outboxd.answer('extra', null, outboxd.extra(relay_name, name, place));
+  return outboxd.answer('extra', null, outboxd.extra(relay_name, name, place, held));
 exception when others then
   get stacked diagnostics state = returned_sqlstate, message = message_text, context = pg_exception_context;
   return outboxd.refused(null, 1, name, state, message, context, null, null, null, null);

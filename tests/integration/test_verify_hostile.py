@@ -565,7 +565,8 @@ async def test_what_happens_to_a_table_in_the_middle_of_a_pass(pair: Pair, what:
         drifted(pair, *filter(None, [mend, "alter table story add more int" if "column more" in what else ""]))
         if what.endswith("renamed"):
             pair.write("select outbox.watch('story')")
-        parts.relay.copier._rechecked = parts.relay.copier.noticing._looked = float("-inf")
+        parts.relay.copier.recheck()
+        parts.relay.copier.noticing._looked = float("-inf")
         record = await until_fits(parts, pair)
         assert record.drift == 0
         pair.write("update story set n = 1" if "renamed" not in what or side == "target" else "update story set m = 1")
@@ -579,7 +580,8 @@ async def until_fits(parts: Parts, pair: Pair) -> Verification:
 
     async def fits() -> bool:
         parts.relay.copier.ring()
-        parts.relay.copier._rechecked = parts.relay.copier.noticing._looked = float("-inf")
+        parts.relay.copier.recheck()
+        parts.relay.copier.noticing._looked = float("-inf")
         await parts.relay.drain()
         return not parts.relay.copier.away("public.story")
 
