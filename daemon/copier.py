@@ -422,7 +422,7 @@ class Copier:
             return None
         return (
             f"{table} is to be copied, and the source has no such table any more: it goes on once the table is there again; "
-            f"`outboxd unwatch {shlex.quote(table)}` gives it up"
+            f"`outboxd unwatch {word(table)}` gives it up"
         )
 
     def came_back(self, copy: Copy) -> None:
