@@ -76,49 +76,6 @@ async def test_a_table_that_is_renamed_while_it_is_empty(pair: Pair, by: str) ->
     assert there(pair, "select id, n from story order by 1") == [(1, 5)]
 
 
-AND_BACK = {
-    "another type": (
-        "create table story (id int primary key, n int)",
-        "alter table story alter column id type text",
-        "alter table story alter column id type int using id::int",
-    ),
-    "another order": (
-        "create table story (id int, b int default 0, n int, primary key (id, b))",
-        "alter table story drop constraint story_pkey, add constraint story_pkey primary key (b, id)",
-        "alter table story drop constraint story_pkey, add constraint story_pkey primary key (id, b)",
-    ),
-}
-LATER = ["delete from story where id::int = 1", "update story set n = 4 where id::int = 1"]
-
-
-@pytest.mark.parametrize(
-    ("key", "change"),
-    [("another type", LATER[0]), ("another order", LATER[0]), ("another order", LATER[1])],
-)
-async def test_a_key_that_was_another_one_for_less_than_a_look(pair: Pair, key: str, change: str) -> None:
-    """Grave: wrong value, silent. A row waits as a letter; a migration gives the key another type (or the primary key's columns
-    another order), the row is deleted or written, and the migration is taken back, all within the 15 s between two looks of
-    outbox.notice. The change travels by a key that is spelled otherwise, so the held one does not stop it; afterwards the aim is what
-    it was, since_id is not noted, and the letter is sent over it: a deleted row is there again, an older value stays. Right: the
-    letter is never sent; a copy with prune brings the row as it is."""
-    ddl, to, back = AND_BACK[key]
-    pair.create(ddl, "story")
-    async with pair.relay(timing=EAGER) as parts:
-        pair.write("insert into story (id, n) values (1, 1), (2, 2)")
-        await rest(parts)
-        on_target(pair, REFUSES)
-        pair.write("update story set n = 13 where id = 1")
-        await rest(parts)
-        pair.write(to)
-        pair.write(change)
-        pair.write(back)
-        await rest(parts)
-        on_target(pair, TAKES)
-        await retried(pair, parts)
-        await retried(pair, parts)
-    pair.assert_equal("story")
-
-
 @pytest.mark.parametrize("asked", ["first copy", "backfill"])
 @pytest.mark.parametrize("what", ["alter table story rename to tale", "drop table story"])
 async def test_a_table_that_is_gone_before_it_is_copied(pair: Pair, what: str, asked: str) -> None:
