@@ -188,7 +188,7 @@ class Delivery:
             notes = (*notes, note(load.parcel.copy.less_pruned(load.unpruned), begins=False))
         load.planned = plan(
             load.flow, self.order, load.parcel.shapes, hold=load.hold, release=load.release, notes=notes,
-            vacates=load.parcel.vacates, called=load.parcel.called,
+            vacates=load.parcel.vacates, called=load.parcel.called, places=self.places,
         )  # fmt: skip
         self._listener.stage("plan", time.monotonic() - started)
 
