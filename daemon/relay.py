@@ -326,7 +326,7 @@ class Relay:
         """Is there a captured table in it, and what was recorded by a name that it had, or that its place had? Whether both
         spell a key alike nobody knows, so that a copy follows (promise I1)."""
         tables = {sheaf.table for sheaf in batch.sheaves} - self.copier.out
-        places = {table: self._delivery.places.get(table, table) for table in tables}
+        places = {table: self._delivery.place(table) for table in tables}
         if batch.copied or batch.checked or len(set(places.values())) == len(tables):
             return
         identities = await self._letters.identities(tables)
