@@ -214,7 +214,7 @@ class Delivery:
             notes = (*notes, note(load.parcel.copy.less_pruned(load.unpruned), begins=False))
         load.planned = plan(
             load.flow, self.order, load.parcel.shapes, hold=load.hold, release=load.release, notes=notes,
-            vacates=load.parcel.vacates, called=load.parcel.called,
+            vacates=load.parcel.vacates, called=load.parcel.called, places=self.places,
         )  # fmt: skip
         self._listener.stage("plan", time.monotonic() - started)
 
@@ -251,21 +251,27 @@ class Delivery:
         return {now: key for key, now in keys.items() if now is not None and now not in held}
 
     def _strangers(self, parcel: Parcel) -> set[Key]:
-        """Keys of emitted rows while keys of other columns are held of their table: which rows those are nobody knows, so that
-        these must not go first (promise I4)."""
+        """Keys of emitted rows while keys of other columns are held of their place, or the same by another name: which rows those
+        are nobody knows, or they are these, so that these must not go first (promise I4)."""
         if parcel.copied or parcel.retried or not self.held:
             return set()
         captured, found = self.captured(), set()
-        for table in {sheaf.table for sheaf in parcel.sheaves} & {table for table, _ in self.held} - set(captured):
-            held = {names(key) for key in self.held_of(table)}
+        emitted = [(table, key) for table, key in self.held if table not in captured]
+        for table in {sheaf.table for sheaf in parcel.sheaves} - set(captured):
+            there = [(other, key) for other, key in emitted if self.place(other) == self.place(table)]
+            held, others = {names(key) for _, key in there}, {key for other, key in there if other != table}
             given = {
                 key
                 for sheaf in parcel.sheaves
-                if sheaf.table == table and sheaf.op != "truncate"
+                if there and sheaf.table == table and sheaf.op != "truncate"
                 for key in split(sheaf.keys)
             }
-            found |= {(table, key) for key in given if held - {names(key)}}
+            found |= {(table, key) for key in given if key in others or held - {names(key)}}
         return found
+
+    def place(self, table: str) -> str:
+        """Where it goes on the target; what is mapped nowhere is a place by itself."""
+        return self.places.get(table, table)
 
     async def _set_aside(self, parcel: Parcel) -> int:
         """Changes of tables that are out: where a copy will bring their rows they are skipped; returns how many. Where

@@ -51,7 +51,7 @@ class Why:
 BEHIND = Why("it waits with the refused change of its key")
 
 
-STRANGER = Why("it waits until letters of its table by another key have gone: retry or discard those", "OB011")
+STRANGER = Why("it waits until letters of its table by another key or name have gone: retry or discard those", "OB011")
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,23 +125,31 @@ def plan(
     notes: Iterable[Group] = (),
     vacates: Mapping[str, Sequence[str]] | None = None,
     called: Mapping[str, tuple[str, ...]] | None = None,
+    places: Mapping[str, str] | None = None,
 ) -> Plan:
     """What is left of every key: upserts parents first, then truncates and deletes children first.
 
     `hold` and `release` are keys (table, key) that the target records as held, or strikes out, with the batch; `notes`
     further groups that say no rows; `vacates` columns that rows of a table set to null; `called`: what the key of a table is by
-    now, whatever its changes were recorded by, for their rows have it. Raises CaptureLost. Promise I4: per key, id order is commit order, so the last
+    now, whatever its changes were recorded by, for their rows have it; `places`: which table of the target each one goes to, for a
+    table that was renamed comes by two names. Raises CaptureLost. Promise I4: per key, id order is commit order, so the last
     change is the row's newest state; a delete never touches a key upserted in the same plan, because of each key
-    only one thing is left.
+    of a place only one thing is left.
     """
     of_table: dict[str, list[Sheaf]] = {}
     counts = Counter[tuple[str, str]]()
     for sheaf in sheaves:
         of_table.setdefault(sheaf.table, []).append(sheaf)
         counts[sheaf.table, sheaf.op] += len(sheaf)
-    ranked = sorted((order.get(table, len(order)), table) for table in of_table)
-    left = {table: _left(of_table[table], rank, shapes) for rank, table in ranked}
-    keyed, vacated = {table: _keyed(of_table[table]) for table in left}, vacates or {}
+    of_place: dict[str, list[str]] = {}
+    ranks = {table: order.get(table, len(order)) for table in of_table}
+    for table in sorted(of_table, key=lambda table: (ranks[table], table)):
+        of_place.setdefault((places or {}).get(table, table), []).append(table)
+    left = {
+        place: _left([sheaf for table in tables for sheaf in of_table[table]], ranks[tables[0]], shapes)
+        for place, tables in of_place.items()
+    }
+    keyed, vacated = {table: _keyed(of_table[table]) for table in of_table}, vacates or {}
     now = {table: (columns,) for table, columns in (called or {}).items()}
     writes = [
         replace(group, keyed=now.get(group.table, keyed[group.table]), vacates=tuple(vacated.get(group.table, ())))
@@ -183,7 +191,7 @@ def digest(pieces: Pieces) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Left:
-    """What is left of a table's changes, and of how many of them."""
+    """What is left of the changes of a place, and of how many of them."""
 
     upserts: Sequence[Group]
     removals: Sequence[Group]
@@ -191,11 +199,14 @@ class _Left:
 
 
 def _left(sheaves: Sequence[Sheaf], rank: int, shapes: Mapping[int, tuple[str, ...]]) -> _Left:
-    """By the columns of the sheaves, where there is one of upserts and one of deletes at most: the usual case. Where the
-    order of single changes of several kinds says what is left, one by one."""
+    """By the columns of the sheaves, where there is one of upserts and one of deletes at most, of one table: the usual case. Where
+    the order of single changes of several kinds says what is left, one by one."""
     kinds = {sheaf.op: sheaf for sheaf in sheaves}
     upserts, deletes = kinds.pop("upsert", None), kinds.pop("delete", None)
-    if kinds or len(sheaves) > (upserts is not None) + (deletes is not None) or (upserts and upserts.rows is None):
+    several = (
+        len(sheaves) > (upserts is not None) + (deletes is not None) or len({sheaf.table for sheaf in sheaves}) > 1
+    )
+    if kinds or several or (upserts and upserts.rows is None):
         return _one_by_one(unbind(sheaves), rank, shapes)
     written, gone, anew = _last_ids(upserts), _last_ids(deletes), dict[bytes, int]()
     for key in written.keys() & gone.keys():
@@ -233,11 +244,11 @@ def _rows(sheaf: Sheaf, keys: Mapping[bytes, int]) -> tuple[Pieces, bytes]:
 
 
 def _one_by_one(changes: Sequence[Change], rank: int, shapes: Mapping[int, tuple[str, ...]]) -> _Left:
-    """What is left of a table's changes, in id order."""
-    table, shapes = changes[0].table, dict(shapes)
+    """What is left of the changes of a place, in id order. What is left of a key goes by the name that its last change has."""
+    shapes = dict(shapes)
     left: dict[str, Change] = {}
     anew: set[str] = set()  # keys of rows that went before they were written
-    truncated = False
+    truncated: str | None = None  # by which name
     for change in changes:
         if change.op == "upsert":
             before = left.get(change.key)
@@ -250,16 +261,25 @@ def _one_by_one(changes: Sequence[Change], rank: int, shapes: Mapping[int, tuple
             left[change.key] = change
         elif change.op == "truncate":
             left.clear()
-            truncated = True
+            truncated = change.table
         else:
-            raise CaptureLost(table)
-    gone = glue(change.key for change in left.values() if change.op == ("upsert" if truncated else "delete"))
-    removed = (
-        [Group(table, "truncate" if truncated else "delete", rank, (), (gone,) if gone else (), gone)]
-        if gone or truncated
-        else []
-    )
-    return _Left([*_upserts(left.values(), anew, rank, shapes)], removed, len(left) + truncated)
+            raise CaptureLost(change.table)
+    removed = [*_removals(left.values(), truncated, rank)]
+    return _Left([*_upserts(left.values(), anew, rank, shapes)], removed, len(left) + (truncated is not None))
+
+
+def _removals(changes: Collection[Change], truncated: str | None, rank: int) -> Iterator[Group]:
+    if truncated is not None:
+        kept = glue(change.key for change in changes if change.op == "upsert")
+        yield Group(truncated, "truncate", rank, (), (kept,) if kept else (), kept)
+        return
+    gone: dict[str, list[str]] = {}
+    for change in changes:
+        if change.op == "delete":
+            gone.setdefault(change.table, []).append(change.key)
+    for table, keys in gone.items():
+        named = glue(keys)
+        yield Group(table, "delete", rank, (), (named,), named)
 
 
 def _over(before: Change, change: Change, shapes: dict[int, tuple[str, ...]]) -> Change:
@@ -282,13 +302,14 @@ def _over(before: Change, change: Change, shapes: dict[int, tuple[str, ...]]) ->
 def _upserts(
     changes: Iterable[Change], anew: Collection[str], rank: int, shapes: Mapping[int, tuple[str, ...]]
 ) -> Iterator[Group]:
-    kinds: dict[tuple[tuple[str, ...], bool], list[Change]] = {}  # after an ALTER TABLE there may be rows of two shapes
+    # After an ALTER TABLE there may be rows of two shapes, and of two names.
+    kinds: dict[tuple[str, tuple[str, ...], bool], list[Change]] = {}
     for change in changes:
         if change.row is not None and change.shape is not None:  # an upsert
-            kinds.setdefault((shapes[change.shape], change.key in anew), []).append(change)
-    for (columns, new), alike in kinds.items():
+            kinds.setdefault((change.table, shapes[change.shape], change.key in anew), []).append(change)
+    for (table, columns, new), alike in kinds.items():
         rows, named = glue(change.row or "" for change in alike), glue(change.key for change in alike)
-        yield Group(alike[0].table, "upsert", rank, columns, (rows,), named, anew=new)
+        yield Group(table, "upsert", rank, columns, (rows,), named, anew=new)
 
 
 def _marks(op: str, marked: Collection[tuple[str, str]]) -> Iterator[Group]:

@@ -87,7 +87,7 @@ class Relay:
         self._restored = (
             False  # does the target stand behind where it stood, and what that means for letters is still to be done?
         )
-        letters = Letters(source)
+        self._letters = letters = Letters(source)
         self._delivery = Delivery(target, letters, observer, row_bytes=source.limits.row_bytes)
         self._delivery.captured = lambda: self.copier.captured
         self.copier.held_of = self._delivery.held_of
@@ -301,6 +301,7 @@ class Relay:
             self._put_back(batch)
             return
         await self.copier.meets(batch)
+        await self._succeeds(batch)
         outgoing = self.copier.outgoing(batch)
         batch_no, after = self.status.batch_no, self._digest
         if before is not None:
@@ -320,6 +321,25 @@ class Relay:
         )  # fmt: skip
         load = await self._delivery.prepare(parcel)
         self._flights.launch(batch, load, self._delivery.send(load))
+
+    async def _succeeds(self, batch: Batch) -> None:
+        """Is there a captured table in it, and what was recorded by a name that it had, or that its place had? Whether both
+        spell a key alike nobody knows, so that a copy follows (promise I1)."""
+        tables = {sheaf.table for sheaf in batch.sheaves} - self.copier.out
+        places = {table: self._delivery.place(table) for table in tables}
+        if batch.copied or batch.checked or len(set(places.values())) == len(tables):
+            return
+        identities = await self._letters.identities(tables)
+        ended = {
+            places[table]
+            for table, one in identities.items()
+            if not one.watched or (one.aim is None and table in self.copier.captured)
+        }
+        for table, one in identities.items():
+            if one.aim is not None and places[table] in ended:
+                log.info("copy_wanted", table=table, because="what was recorded by another name of it comes with it")
+                await self._letters.copy(table)
+                self.copier.ring()
 
     async def _land(self, flight: Flight) -> None:
         """Take the answer to the oldest batch on its way."""
@@ -372,7 +392,7 @@ class Relay:
             log.warning(
                 "tables_replaced",
                 tables=moved,
-                because="the target has others under their names, or keys in another order: they begin anew",
+                because="the target has others under their names, or keys in another order, or had to keep rows: they begin anew",
             )
             await self._forget()
 

@@ -289,13 +289,15 @@ class Retries:
         return pruned
 
     def _later(self, identities: Mapping[str, Identity]) -> set[Key]:
-        """Held keys of emitted tables, as long as others are held by a key that was: those go first (see Delivery.prepare)."""
-        mixed = {
-            table
-            for table, key in self._delivery.held
-            if identities[table].aim is None and not identities[table].names(key)
+        """Held keys of emitted tables, as long as others are held by a key that was, or by a name that their place had: those go
+        first (see Delivery.prepare)."""
+        place, emitted = self._delivery.place, [one for one in self._delivery.held if identities[one[0]].aim is None]
+        mixed = {table for table, key in emitted if not identities[table].names(key)}
+        later = {(table, key) for table, key in emitted if table in mixed and identities[table].names(key)}
+        ended = {(place(table), key) for table, key in emitted if not identities[table].watched}
+        return later | {
+            (table, key) for table, key in emitted if identities[table].watched and (place(table), key) in ended
         }
-        return {(table, key) for table, key in self._delivery.held if table in mixed and identities[table].names(key)}
 
     async def _renew(
         self, changes: Sequence[Change], shapes: Mapping[int, tuple[str, ...]], identities: Mapping[str, Identity]

@@ -525,6 +525,20 @@ as $$
      order by 1)
 $$;
 
+-- What cannot be as it was once the key has been spelled otherwise: the constraint that says the order of its columns, and the
+-- transactions that last altered these, and labels of their enums. By the constraint's number, which REINDEX CONCURRENTLY leaves
+-- as it is, and not by the index', which it does not. VACUUM FULL and CLUSTER leave all of it.
+create or replace function outbox.key_mark(w outbox.watched) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select md5(concat_ws(' ', case when w.key_columns is null then k.oid end, (
+           select string_agg(concat_ws(' ', a.attnum, a.xmin, (select string_agg(concat_ws(' ', e.oid, e.xmin), ' ' order by e.oid) from pg_enum e where e.enumtypid = a.atttypid)), ',' order by a.attnum)
+             from pg_attribute a where a.attrelid = r.relid and case when w.key_columns is null then a.attnum = any (k.conkey) else a.attname = any (w.key_columns) end)))
+    from (select outbox.table_named(w.table_name)::oid as relid) r
+    left join pg_constraint k on k.conrelid = r.relid and k.contype = 'p'
+$$;
+
 -- What of a table decides which values its rows have, beside statements that are captured:
 --   columns   those that travel or that the filter reads, by number: name, type, its modifier, what generates it; the
 --             transaction that last altered it; and the collation of the key's and of those that the filter reads
@@ -533,6 +547,7 @@ $$;
 --   triggers  ours, and the transaction that last altered each
 --   former    names of columns that once travelled and are gone
 --   asleep    why changes are not captured
+--   key       outbox.key_mark
 create or replace function outbox.layout_of(w outbox.watched) returns jsonb
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -569,7 +584,8 @@ as $$
                 select jsonb_array_elements_text(w.layout -> 'former') as name
                 union select c.value ->> 0 from jsonb_each(w.layout -> 'columns') c
                 except select c.attname::text from columns c) f), '[]'),
-    'asleep', to_jsonb(outbox.asleep(w)))
+    'asleep', to_jsonb(outbox.asleep(w)),
+    'key', outbox.key_mark(w))
 $$;
 
 -- Captured tables whose changes are not captured now, and why.
@@ -601,7 +617,8 @@ $$;
 --   gone    rows may have gone, or changes of them are not recorded: a partition detached or dropped, the table made anew,
 --           a trigger that slept, a partition truncated that no trigger for TRUNCATE guards, a filter's column given other values
 --   came    a partition came with rows
---   named   rows may have got another key: a label of its enum renamed
+--   named   rows may have got another key, or have had one for a while: a label of its enum renamed, the key altered there and
+--           back. (So it looks after a dump or pg_upgrade, too, which are `gone` anyway.)
 create or replace function outbox.compared(
   w outbox.watched, older jsonb, now jsonb, out given boolean, out gone boolean, out came boolean, out named boolean)
 language plpgsql stable
@@ -626,7 +643,8 @@ begin
                                where a.attname = c.value ->> 0 and a.attnum > 0 and a.atthasmissing) end;
   given := altered is not null or renamed <> '{}';
   named := exists (select from pg_attribute a where a.attrelid = outbox.table_named(w.table_name) and a.atttypid = any (renamed)
-                      and a.attname = any (coalesce(w.key_columns, outbox.primary_key(a.attrelid))));
+                      and a.attname = any (coalesce(w.key_columns, outbox.primary_key(a.attrelid))))
+        or older ->> 'key' <> now ->> 'key';
   gone := exists (select from jsonb_object_keys(older -> 'parts') p(relid) where not now -> 'parts' ? p.relid)
        or now -> 'asleep' = '[]'
           and (older -> 'asleep' <> '[]' or exists (select from jsonb_each(older -> 'triggers') t where now -> 'triggers' -> t.key <> t.value))
@@ -732,7 +750,7 @@ begin
     keys := case when keys is not null then outbox.projected(keys, jsonb_strip_nulls(jsonb_build_object('rename', w.mapping -> 'rename'))) end;
     columns := case when tbl is not null then outbox.projected(outbox.row_columns(tbl, w.include, w.exclude), w.mapping) end;
     aim := case when tbl is not null then (select a.aim from outbox.aims(array[w.table_name]) a) end;
-    sure := tbl is null or coalesce(outbox.same_rows(aim, w.aimed), false);
+    sure := tbl is null or coalesce(outbox.same_rows(aim, w.aimed), false) and coalesce(w.layout ->> 'key' = outbox.key_mark(w), true);
     since_id := greatest(w.since_id, (select u.since_id from outbox.unwatched u where u.table_name = identities.table_name), 0);
     left_over := exists (select from outbox.held h where h.table_name = identities.table_name and (h.id between 1 and identities.since_id - 1 or h.id < 0 and h.op = 'lost'));
     return next;
@@ -753,7 +771,7 @@ declare
 begin
   select * into strict w from outbox.watched k where k.id = watched_id;
   select a.aim into now from outbox.aims(array[w.table_name]) a;
-  if coalesce(outbox.same_rows(now, w.aimed), true) then
+  if now is null or outbox.same_rows(now, w.aimed) and coalesce(w.layout ->> 'key' = outbox.key_mark(w), true) then
     return false;
   end if;
   -- Its writers wait: what they have recorded has a lower number than comes next, what they will record has not.

@@ -444,16 +444,31 @@ begin
 end
 $$;
 
--- Remove the rows of a group's keys, or, of a truncate, all but those; `spared`: but not these ($2: all groups' rows).
-create or replace function outboxd.remove(m outboxd.mirror, g json, entries json, spared text, bodies json[]) returns bigint
+-- Remove the rows of a group's keys, or, of a truncate, all but those. What a row of another mirror still refers to, by a
+-- foreign key that would take that along, is refused as by one without an action; a truncate leaves it.
+create or replace function outboxd.remove(m outboxd.mirror, g json, entries json, heads json[], bodies json[]) returns bigint
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  d       record;
+  refers  boolean;
+  left_by text := '';
   removed bigint;
 begin
   perform outboxd.require_key(m, g, entries);
-  execute case when g ->> 'op' = 'truncate' then outboxd.truncate_sql(m) else outboxd.delete_sql(m) end || spared using entries, bodies;
+  for d in select * from outboxd.dependents(m, heads) where g ->> 'op' <> 'upsert' loop
+    if g ->> 'op' = 'truncate' then
+      left_by := left_by || ' and not ' || d.condition;
+      continue;
+    end if;
+    execute format('select exists (select from %I.%I t join %s on %s where %s)', m.target_schema, m.target_table, outboxd.keys_sql(m), outboxd.same_key_sql(m), d.condition)
+       into strict refers using entries, bodies;
+    if refers then
+      raise exception using errcode = 'OB014', constraint = d.name, schema = m.target_schema, table = m.target_table;
+    end if;
+  end loop;
+  execute case when g ->> 'op' = 'truncate' then outboxd.truncate_sql(m) || left_by else outboxd.delete_sql(m) end using entries, bodies;
   get diagnostics removed = row_count;
   return removed;
 end

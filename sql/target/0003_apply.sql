@@ -37,27 +37,52 @@ begin
 end
 $$;
 
--- What a removal of rows of `m` leaves: rows to which rows of the same batch refer. They are there on the source, whose own
--- foreign key says so: the row that was removed has been made again since, by something that fired no trigger, and a copy
--- brings it. To remove it would take along, by a foreign key that cascades, what this batch has just written.
-create or replace function outboxd.spared_sql(m outboxd.mirror, heads json[]) returns text
+-- Foreign keys of mirrors that delete or empty rows when rows of `m` go, and for each the condition that such a row `c` refers to
+-- row `t` of `m` and is not removed by this batch itself ($2: all groups' rows). The source has deleted or emptied its own rows
+-- by then, and says so: what still refers to a row that goes is there on the source, and must not go along in silence.
+create or replace function outboxd.dependents(m outboxd.mirror, heads json[] default '{}') returns table (name text, child regclass, condition text)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce(string_agg(format(' and not exists (select from json_to_recordset($2[%s]) as x(%s) where %s)', i, r.definitions, r.refers), ''), '')
-    from generate_subscripts(heads, 1) i
-    join outboxd.mirror c on heads[i] ->> 'op' = 'upsert' and c.table_name = heads[i] ->> 'table'
-    join pg_constraint k on k.contype = 'f' and k.confdeltype in ('c', 'n', 'd') and k.conrelid = outboxd.place_of(c) and k.confrelid = outboxd.place_of(m)
-    cross join lateral (
-      select string_agg(v.definition, ', ') as definitions, string_agg(format('%s = t.%I', v.value, p.attname), ' and ') as refers,
-             bool_and(exists (select from json_array_elements_text(heads[i] -> 'columns') n where n = a.attname)
-                      and (p.attname = any (m.key_columns) or y.typnamespace = 'pg_catalog'::regnamespace)) as readable
-        from unnest(k.conkey, k.confkey) f(child, parent)
-        join pg_attribute a on a.attrelid = k.conrelid and a.attnum = f.child
-        join pg_attribute p on p.attrelid = k.confrelid and p.attnum = f.parent
-        join pg_type y on y.oid = p.atttypid
-       cross join lateral outboxd.columns_of(c, array[a.attname::text]) v) r
-   where r.readable
+  select k.conname::text, k.conrelid::regclass,
+         format('exists (select from %s c where %s%s)', k.conrelid::regclass, (
+           select string_agg(format('t.%I operator(%I.%s) c.%I', p.attname, (select n.nspname from pg_namespace n where n.oid = o.oprnamespace), o.oprname, a.attname), ' and ')
+             from unnest(k.conkey, k.confkey, k.conpfeqop) f(child, parent, op)
+             join pg_attribute a on a.attrelid = k.conrelid and a.attnum = f.child
+             join pg_attribute p on p.attrelid = k.confrelid and p.attnum = f.parent
+             join pg_operator o on o.oid = f.op), (
+           select string_agg(format(' and %s (select from json_to_recordset($2[%s]) as x(%s) where %s)',
+                                    case heads[i] ->> 'op' when 'truncate' then 'exists' else 'not exists' end, i, e.definitions, e.same), '')
+             from generate_subscripts(heads, 1) i
+             join outboxd.mirror g on g.table_name = heads[i] ->> 'table' and heads[i] ->> 'op' <> 'upsert' and outboxd.place_of(g) = k.conrelid
+            cross join lateral (select string_agg(v.definition, ', ') as definitions, string_agg(format('c.%I = %s', v.name, v.value), ' and ') as same
+                                  from outboxd.columns_of(g, g.key_columns) v) e))
+    from pg_constraint k
+    join pg_class r on r.oid = k.conrelid
+   where k.contype = 'f' and k.confdeltype in ('c', 'n', 'd') and k.confrelid = outboxd.place_of(m)
+     and exists (select from outboxd.mirror c where c.target_schema = (select n.nspname from pg_namespace n where n.oid = r.relnamespace) and c.target_table = r.relname)
+   order by 1, 2
+$$;
+
+-- A TRUNCATE cannot be held row by row: what it had to leave here has the table copied again, with prune, which ends it for each
+-- row. True: it left something.
+create or replace function outboxd.note_left(relay_name text, m outboxd.mirror, entries json) returns boolean
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  remains boolean;
+begin
+  if not exists (select from outboxd.dependents(m)) then
+    return false;
+  end if;
+  execute format('select exists (select from %I.%I t where not exists (select from %s where %s))',
+                 m.target_schema, m.target_table, outboxd.keys_sql(m), outboxd.same_key_sql(m)) into remains using entries;
+  if remains then
+    update outboxd.copy c set place = null where c.relay = relay_name and c.table_name = m.table_name;
+  end if;
+  return remains;
+end
 $$;
 
 -- What the role that owns the door lacks to use what is outboxd's own: the statement that gives it, or null.
@@ -270,7 +295,6 @@ declare
   g       json;
   heads   json[];
   bodies  json[];
-  spared  text;
   mirrors outboxd.mirror[];  -- as they were looked up once: what is written, put back and noted is of the same table
   writers text[];
   marks   boolean := false;
@@ -355,9 +379,8 @@ begin
       for i in 2 .. cardinality(parts) by 2 loop
         continue when heads[i] is null;
         at := heads[i] ->> 'table';
-        spared := case when heads[i] ->> 'op' <> 'upsert' then outboxd.spared_sql(mirrors[i], heads) else '' end;
-        if spared <> '' then
-          n := outboxd.remove(mirrors[i], heads[i], bodies[i], spared, bodies);
+        if heads[i] ->> 'op' <> 'upsert' and exists (select from outboxd.dependents(mirrors[i])) then
+          n := outboxd.remove(mirrors[i], heads[i], bodies[i], heads, bodies);
         elsif writers[i] is null then
           n := outboxd.write(mirrors[i], heads[i], bodies[i]);
         else
@@ -397,7 +420,7 @@ begin
             execute outboxd.take_sql(m) into strict old using bodies[k];
             taken[k] := old;
           else
-            perform outboxd.remove(m, g, bodies[k], case when g ->> 'op' <> 'upsert' then outboxd.spared_sql(m, heads) else '' end, bodies);
+            perform outboxd.remove(m, g, bodies[k], heads, bodies);
           end if;
         end loop;
         for i in 2 .. cardinality(parts) by 2 loop
@@ -433,6 +456,7 @@ begin
   end loop;
 
   if state is not null then
+    state := case state when 'OB014' then '23001' else state end;  -- no gear 2 for it, which would lead to the same
     return outboxd.refused(c, gear, at, state, message, context, wrong_schema, wrong_table, wrong_column, wrong_constraint);
   end if;
   for given in
@@ -450,6 +474,11 @@ begin
   for m in select distinct u.* from unnest(mirrors) u where u.table_name is not null loop
     if outboxd.note_place(c.relay, m) then
       moved := moved || m.table_name;
+    end if;
+  end loop;
+  for i in 2 .. cardinality(parts) by 2 loop
+    if heads[i] ->> 'op' = 'truncate' and outboxd.note_left(c.relay, mirrors[i], bodies[i]) then
+      moved := moved || mirrors[i].table_name;
     end if;
   end loop;
   if beat is not null then

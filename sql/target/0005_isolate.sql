@@ -74,8 +74,9 @@ as $$
 $$;
 
 -- The statement that a single row of each group becomes; null where it takes the whole of `apply`: a truncate, rows
--- that may have to be renumbered (gear 2), a group that no statement can be made of. A delete reads its key whatever the plan:
--- of an empty table Postgres would not look at it, and a key that is no value, which refuses the batch, would be nobody's fault.
+-- that may have to be renumbered (gear 2), deletes that others' rows may stand against, a group that no statement can be made of.
+-- A delete reads its key whatever the plan: of an empty table Postgres would not look at it, and a key that is no value, which
+-- refuses the batch, would be nobody's fault.
 create or replace function outboxd.row_statements(parts text[]) returns text[]
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -95,7 +96,7 @@ begin
       perform outboxd.require_key(m, g, parts[i + 1]::json);
       names := array(select json_array_elements_text(g -> 'columns'));
       if g ->> 'op' = 'delete' then
-        made[i] := outboxd.delete_sql(m) || format(' and (%s) >= 0', outboxd.read_keys_sql(m));
+        made[i] := case when not exists (select from outboxd.dependents(m)) then outboxd.delete_sql(m) || format(' and (%s) >= 0', outboxd.read_keys_sql(m)) end;
       elsif outboxd.renumbers_sql(m, names) is null then
         made[i] := outboxd.upsert_sql(m, names, outboxd.is_anew(m, g));
       end if;

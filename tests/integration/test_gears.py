@@ -2,6 +2,11 @@
 
 import pytest
 
+from daemon.batch import Limits
+from tests.integration.test_aim import on_source, on_target
+from tests.integration.test_dead_letters import held
+from tests.integration.test_letters_aim import EAGER, none_is_left, rest, retried
+from tests.integration.test_out_emitted import there
 from tests.pairs import Pair
 from tests.silent import Silent
 
@@ -98,6 +103,134 @@ async def test_a_parent_that_came_again_without_a_trigger_takes_no_child_along(p
     assert pair.rows("select id from parent where id = 1") == ([(1,)], [(1,)])
     pair.write("select outbox.watch('parent')")
     await pair.drain()
+    pair.assert_equal("parent", "child")
+
+
+STORIES = """create table story (id int primary key, gone timestamptz);
+create table line (id int primary key, story bigint {here}, n int)"""
+REMOVED = {
+    "left its filter": ["update story set gone = now() where id = 1"],
+    "no foreign key on the source": ["delete from story where id = 1"],
+    "one that is not enforced": ["set local session_replication_role = replica", "delete from story where id = 1"],
+    "emptied": ["truncate story"],
+}
+
+
+@pytest.mark.parametrize("action", ["cascade", "set null"])
+@pytest.mark.parametrize("written", [["update line set n = 5 where id = 1"], []], ids=["is written", "is there"])
+@pytest.mark.parametrize("way", list(REMOVED))
+async def test_a_parent_that_goes_while_its_child(pair: Pair, way: str, written: list[str], action: str) -> None:
+    """The child is there on the source. So the parent stays, as a dead letter that says why, whatever is tried, until the child
+    has gone: to remove it would take the child along, or empty it."""
+    refers = f"references story (id) on delete {action}"
+    enforced = way in {"left its filter", "one that is not enforced"}
+    ddl = STORIES.format(here=refers if enforced else "")
+    pair.create(ddl, "line", on_target=STORIES.format(here=refers))
+    on_source(pair, f"select outbox.watch('story'{', filter => $$gone is null$$' if way == 'left its filter' else ''})")
+    on_target(pair, "select outboxd.map('story')")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1), (2)", "insert into line values (1, 1, 1), (3, 1, 3)")
+        await rest(parts)
+        pair.write(*REMOVED[way], *written)
+        await rest(parts)
+        pair.assert_equal("line")
+        await retried(pair, parts)
+        pair.assert_equal("line")
+        assert held(pair) == [("public.story", '{"id":1}')]
+        with pair.source.connect() as source:
+            [(reason,)] = source.execute("select reason from outbox.held").fetchall()
+        assert "a row of public.line on the target still refers to it" in reason
+        pair.write("delete from line")
+        await rest(parts)
+    assert there(pair, "select id from story") == ([] if way == "emptied" else [(2,)])
+    assert there(pair, "select id from line") == []
+    none_is_left(pair)
+
+
+async def test_a_parent_and_its_child_go_while_a_row_below_them_is_there(pair: Pair) -> None:
+    """At any depth, and by keys of several columns."""
+    ddl = """create table story (id int primary key, n int);
+    create table line (story int {story}, id text, n int, primary key (story, id));
+    create table word (id int primary key, story int, line text, n int{line})"""
+    refers = {"story": "references story on delete cascade", "line": ", foreign key (story, line) references line on delete cascade"}  # fmt: skip
+    pair.create(ddl.format(story="", line=""), "story", "line", "word", on_target=ddl.format(**refers))
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1), (2)", "insert into line values (1, 'a'), (2, 'a')", "insert into word values (1, 1, 'a'), (2, 2, 'a')")  # fmt: skip
+        await rest(parts)
+        pair.write("delete from story", "delete from line", "delete from word where id = 2")
+        await retried(pair, parts)
+        pair.assert_equal("word")
+        assert there(pair, "select id from story") == [(1,)]
+        assert held(pair) == [("public.line", '{"story":1,"id":"a"}'), ("public.story", '{"id":1}')]
+        pair.write("delete from word")
+        await rest(parts)
+    pair.assert_equal("story", "line", "word")
+    none_is_left(pair)
+
+
+CIRCLES = {
+    "itself": """create table node (id int primary key, up int{up});
+    create table leaf (id int primary key, node int{leaf})""",
+    "each other": """create table node (id int primary key, up int);
+    create table leaf (id int primary key, node int{leaf});
+    {circle}""",
+}
+
+
+@pytest.mark.parametrize("way", list(CIRCLES))
+async def test_rows_that_refer_to_each_other_go_together(pair: Pair, way: str) -> None:
+    """What goes by the same batch does not keep each other here; what is to stay does."""
+    refers = {
+        "up": " references node on delete cascade", "leaf": " references node on delete cascade deferrable",
+        "circle": "alter table node add foreign key (up) references leaf on delete cascade deferrable",
+    }  # fmt: skip
+    ddl = CIRCLES[way]
+    pair.create(ddl.format(up="", leaf="", circle=""), "node", "leaf", on_target=ddl.format(**refers))
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write(
+            "insert into leaf values (1, 1), (2, 2), (3, 3)", "insert into node values (1, null), (2, 1), (3, 2)"
+        )
+        await rest(parts)
+        pair.assert_equal("node", "leaf")
+        assert held(pair) == []
+        pair.write("delete from node where id > 1", "delete from leaf where id > 1")
+        await rest(parts)
+        pair.assert_equal("node", "leaf")
+        pair.write("delete from node")
+        await rest(parts)
+        pair.assert_equal("leaf")
+        assert held(pair) == [("public.node", '{"id":1}')]
+
+
+async def test_a_row_that_goes_takes_along_what_is_the_targets_own(pair: Pair) -> None:
+    """Rows of a table that nobody mirrors go as its owner has said."""
+    pair.create("create table story (id int primary key)", "story")
+    on_target(pair, "create table likes (story int references story on delete cascade)")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1), (2)")
+        await rest(parts)
+        on_target(pair, "insert into likes values (1), (2)")
+        pair.write("delete from story where id = 1")
+        await rest(parts)
+    assert there(pair, "select story from likes") == [(2,)]
+    none_is_left(pair)
+
+
+@pytest.mark.parametrize("action", ["cascade", "set null"])
+async def test_both_stores_take_children_along_and_a_transaction_is_torn(pair: Pair, action: str) -> None:
+    """The source's own deletes of the children, or their nulls, come before their parent's."""
+    ddl = f"""create table parent (id int primary key);
+    create table child (id int primary key, parent_id int references parent on delete {action})"""
+    pair.create(ddl, "parent", "child")
+    async with pair.relay(timing=EAGER, limits=Limits(changes=3)) as parts:
+        pair.write(
+            "insert into parent select generate_series(1, 4)",
+            "insert into child select n, 1 + n % 4 from generate_series(1, 20) n",
+        )
+        await rest(parts)
+        pair.write("delete from parent where id < 4")
+        await parts.relay.drain()
+        assert held(pair) == []
     pair.assert_equal("parent", "child")
 
 

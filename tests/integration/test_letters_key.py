@@ -1,5 +1,7 @@
 """Dead letters of a table whose key is something else by now, under the name that it had: of another type, or another column."""
 
+from dataclasses import replace
+
 import psycopg
 import pytest
 
@@ -313,3 +315,158 @@ async def test_a_letter_of_a_key_whose_label_was_renamed(pair: Pair, again: bool
         await retried(pair, parts)
     assert there(pair, "select id, n from story order by 1") == [("new", 7), ("other", 1)]
     none_is_left(pair)
+
+
+AND_BACK = {
+    "another type": (
+        "create table story (id int primary key, n int)",
+        "alter table story alter column id type text",
+        "alter table story alter column id type int using id::int",
+    ),
+    "another order": (
+        "create table story (id int, b int default 0, n int, primary key (id, b))",
+        "alter table story drop constraint story_pkey, add constraint story_pkey primary key (b, id)",
+        "alter table story drop constraint story_pkey, add constraint story_pkey primary key (id, b)",
+    ),
+    "another type of a chosen key": (
+        "create table story (id int not null unique, n int)",
+        "alter table story alter column id type text",
+        "alter table story alter column id type int using id::int",
+    ),
+}
+LATER = ["delete from story where id::int = 1", "update story set n = 4 where id::int = 1"]
+
+
+def keyed(pair: Pair, way: str) -> tuple[str, str]:
+    """A table whose key becomes another one, and is what it was again: how."""
+    ddl, to, back = AND_BACK[way]
+    pair.create(ddl)
+    chosen = ", key_columns => array['id']" if "chosen" in way else ""
+    on_source(pair, f"select outbox.watch('story'{chosen})")
+    on_target(pair, f"select outboxd.map('story'{chosen})")
+    return to, back
+
+
+@pytest.mark.parametrize("change", LATER)
+@pytest.mark.parametrize("way", list(AND_BACK))
+async def test_a_key_that_was_another_one_for_less_than_a_look(pair: Pair, way: str, change: str) -> None:
+    """The change travels by a key that is spelled otherwise, and is not behind the letter; afterwards all is called as it was."""
+    to, back = keyed(pair, way)
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story (id, n) values (1, 1), (2, 2)")
+        await rest(parts)
+        on_target(pair, REFUSES)
+        pair.write("update story set n = 13 where id = 1")
+        await rest(parts)
+        pair.write(to)
+        pair.write(change)
+        pair.write(back)
+        await rest(parts)
+        on_target(pair, TAKES)
+        await retried(pair, parts)
+        await retried(pair, parts)
+    pair.assert_equal("story")
+    none_is_left(pair)
+
+
+async def test_a_letter_that_somebody_wants_sent_before_the_next_look(pair: Pair) -> None:
+    """It waits for that: what it is of is not known since the key was another one."""
+    to, back = keyed(pair, "another type")
+    async with pair.relay(timing=replace(EAGER, recheck=3600.0)) as parts:
+        pair.write("insert into story (id, n) values (1, 1), (2, 2)")
+        await still(parts)
+        on_target(pair, REFUSES)
+        pair.write("update story set n = 13 where id = 1")
+        await still(parts)
+        pair.write(to)
+        pair.write(LATER[0])
+        pair.write(back)
+        on_target(pair, TAKES)
+        on_source(pair, "update outbox.held set wanted = 'retry'")
+        for _ in range(3):
+            parts.relay.copier.ring()
+            await still(parts)
+        assert there(pair, "select id from story") == [(2,)]
+        await retried(pair, parts)
+    pair.assert_equal("story")
+    none_is_left(pair)
+
+
+@pytest.mark.parametrize("way", list(AND_BACK))
+async def test_a_row_of_both_spellings_of_its_key_in_one_batch(pair: Pair, way: str) -> None:
+    """Without any letter: it was deleted by the other one, and is there again. Upserts go first."""
+    to, back = keyed(pair, way)
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story (id, n) values (1, 1), (2, 2)")
+        await rest(parts)
+        pair.write(to)
+        pair.write(LATER[0])
+        pair.write(back)
+        pair.write("insert into story (id, n) values (1, 9)")
+        await rest(parts)
+        await rest(parts)
+    pair.assert_equal("story")
+
+
+async def test_a_label_of_the_key_that_was_another_one_for_less_than_a_look(pair: Pair) -> None:
+    ddl = "create table story (id {} primary key, n int)"
+    pair.create("create type kind as enum ('old', 'other');" + ddl.format("kind"), on_target=ddl.format("text"))
+    on_source(pair, "select outbox.watch('story')")
+    on_target(pair, "select outboxd.map('story')")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values ('old', 1), ('other', 1)")
+        await rest(parts)
+        on_target(pair, REFUSES)
+        pair.write("update story set n = 13 where id = 'old'")
+        await rest(parts)
+        on_source(pair, "alter type kind rename value 'old' to 'new'")
+        pair.write("delete from story where id = 'new'")
+        on_source(pair, "alter type kind rename value 'new' to 'old'")
+        on_target(pair, TAKES)
+        await retried(pair, parts)
+        await retried(pair, parts)
+    assert there(pair, "select id, n from story") == [("other", 1)]
+    none_is_left(pair)
+
+
+@pytest.mark.parametrize("end", ["unwatch", "emit-only"])
+async def test_a_key_that_was_another_one_and_its_table_is_given_up_before_the_next_look(pair: Pair, end: str) -> None:
+    ends = {"unwatch": "select outbox.unwatch('story')", "emit-only": "select outbox.watch('story', capture => false)"}
+    to, back = keyed(pair, "another type")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1), (2, 2)")
+        await rest(parts)
+        on_target(pair, REFUSES)
+        pair.write("update story set n = 13 where id = 1")
+        await rest(parts)
+        pair.write(to)
+        pair.write("update story set n = 7 where id = '1'")
+        pair.write(back)
+        on_source(pair, ends[end])
+        await still(parts)
+        on_target(pair, TAKES)
+        await retried(pair, parts)
+    assert there(pair, "select id, n from story order by 1") == [(1, 7), (2, 2)]
+    assert [state for _, _, state, *_ in letters(pair)] == ["OB013"]
+
+
+UPKEEP = [
+    "vacuum full story", "cluster story using story_pkey", "reindex table story", "reindex table concurrently story", "analyze story",
+    "vacuum freeze story", "alter table story add extra int", "create index on story (n)", "alter table story set (fillfactor = 90)",
+]  # fmt: skip
+
+
+async def test_upkeep_of_the_table_is_no_other_key(pair: Pair) -> None:
+    """Neither its letters nor its rows are of something else."""
+    pair.create(STORY, "story")
+    pair.write("insert into story values (1, 1)")
+    with pair.source.connect() as source:
+        identity = "select sure, since_id from outbox.identities(array['public.story'])"
+        source.execute("select outbox.notice()")
+        [before] = source.execute(identity).fetchall()
+        assert before[0]
+        for statement in UPKEEP:
+            source.execute(statement)
+            assert source.execute(identity).fetchall() == [before], statement
+            assert source.execute("select outbox.notice()").fetchall() == [], statement
+            assert source.execute(identity).fetchall() == [before], statement

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
+from daemon import install
 from daemon.batch import Limits
+from daemon.selection import Selection
 from daemon.target import Answer
 from tests.integration.test_aim import half_copied, on_source, on_target
 from tests.integration.test_copy import filled
-from tests.integration.test_dead_letters import AT_ONCE
-from tests.integration.test_letters_aim import EAGER, REFUSES, STORY, TAKES, rest, retried
+from tests.integration.test_dead_letters import AT_ONCE, held
+from tests.integration.test_letters_aim import EAGER, REFUSES, STORY, TAKES, none_is_left, rest, retried
 from tests.integration.test_out_emitted import there
 from tests.integration.test_verify import ask
 from tests.pairs import Pair
@@ -186,3 +188,176 @@ async def test_what_was_recorded_before_it_was_watched_anew_arrives_first(pair: 
         await rest(parts)
         await rest(parts)
     pair.assert_equal("story")
+
+
+def called(pair: Pair, was: str, now: str, by: str) -> None:
+    """A table has another name, and goes on into the place `story`."""
+    if by == "SQL":
+        on_source(
+            pair,
+            f"select outbox.unwatch('public.{was}')",
+            f"select outbox.watch('{now}', target => 'public.story')",
+        )
+        on_target(pair, f"select outboxd.map('story', 'public.{now}')")
+    elif by == "the map alone":
+        on_source(pair, f"select outbox.unwatch('public.{was}')", f"select outbox.watch('{now}')")
+        on_target(pair, f"select outboxd.map('story', 'public.{now}')")
+    else:
+        place = lambda was, called: install.moved(pair.target.dsn, was, called)  # noqa: E731
+        selected = Selection(copy=False)
+        for _, found in install.watch(pair.source.dsn, [f"public.{now}"], lambda *_: selected, print, place):
+            list(install.map_on_target(pair.target.dsn, [found]))
+
+
+WAYS_OF_NAMING = ["SQL", "the map alone", "the command, without a copy"]
+
+
+@pytest.mark.parametrize("gone", ["delete from {}", "truncate {}"])
+@pytest.mark.parametrize("now", ["tale", "another"])  # before and behind it
+@pytest.mark.parametrize("by", WAYS_OF_NAMING)
+async def test_a_table_that_is_renamed_while_it_is_empty(pair: Pair, by: str, now: str, gone: str) -> None:
+    """What was recorded by the old name arrives first, though both come in one batch."""
+    pair.create(STORY, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1), (2, 2)")
+        await rest(parts)
+        pair.write(gone.format("story"), f"alter table story rename to {now}")
+        called(pair, "story", now, by)
+        pair.write(f"insert into {now} values (1, 5)")
+        await parts.relay.step()
+        assert there(pair, "select id, n from story order by 1") == [(1, 5)]
+        await rest(parts)
+    assert there(pair, "select id, n from story order by 1") == [(1, 5)]
+    none_is_left(pair)
+
+
+@pytest.mark.parametrize("by", WAYS_OF_NAMING)
+async def test_a_table_that_is_renamed_twice_while_rows_of_it_are_written(pair: Pair, by: str) -> None:
+    pair.create(STORY, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1), (2, 2), (3, 3), (4, 4)")
+        await rest(parts)
+        pair.write("delete from story where id < 3", "update story set n = 7", "alter table story rename to tale")
+        called(pair, "story", "tale", by)
+        pair.write("insert into tale values (1, 5)", "update tale set n = 8 where id = 3", "alter table tale rename to another")  # fmt: skip
+        called(pair, "tale", "another", by)
+        pair.write("insert into another values (2, 6)", "delete from another where id = 1", "update another set n = 9 where id = 4")  # fmt: skip
+        await rest(parts)
+        await rest(parts)
+    with pair.source.connect() as source:
+        rows = source.execute("select id, n from another order by 1").fetchall()
+    assert there(pair, "select id, n from story order by 1") == rows == [(2, 6), (3, 8), (4, 9)]
+    none_is_left(pair)
+
+
+@pytest.mark.parametrize("by", WAYS_OF_NAMING)
+async def test_a_table_that_is_renamed_and_whose_key_is_spelled_otherwise(pair: Pair, by: str) -> None:
+    """Which row is which is not seen by the text: a copy follows."""
+    pair.create(STORY, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1), (2, 2)")
+        await rest(parts)
+        pair.write(
+            "delete from story", "alter table story rename to tale", "alter table tale alter column id type text"
+        )
+        called(pair, "story", "tale", by)
+        pair.write("insert into tale values ('1', 5)")
+        await rest(parts)
+        await rest(parts)
+    assert there(pair, "select id, n from story order by 1") == [(1, 5)]
+
+
+@pytest.mark.parametrize("by", WAYS_OF_NAMING)
+async def test_a_letter_of_the_name_that_a_table_had_while_it_was_empty(pair: Pair, by: str) -> None:
+    """It is of a row that is another one by now, or of none."""
+    pair.create(STORY, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1), (2, 2)")
+        await rest(parts)
+        on_target(pair, REFUSES)
+        pair.write("update story set n = 13")
+        await rest(parts)
+        assert len(held(pair)) == 2
+        pair.write("delete from story", "alter table story rename to tale")
+        called(pair, "story", "tale", by)
+        pair.write("insert into tale values (1, 5)")
+        await rest(parts)
+        on_target(pair, TAKES)
+        await retried(pair, parts)
+        await retried(pair, parts)
+    assert there(pair, "select id, n from story order by 1") == [(1, 5)]
+    none_is_left(pair)
+
+
+async def test_two_tables_that_swap_their_names(pair: Pair) -> None:
+    pair.create(STORY + ";" + STORY.replace("story", "tale"), "story", "tale")
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write("insert into story values (1, 1), (2, 2)", "insert into tale values (1, 10), (3, 30)")
+        await rest(parts)
+        pair.write("delete from story", "delete from tale")
+        pair.write(
+            "alter table story rename to aside",
+            "alter table tale rename to story",
+            "alter table aside rename to tale",
+        )
+        on_source(pair, "select outbox.watch('story')", "select outbox.watch('tale')")
+        pair.write("insert into story values (1, 5)", "insert into tale values (3, 6)")
+        await rest(parts)
+        await rest(parts)
+    pair.assert_equal("story", "tale")
+    none_is_left(pair)
+
+
+async def test_rows_that_are_emitted_by_two_names_of_one_place(pair: Pair) -> None:
+    """No copy can bring them: the order of their ids decides, whatever they are called."""
+    pair.create("select 1", on_target=STORY)
+    on_source(pair, "select outbox.map('public.story', array['id'])", "select outbox.map('public.tale', array['id'])")
+    on_target(pair, "select outboxd.map('story')", "select outboxd.map('story', 'public.tale')")
+    emit = "select outbox.emit('{}', '{}', '{}')".format
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write(emit("story", "upsert", '{"id": 1, "n": 1}'), emit("story", "upsert", '{"id": 2, "n": 2}'))
+        await rest(parts)
+        on_target(pair, "update story set note = 'kept'")
+        pair.write(
+            emit("story", "delete", '{"id": 1}'),
+            emit("story", "upsert", '{"id": 2, "n": 7}'),
+            emit("tale", "upsert", '{"id": 1, "n": 5}'),
+            emit("tale", "upsert", '{"id": 2, "n": 8}'),
+            emit("tale", "upsert", '{"id": 3, "n": 3}'),
+            emit("story", "upsert", '{"id": 2, "n": 9}'),
+            emit("story", "delete", '{"id": 3}'),
+        )
+        await rest(parts)
+    assert there(pair, "select id, n, note from story order by 1") == [(1, 5, None), (2, 9, "kept")]
+    none_is_left(pair)
+
+
+@pytest.mark.parametrize("was", ["emitted", "captured"])
+@pytest.mark.parametrize("last", [("upsert", '{"id": 1, "n": 5}'), ("delete", '{"id": 1}')], ids=["written", "deleted"])
+async def test_a_letter_of_the_name_that_an_emitted_table_had(pair: Pair, was: str, last: tuple[str, str]) -> None:
+    """What is emitted by the new one waits behind it: no copy would make it good."""
+    pair.create(STORY if was == "captured" else "select 1", on_target=STORY)
+    watched = "select outbox.map('public.story', array['id'])" if was == "emitted" else "select outbox.watch('story')"
+    on_source(pair, watched)
+    on_target(pair, "select outboxd.map('story')")
+    emit = "select outbox.emit('{}', '{}', '{}')".format
+    rows = {
+        "emitted": [emit("story", "upsert", '{"id": 1, "n": 1}'), emit("story", "upsert", '{"id": 1, "n": 13}')],
+        "captured": ["insert into story values (1, 1)", "update story set n = 13"],
+    }
+    async with pair.relay(timing=EAGER) as parts:
+        pair.write(rows[was][0])
+        await rest(parts)
+        on_target(pair, REFUSES)
+        pair.write(rows[was][1])
+        await rest(parts)
+        on_source(pair, "select outbox.unwatch('story')", "select outbox.map('public.tale', array['id'])")
+        on_target(pair, "select outboxd.map('story', 'public.tale')")
+        pair.write(emit("tale", *last), emit("tale", "upsert", '{"id": 2, "n": 2}'))
+        await retried(pair, parts)
+        assert there(pair, "select id, n from story order by 1") == [(1, 1), (2, 2)]
+        on_target(pair, TAKES)
+        await retried(pair, parts)
+        await retried(pair, parts)
+    assert there(pair, "select id, n from story order by 1") == [*([(1, 5)] if last[0] == "upsert" else []), (2, 2)]
+    none_is_left(pair)

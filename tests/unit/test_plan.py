@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -27,9 +28,14 @@ def change(op: str, key: int = 0, table: str = "parent", shape: int | None = Non
     return Change(9, 1, table, op, shape, f'{{"id":{key}}}', text, len(text or ""), False, 0)
 
 
-def plan(changes: list[Change], order: dict[str, int], shapes: dict[int, tuple[str, ...]]) -> Plan:
+def plan(
+    changes: list[Change],
+    order: dict[str, int],
+    shapes: dict[int, tuple[str, ...]],
+    places: dict[str, str] | None = None,
+) -> Plan:
     """Of changes that come in this order."""
-    return plan_of(bind(item._replace(id=1 + at) for at, item in enumerate(changes)), order, shapes)
+    return plan_of(bind(item._replace(id=1 + at) for at, item in enumerate(changes)), order, shapes, places=places)
 
 
 changes = st.lists(
@@ -94,6 +100,18 @@ def apply(target: Tables, planned: Plan) -> Tables:
 def test_a_plan_leads_where_its_changes_lead(target, changes):
     """Applying the plan is the same as replaying the changes one by one, columns left out included."""
     assert apply(target, plan(changes, ORDER, SHAPES)) == replay(target, changes)
+
+
+@given(tables, changes)
+def test_tables_of_one_place_are_one_table(target, changes):
+    """Whatever they are called: of a key their last change counts."""
+    planned = plan(changes, ORDER, SHAPES, places={"parent": "public.one", "child": "public.one"})
+    one, called = {"one": target["parent"]}, [item._replace(table="one") for item in changes]
+    body = planned.body.replace(b'"table":"parent"', b'"table":"one"').replace(b'"table":"child"', b'"table":"one"')
+    assert apply(one, replace(planned, pieces=(body,))) == replay(one, called)
+    kept = [(group.table, row) for group in planned.groups if group.op != "truncate" for row in group.keys]
+    last = {item.key: item.table for item in changes}
+    assert all(last[key] == table for table, key in kept)
 
 
 @given(changes)
