@@ -206,7 +206,7 @@ def called(pair: Pair, was: str, now: str, by: str) -> None:
         place = lambda was, called: install.moved(pair.target.dsn, was, called)  # noqa: E731
         selected = Selection(copy=False)
         for _, found in install.watch(pair.source.dsn, [f"public.{now}"], lambda *_: selected, print, place):
-            list(install.map_on_target(pair.target.dsn, [found]))
+            list(install.map_on_target(pair.target.dsn, [found], print))
 
 
 WAYS_OF_NAMING = ["SQL", "the map alone", "the command, without a copy"]
