@@ -176,7 +176,9 @@ def test_keys_and_addresses_of_the_wrong_kind(rest: Pair, supabase: EmbeddedSupa
     nobody = Cli({**rest.settings, "supabase_url": f"http://127.0.0.1:{free_port()}"})
     assert "no connection" in nobody.found()["target"]["what"]
     supabase.gateway.fault = Fault.status(200, b"<html>welcome</html>")
-    assert outboxd.found()["target"]["what"] == "the target's answer is not one of outboxd's"
+    assert (
+        outboxd.found()["target"]["what"] == "the target's answer is not one of outboxd's (it is no JSON of the door's)"
+    )
 
 
 def test_a_source_that_is_away_is_one_finding(direct: Pair) -> None:

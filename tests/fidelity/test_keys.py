@@ -68,8 +68,8 @@ def test_every_type_is_a_right_key_or_a_refused_one(keyed: Stores) -> None:
 
 
 def odd(kind: Kind) -> list[str]:
-    """Not the largest: an index row holds some 2700 bytes."""
-    return [text for text in kind.values if len(text) < 1000 and text != "1e131071"]
+    """Not the largest: an index row holds some 2700 bytes, and a key that is written in more than 4096 does not travel."""
+    return [text for text in kind.values if len(text) < 1000 and text not in {"1e131071", "1e-16383"}]
 
 
 def is_accepted(made: Stores, kind: Kind) -> bool:

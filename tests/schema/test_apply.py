@@ -192,12 +192,12 @@ def test_nothing_is_done_unless_it_is_agreed_to(app: Schemas) -> None:
 
 
 def test_tables_that_cannot_be_planned_are_named(app: Schemas) -> None:
-    """One that is gone, one that is only emitted, and settings for one that nobody watches."""
+    """One that is gone, one that is only emitted, and settings for one that nobody watches; and what realtime tells."""
     app.say("public.nobody", access="none")
     app.on_source("create table gone (id int primary key); select outbox.watch('gone'); drop table gone")
     app.on_source("select outbox.map('public.card', array['id'])")
     assert [note.partition(":")[0] for note in app.look().notes] == [
-        '[tables."public.nobody"] is said of a table that is not watched', "public.card", "public.gone",
+        '[tables."public.nobody"] is said of a table that is not watched', "public.card", "public.gone", "public.parent",
     ]  # fmt: skip
     app.settle()
 
