@@ -16,7 +16,7 @@ select distinct f.name
  cross join lateral (
    select format('%%I.%%I', n.nspname, c.relname) as name
      from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    where lower(c.relname) = r.title and c.relkind in ('r', 'p', 'v', 'm', 'f')
+    where lower(c.relname) = r.title and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
       and case when r.schema is not null then lower(n.nspname) = r.schema
                else n.nspname = (select p.schema from path p join pg_namespace o on o.nspname = p.schema
                                    join pg_class k on k.relnamespace = o.oid and k.relname = c.relname order by p.n limit 1) end
