@@ -297,8 +297,8 @@ class Copier:
 
     @property
     def keeps(self) -> bool:
-        """Are there columns that are to be set to null as soon as they may be?"""
-        return any(copy.kept for copy in self.copies.values())
+        """Are there columns that are to be set to null as soon as they can be?"""
+        return any(copy.kept or copy.awaits for copy in self.copies.values())
 
     @property
     def slow(self) -> Mapping[str, int]:

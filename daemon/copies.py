@@ -41,7 +41,8 @@ class Copy:
 
     `aim`: what it is of, as the source says; `here`: is its table on the target still the same one? Else it begins anew,
     whatever the record says. `empties`: columns that no longer travel, which it sets to null; `emptied`: those that stay so;
-    `kept`: those that must have a value there; `freed`: that had to, and may be null by now."""
+    `kept`: those that cannot be set to null, having to have a value there, or being called otherwise; `freed`: that could not,
+    and can by now; `awaits`: are there some of which none is called so yet?"""
 
     table: str
     state: str = "wanted"
@@ -60,6 +61,7 @@ class Copy:
     emptied: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     freed: tuple[str, ...] = ()
+    awaits: bool = False
 
     @property
     def never(self) -> bool:
@@ -148,7 +150,7 @@ def note(copy: Copy, *, begins: bool) -> Group:
     told = {
         "state": copy.state, "wish": copy.wish, "step": copy.step, "after": copy.after, "rows": copy.rows,
         "extra": copy.extra, "pruned": copy.pruned, "prune": copy.prune, "reason": copy.reason, "begins": begins,
-        "aim": copy.aim, "empties": copy.empties, "kept": copy.kept,
+        "aim": copy.aim, "empties": copy.empties, "kept": copy.kept if begins else (),
     }  # fmt: skip
     return Group(copy.table, "copy", 0, (), (json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode(),))
 
@@ -213,10 +215,11 @@ def slowly(most: int | None) -> str | None:
 def empties(
     name: str, described: Mapping[str, Any], columns: Collection[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Which of these columns a copy can set to null on the target, as far as they are outboxd's own there. And which it cannot."""
+    """Which of these columns a copy can set to null on the target, as far as they are outboxd's own there. And which it cannot,
+    because they need a value, or none is called so: one that is later may be full of what travelled under another name."""
     has = [column for table in described["tables"] if table["table"] == name for column in table["columns"] or ()]
     known = {column["name"]: bool(column.get("nullable")) for column in has if column["name"] in columns}
-    return tuple(one for one in known if known[one]), tuple(one for one in known if not known[one])
+    return tuple(one for one in known if known[one]), tuple(sorted(one for one in columns if not known.get(one)))
 
 
 def other_key(name: str, mirror: Mapping[str, Any], key: Collection[str]) -> str | None:

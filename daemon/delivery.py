@@ -36,6 +36,7 @@ _MOST_HELD = 10  # times as many, for each table, as are ever held by itself
 _SHAPES = 128  # sets of columns of one table in a batch
 _WHOLE = 10  # rows: when as many are copied and all are refused, it is no row's fault
 REFERENCES = {"23503", "23505", "23P01", "23001"}  # speak of other rows
+ACTS = "OB005"  # gear 2 was needed, and a foreign key that deletes or empties rows forbids it
 
 
 class Listener(Protocol):
@@ -314,7 +315,7 @@ class Delivery:
 
     async def _refused(self, exc: TargetError, load: Load) -> Answer | dict[Key, Why]:
         """Which keys the target refuses; or its answer, when it stands elsewhere by now. Raises `exc` when no row can
-        be blamed for it."""
+        be blamed for it. A foreign key that acts is to blame for rows that gear 2 would write, not for those that nothing would."""
         parcel, planned, flow = load.parcel, load.planned, load.flow
         if exc.kind is Kind.SIZE and count(flow) == 1 and not load.hold:
             (change,) = unbind(flow)
@@ -326,12 +327,13 @@ class Delivery:
                 raise TargetError(kind, f"{exc}, for a single change", exc.refusal) from None
             too_large = Why(f"the target refuses a row of {change.size or size} bytes as too large ({exc})", "54000")
             return {key_of(change): too_large}
-        if exc.kind is not Kind.DATA:
+        if exc.kind is not Kind.DATA and exc.refusal.sqlstate != ACTS:
             raise exc
         answer = await self._target.isolate(planned, parcel.cursor, parcel.epoch, parcel.batch_no, after=parcel.after)
         if answer.what != "isolated":
             return answer
         refused = _read(answer.more["refused"], planned, exc)
+        exc = _of_rows(exc, refused)
         if not refused:
             if load.singly:
                 raise await self._nobodys(exc, load)
@@ -471,6 +473,16 @@ def _read(refused: Collection[Mapping[str, Any]], planned: Plan, exc: TargetErro
             raise exc  # nobody can hold one row of it
         found[group.table, keys[one["part"]][one["pos"]]] = _why(names, group.op, one.get("relative") or {}, planned)
     return found
+
+
+def _of_rows(exc: TargetError, refused: Mapping[Key, Why]) -> TargetError:
+    """A refusal that blames a foreign key, when some rows are refused whatever it does. Raises it when none is."""
+    if exc.refusal.sqlstate != ACTS:
+        return exc
+    if not refused:
+        raise exc
+    (table, _), why = next(iter(refused.items()))
+    return TargetError(Kind.DATA, f"the target refused the batch ({why.sqlstate})", Refusal(why.sqlstate, table=table))
 
 
 def _group(planned: Plan, part: int) -> Group:

@@ -198,6 +198,7 @@ _copied = _record(
     {
         "wish": whole, "after": _text, "rows": whole, "extra": whole, "pruned": whole, "prune": _flag, "reason": _sentence,
         "aim": _sentence, "here": _flag, "empties": _names, "emptied": _names, "kept": _names, "freed": _names,
+        "awaits": _flag,
     },
 )  # fmt: skip
 

@@ -408,7 +408,9 @@ begin
           at := heads[i] ->> 'table';
           perform outboxd.require_key(mirrors[i], heads[i], bodies[i]);
         end loop;
-        perform outboxd.refuse_cascades(array(select h ->> 'table' from unnest(heads) h where h ->> 'op' = 'upsert'));
+        if header -> 'trial' is null then  -- else all of it is taken back (0005)
+          perform outboxd.refuse_cascades(array(select h ->> 'table' from unnest(heads) h where h ->> 'op' = 'upsert'));
+        end if;
         set constraints all deferred;
         for k in select i from generate_series(2, cardinality(parts), 2) i order by (parts[i]::json ->> 'rank')::int desc loop
           g := heads[k];

@@ -41,7 +41,8 @@ as $$
                                       (1, case when parts[h.part]::json ->> 'op' in ('upsert', 'delete') then format('[%s]', e.entry) else parts[h.part + 1] end)) v(half, text)) p
 $$;
 
--- Apply some entries; null, or why they are refused. `header` is that of the batch whose number comes next.
+-- Apply some entries; null, or why they are refused. `header` is that of the batch whose number comes next. A trial: what only
+-- gear 2 can write is no row's fault, also where a foreign key that acts forbids gear 2.
 create or replace function outboxd.try_entries(relay_name text, parts text[], of_part int[], entries text[], chosen int[]) returns json
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -50,7 +51,7 @@ declare
   doc    text[] := array[''];
   said   json;
   g      record;
-  header json := (select json_build_object('relay', k.relay, 'epoch', k.epoch, 'batch_no', k.batch_no + 1, 'digest', '', 'cursor', k.cursor::json)
+  header json := (select json_build_object('relay', k.relay, 'epoch', k.epoch, 'batch_no', k.batch_no + 1, 'digest', '', 'cursor', k.cursor::json, 'trial', true)
                     from outboxd.cursor k where k.relay = relay_name);
 begin
   for g in

@@ -32,7 +32,7 @@ comment on column outboxd.copy.aim is 'what it is of, as the source says: the ou
 comment on column outboxd.copy.place is 'the table that it is in (outboxd.place); null: none that is still there';
 comment on column outboxd.copy.empties is 'columns that no longer travel, and that this copy sets to null';
 comment on column outboxd.copy.left_home is 'columns that were set to null and are to stay so, each with its number here: one that somebody makes anew is theirs';
-comment on column outboxd.copy.kept is 'columns that no longer travel and kept their values, being NOT NULL, each with its number here; set to null once they may be';
+comment on column outboxd.copy.kept is 'columns that no longer travel and were not set to null: NOT NULL, each with its number here; or none of outboxd''s was called so (0). Set to null once they may be';
 comment on column outboxd.copy.since is 'the copy''s first transaction here: a row not written since may be one that the source does not have';
 
 revoke all on outboxd.copy from public;
@@ -59,7 +59,8 @@ as $$
                 order by 1)
 $$;
 
--- Of the columns that kept their values those that still have to, or those that may be null by now (`freed`).
+-- Of the columns that kept their values those that still have to, or those that may be null by now (`freed`): also one of
+-- ours that was called otherwise, as where the source has renamed a column and the target follows later.
 create or replace function outboxd.kept(c outboxd.copy, freed boolean) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -67,7 +68,8 @@ as $$
   select array(select a.attname::text
                  from jsonb_each_text(c.kept) l(name, number) join outboxd.mirror m on m.table_name = c.table_name
                  join pg_attribute a on a.attrelid = outboxd.place_of(m)
-                                    and a.attname = l.name and a.attnum = l.number::int and a.attgenerated = '' and a.attnotnull <> kept.freed
+                                    and a.attname = l.name and a.attgenerated = '' and a.attnotnull <> kept.freed
+                                    and a.attnum = case l.number when '0' then (outboxd.ours(m) ->> l.name)::int else l.number::int end
                 order by 1)
 $$;
 
@@ -79,7 +81,7 @@ as $$
            'table', c.table_name, 'state', c.state, 'wish', c.wish, 'step', c.step, 'after', c.after, 'rows', c.rows, 'extra', c.extra,
            'pruned', c.pruned, 'prune', c.prune, 'reason', c.reason, 'aim', c.aim, 'here', coalesce(c.place = outboxd.place(c.table_name), false),
            'empties', c.empties, 'emptied', outboxd.vacant(c.table_name),
-           'kept', outboxd.kept(c, false), 'freed', outboxd.kept(c, true)) order by c.table_name), '[]')
+           'kept', outboxd.kept(c, false), 'freed', outboxd.kept(c, true), 'awaits', c.kept @? '$.* ? (@ == 0)') order by c.table_name), '[]')
     from outboxd.copy c where c.relay = relay_name
 $$;
 
@@ -108,7 +110,9 @@ begin
   select relay_name, name, x.state, x.wish, x.step,
          case when x.state = 'out' then (select k.cursor from outboxd.cursor k where k.relay = relay_name) else x.after end, x.rows, x.extra, x.pruned, x.prune, x.reason, x.aim,
          case when begins then outboxd.place(name) end, coalesce(x.empties, '{}'),
-         outboxd.numbered(name, x.empties), outboxd.numbered(name, x.kept)
+         outboxd.numbered(name, x.empties),
+         ((select coalesce(jsonb_object_agg(k, 0), '{}') from unnest(x.empties || x.kept) k) || outboxd.numbered(name, x.kept))
+           - array(select jsonb_object_keys(outboxd.numbered(name, x.empties)))
     from json_to_recordset(entries) as x(state text, wish bigint, step text, after text, rows bigint, extra bigint, pruned bigint, prune boolean, reason text,
                                          aim text, empties text[], kept text[])
   on conflict on constraint copy_pkey do update
@@ -118,7 +122,7 @@ begin
          aim = excluded.aim, empties = excluded.empties,
          left_home = case when not begins then c.left_home when split_part(c.aim, ' ', 1) = split_part(excluded.aim, ' ', 1) and c.place = excluded.place then c.left_home || excluded.left_home
                           else excluded.left_home end,
-         kept = case when not begins then c.kept when split_part(c.aim, ' ', 1) = split_part(excluded.aim, ' ', 1) and c.place = excluded.place then (c.kept || excluded.kept) - excluded.empties
+         kept = case when not begins then c.kept when split_part(c.aim, ' ', 1) = split_part(excluded.aim, ' ', 1) and c.place = excluded.place then (c.kept || excluded.kept) - array(select jsonb_object_keys(excluded.left_home))
                      else excluded.kept end,
          place = case when begins then excluded.place else c.place end,
          since = case when begins then pg_current_xact_id() else c.since end,

@@ -367,3 +367,80 @@ async def test_a_row_that_is_refused_while_its_column_is_emptied_and_taken_right
         assert parts.relay.copier.copies["public.story"].state == "done"
         assert on_it(pair, "select * from outboxd.held") == []
     assert on_it(pair, "select * from story order by 1") == [(1, 13, None), (2, 1, None)]
+
+
+BEHIND = "alter table story rename column note to memo"
+EXCLUDED = "select outbox.watch('story', exclude => array['memo'])"
+
+
+@pytest.mark.parametrize("leads", [True, False], ids=["while the daemon runs", "while none runs"])
+@pytest.mark.parametrize("needed", [False, True], ids=["may be null", "needs a value at first"])
+async def test_one_that_a_mirror_calls_by_its_former_name_goes_once_it_follows(
+    pair: Pair, leads: bool, needed: bool
+) -> None:
+    """Renamed on the source and left out there, before the target was renamed, too."""
+    pair.create(STORY, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        secrets(pair, 20)
+        await settled(parts)
+        on_source(pair, BEHIND, EXCLUDED)
+        await settled(parts)
+        assert parts.relay.copier.copies["public.story"].state == "done"
+        assert left(pair) == [(20, 20)]
+        if leads:
+            await _follows(pair, parts, needed)
+    if not leads:
+        async with pair.relay(timing=EAGER) as parts:
+            await _follows(pair, parts, needed)
+    assert left(pair, "memo") == [(0, 20)]
+
+
+async def _follows(pair: Pair, parts: Parts, needed: bool) -> None:
+    on_target(pair, BEHIND)
+    if needed:
+        on_target(pair, "alter table story alter column memo set not null")
+        parts.relay.ask_again()
+        await settled(parts)
+        assert left(pair, "memo") == [(20, 20)]
+        on_target(pair, "alter table story alter column memo drop not null")
+    assert parts.relay.copier.keeps or parts.relay.stated is None, "the target is asked again, without anybody asking"
+    parts.relay.ask_again()
+    await settled(parts)
+    assert not parts.relay.copier.copies["public.story"].freed
+    pair.write("insert into story values (21, 21, 'secret')", "delete from story where id = 1")
+    await settled(parts)
+
+
+async def test_it_follows_while_the_copy_is_under_way(pair: Pair) -> None:
+    """The rows that were copied by then are gone through once more."""
+    pair.create(STORY, "story")
+    async with pair.relay(timing=EAGER, limits=SMALL) as parts:
+        secrets(pair, 1000)
+        await settled(parts)
+        on_source(pair, BEHIND, EXCLUDED)
+        await reaches(parts, 300)
+        on_target(pair, BEHIND)
+        parts.relay.ask_again()
+        await settled(parts)
+        assert parts.relay.copier.copies["public.story"].state == "done"
+    assert left(pair, "memo") == [(0, 1000)]
+
+
+@pytest.mark.parametrize("there", ["add column memo text", "rename column n to memo"])
+async def test_one_of_that_name_that_is_not_of_the_column_left_out(pair: Pair, there: str) -> None:
+    """Somebody's own stays; by the name of what is left at home ours is not told from another of ours."""
+    pair.create(STORY, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        secrets(pair, 20)
+        await settled(parts)
+        on_source(pair, BEHIND, EXCLUDED)
+        await settled(parts)
+        theirs = "add" in there
+        on_target(pair, f"alter table story {there}", "alter table story add column if not exists n int")
+        on_target(pair, *["update story set memo = 'theirs'"] * theirs)
+        parts.relay.ask_again()
+        await settled(parts)
+        pair.write("update story set n = -1 where id = 5")
+        await settled(parts)
+    assert left(pair, "memo") == [(20 * theirs, 20)]
+    assert left(pair, "n") == [(20, 20)]
