@@ -1,5 +1,6 @@
 """Windows over real concurrent transactions: what is read, when, and in which order."""
 
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,9 +53,8 @@ def writer(pair: Pair) -> Iterator[Writer]:
 async def whose(source: Source, cursor: Cursor) -> tuple[list[str], Cursor]:
     """Who wrote what is after the cursor, and the cursor after that."""
     found = await batches(source, cursor)
-    return [str(change.row).partition('"who":"')[2].rstrip('"}') or change.op for change in changes(found)], found[
-        -1
-    ].cursor
+    said = [json.loads(change.row)["who"] if change.row else change.op for change in changes(found)]
+    return said, found[-1].cursor
 
 
 async def test_a_late_commit_is_read_late(pair, writer):
