@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import threading
 import time
@@ -18,7 +17,6 @@ from daemon import private
 from daemon.install import setup
 from daemon.logs import redact
 from daemon.schema_apply import apply
-from tests.acceptance.conftest import Pair, Start, streaming
 from tests.captured import Connection, changes, rows, value, watch
 from tests.databases import Database
 from tests.security.tenants import Tenants
@@ -234,41 +232,6 @@ def test_the_hundred_sets_of_columns_are_counted_for_all_sessions(source: Databa
         for emitter in emitters:
             emitter.commit()
     assert value(watcher, "select count(*) from outbox.shape where table_name = 'public.wide'") <= 100
-
-
-def test_whoever_probes_is_answered_while_others_scrape(direct: Pair, start: Start) -> None:
-    """Who: any local user, or pod that reaches the port. Steps: sixty clients that ask /metrics, again and again, as fast as they are answered.
-    /livez is answered `at once`, and then dropped by the next who comes, before its client has read: abort() throws the answer
-    away. Seven of eight probes were reset. Gain: a liveness probe fails three times: the process is killed, and its successor.
-    Right: room is made among those who have asked nothing; who was told just now gets a moment; new ones wait. High in Kubernetes."""
-    outboxd = streaming(start(direct.settings))
-    stop = threading.Event()
-
-    def asked(page: bytes) -> bytes:
-        try:
-            with socket.create_connection(("127.0.0.1", outboxd.port), timeout=5) as one:
-                one.sendall(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % page)
-                return one.makefile("rb").read()
-        except OSError:
-            return b""
-
-    def scrape() -> None:
-        while not stop.is_set():
-            asked(b"/metrics")
-
-    threads = [threading.Thread(target=scrape) for _ in range(60)]
-    for thread in threads:
-        thread.start()
-    try:
-        probes = []
-        for _ in range(10):
-            stop.wait(0.2)
-            probes.append(asked(b"/livez")[:12])
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert probes.count(b"HTTP/1.1 200") >= 9, probes
 
 
 # -- medium ----------------------------------------------------------------------------------------------------
