@@ -1,10 +1,8 @@
 """What an attack of one hour still broke, the gravest first. Each test says who, by which steps, what he gains, what would be right."""
 
 import json
-import os
 import re
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,7 +11,6 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from daemon import private
 from daemon.install import setup
 from daemon.schema_apply import apply
 from tests.captured import Connection, changes, rows, value, watch
@@ -293,30 +290,3 @@ def test_a_lock_on_a_new_partition_keeps_nobody_elses_copy(tenants: Tenants, sou
         holder.execute("lock table p_2 in access exclusive mode")
         tenants.tenant.execute("alter table item add k int not null default 7")
         wait_until(lambda: tenants.there("select count(*) from item where k is null") == [(0,)], 20)
-
-
-# -- low -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
-def test_a_pipe_of_another_user_is_not_waited_for(tmp_path: Path) -> None:
-    """Who: another user of the host, where somebody works in /tmp. Steps: `mkfifo .env`, and keep it open without writing. private.read
-    takes O_NONBLOCK off and reads to the end before it asks whose it is. Gain: every command there hangs. Right: owner and mode first; a foreign pipe
-    is not read. Low."""
-    tmp_path.chmod(0o1777)
-    pipe = tmp_path / ".env"
-    os.mkfifo(pipe, 0o666)
-    os.chown(pipe, 65534, 65534)
-    holder = os.open(pipe, os.O_RDWR)
-    told = threading.Event()
-
-    def read() -> None:
-        private.read(pipe)
-        told.set()
-
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    in_time = told.wait(3)
-    os.close(holder)
-    thread.join(5)
-    assert in_time
