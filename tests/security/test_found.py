@@ -8,7 +8,6 @@ from contextlib import ExitStack
 import psycopg
 import pytest
 
-from daemon.install import setup
 from daemon.schema_apply import apply
 from tests.captured import Connection, changes, rows, value, watch
 from tests.databases import Database
@@ -177,28 +176,6 @@ def test_nobody_else_makes_the_door_of_a_mapped_table(watcher: Connection, secon
     watcher.execute('select outbox.emit(\'public.card\', \'upsert\', \'{"id": "a", "secret": "mine"}\')')
     assert rows(second, "select given from seen") == []
     assert "mine" in (changes(watcher)[0].row or "")
-
-
-def test_default_privileges_do_not_open_the_targets_door(target: Database) -> None:
-    """Who: a role of the target that has whatever is made, by `alter default privileges` (schemas and functions), set before
-    setup. Steps: `select outboxd.door('{"mode": "claim", …}')`, and apply. exposed.sql revokes from anon, authenticated and service_role
-    by name, and from nobody else. Gain: any row of any mirrored table, as the door's owner, past RLS; fences the relay. Right: as on the source: revoke by aclexplode
-    from everybody but the owner, then grant; `check` names the rest. High (brother of row 3)."""
-    role = f"lower_{target.name}"
-    target.cluster.execute(f"create role {role} login")
-    with target.connect() as mirror, psycopg.connect(target.superuser_dsn, autocommit=True) as root:
-        mirror.execute("drop schema outboxd cascade")
-        for kind in ("schemas", "functions"):
-            mirror.execute(f"alter default privileges grant all on {kind} to {role}".encode())
-        setup(target.dsn, "target", exposed_schema="public", role=False)
-        try:
-            with (
-                psycopg.connect(target.cluster.dsn(target.name, role), autocommit=True) as lower,
-                pytest.raises(psycopg.errors.InsufficientPrivilege),
-            ):
-                lower.execute('select outboxd.door(\'{"mode": "claim", "relay": "main"}\')')
-        finally:
-            root.execute(f"drop owned by {role} cascade; drop role {role}".encode())
 
 
 def test_the_hundred_sets_of_columns_are_counted_for_all_sessions(source: Database, watcher: Connection) -> None:
