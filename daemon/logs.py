@@ -30,6 +30,8 @@ from daemon.sparing import Sparing
 _NUMBER = re.compile(r"\d+")
 _LIBRARIES = ("asyncio", "hpack", "httpcore", "httpx", "postgrest", "psycopg", "supabase", "uvicorn")
 _LONGEST = 2000  # characters of one value
+_LOOKED_AT = 20_000  # characters of one that is longer: what is masked costs the event loop time
+_DOUBTED = 64  # characters before the cut, not shown
 _DEEPEST = 5  # levels of a nested value
 _FRAMES = 20  # of a traceback, the innermost
 _CHAIN = 8  # exceptions of one chain
@@ -84,6 +86,10 @@ def set_level(level: str) -> None:
 
 def redact(text: str) -> str:
     """The text on one line, of bounded length, without anything that looks like a secret."""
+    if len(text) > _LOOKED_AT:
+        # What the cut goes through: an address is one up to its @, and of a token a few characters look like none.
+        beginning = printable(mask(text[:_LOOKED_AT] + "@"))
+        return beginning[: min(_LONGEST, max(0, len(beginning) - _DOUBTED))] + "…"
     text = printable(mask(text))
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 

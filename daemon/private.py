@@ -38,6 +38,8 @@ def read(path: Path, mounts: Collection[Path] = ()) -> Opened:
         found = os.fstat(descriptor)
         if not (stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)):
             raise OSError(f"{path} is no file")
+        if stat.S_ISFIFO(found.st_mode) and found.st_uid not in {0, os.geteuid()}:  # who would keep us for ever
+            raise OSError(f"{path} is a pipe of another user: remove it, or name a file")
         os.set_blocking(descriptor, True)
         content = file.read(_LONGEST + 1)
         if len(content) > _LONGEST:

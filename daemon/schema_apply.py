@@ -15,6 +15,7 @@ import psycopg
 from daemon import catalog
 from daemon.connection import connect_once
 from daemon.errors import SchemaUnfit
+from daemon.printable import word
 from daemon.refusal_words import spoken
 from daemon.schema import plan
 from daemon.schema_steps import Plan, Step
@@ -156,7 +157,7 @@ def _chosen(watched: Collection[Watched], only: Sequence[str]) -> set[str] | Non
     for name in only:
         found = meant(name, names)
         if found is None:
-            raise SchemaUnfit(f"{name} is not watched: outboxd watch {name}")
+            raise SchemaUnfit(f"{name} is not watched: outboxd watch {word(name)}")
         chosen.add(found)
     return chosen
 
@@ -168,7 +169,7 @@ def _odd(
     known = [one.name for one in watched]
     for name in tables:
         if chosen is None and meant(name, known) is None:
-            yield f'[tables."{name}"] is said of a table that is not watched: outboxd watch {name}'
+            yield f'[tables."{name}"] is said of a table that is not watched: outboxd watch {word(name)}'
     for one in watched:
         if chosen is not None and one.name not in chosen:
             continue

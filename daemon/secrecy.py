@@ -12,15 +12,18 @@ _NAMES = (
     r"(?:pass(?:word|wd|phrase|code)|pwd|secret|token|credential|authorization|api[_-]?key|access[_-]?key|private[_-]?key"
     r"|scram_(?:client|server)_key|supabase_key|service_role_key)"
 )
-_VALUE = r"""(?:\\+(["'])(?:(?!\\+\3).)*\\+\3|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?:(?:basic|bearer|digest|negotiate)\s+)?(?:\\.|\S)+)"""
+# One in quotes that do not end goes on to the end of the text, which may have been cut.
+_VALUE = r"""(?:\\++(["'])(?:[^\\]++|\\++(?!\3))*+(?:\\++\3|\Z)|'(?:[^'\\]|\\.)*+(?:'|\Z)|"(?:[^"\\]|\\.)*+(?:"|\Z)|(?:(?:basic|bearer|digest|negotiate)\s+)?(?:\\.|\S)+)"""
+# In time that grows as the text does: a run of backslashes is taken as a whole, and none is given back.
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"sb_secret_[\w-]+"), "sb_secret_***"),
     (re.compile(r"eyJ[\w-]{6,}(?:\.[\w-]*)*"), "eyJ***"),
     # Bounded, as below: of a long word each letter could begin a name, and the search would take its length squared.
     (re.compile(rf"""({_NAMES}[\w.-]{{0,30}})(\\*["']?\s*[=:]\s*){_VALUE}""", re.IGNORECASE | re.DOTALL), r"\1\2***"),
     (re.compile(r"\b(basic|bearer)(\s+)[\w.~+/=-]{8,}", re.IGNORECASE), r"\1\2***"),
-    (re.compile(r"([a-z][a-z0-9+.-]{0,30}://[^\s:/@]*:)\S+@", re.IGNORECASE), r"\1***@"),
 )
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,30}://[^\s:/@]*:(?=.)", re.IGNORECASE)
+_WORD = re.compile(r"\S++")
 _ENCODED = re.compile(r"%[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}")
 # Whatever one of these finds, this finds a part of: most texts are looked through once, and left as they are.
 _SUSPECT = re.compile(rf"sb_secret_|eyJ|://|{_ENCODED.pattern}|(?i:{_NAMES}|basic|bearer)")
@@ -51,7 +54,14 @@ def throughout(text: str) -> str:
 def _plain(text: str) -> str:
     for pattern, instead in _SECRETS:
         text = pattern.sub(instead, text)
-    return text
+    return _WORD.sub(_address, text) if "://" in text else text
+
+
+def _address(found: re.Match[str]) -> str:
+    """A word, without the password of an address. It ends at the last @: looked for once, not from each beginning."""
+    before, at, host = found[0].rpartition("@")
+    begins = _ADDRESS.search(before) if at else None
+    return f"{before[: begins.end()]}***@{host}" if begins else found[0]
 
 
 def _decoded(text: str) -> str:

@@ -10,6 +10,7 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -21,6 +22,9 @@ log = structlog.get_logger()
 MOST = 32  # connections at once
 BACKLOG = 16  # that the kernel keeps for us beyond them
 PATIENCE = 5.0  # seconds: for a whole request, and again for taking its answer
+_QUEUE = 24  # that wait for a page: the other places are for who comes with a quick question, as a probe does
+_MOMENT = 0.02  # seconds that a newer one leaves a client to ask, or to see that it was told all
+_TAKING = 0.5  # and to take an answer that the kernel does not keep for it
 _HEAD = 8 * 1024  # bytes of a request
 _AFTER = 64 * 1024  # bytes that may follow a request before nobody listens any more
 _SHARE = 4  # whatever time a page took, the rest of the process has so many times as much before the next one
@@ -116,15 +120,18 @@ class Server:
                 raise
 
     async def _make_room(self) -> None:
-        """Who waits for its client goes for a newer one, the oldest first; who waits for us is waited for."""
+        """Who has asked nothing goes for a newer one, then who was told, the oldest first; who waits for us is waited for.
+        Nobody goes before it could ask, or take its answer."""
         while len(self._open) >= MOST:
-            idle = next((one for one in self._open if one.waits), None)
-            if idle is None:
+            idle = [one for one in self._open if one.waits and one.had_its_time()]
+            chosen = next((one for one in idle if not one.told), idle[0] if idle else None)
+            if chosen is None:
                 self._news.clear()
-                await self._news.wait()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), _MOMENT)
             else:
                 self._dropped.note("crowded_out")
-                idle.drop()
+                chosen.drop()
 
     async def _answer(self) -> None:
         """One page after the other, and never more than a share of the loop's time for all who ask."""
@@ -156,6 +163,9 @@ class Server:
         assert connection.request is not None
         if connection.request.path in self._at_once:
             self._tell(connection)
+        elif sum(one in self._open for one in self._asked) >= _QUEUE:
+            self._dropped.note("too_many_ask")
+            connection.say(sentence(503, "too many ask at once: ask again in a while", ("Retry-After", "1")))
         else:
             self._asked.append(connection)
             self._news.set()
@@ -186,6 +196,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._since = time.monotonic()
         self._timer = self._due()
         self._server.opened(self)
 
@@ -241,6 +252,7 @@ class _Connection(asyncio.Protocol):
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
         body = b"" if self.request and self.request.method == "HEAD" else answer.body
         self.told = self.waits = True
+        self._since = time.monotonic()
         self._timer.cancel()
         self._timer = self._due()
         self._transport.write(f"HTTP/1.1 {answer.status} {phrase}\r\n{lines}\r\n".encode("latin-1") + body)
@@ -249,9 +261,17 @@ class _Connection(asyncio.Protocol):
         elif self._transport.can_write_eof():  # closed at once with something unread, the answer might not arrive
             self._transport.write_eof()
 
+    def had_its_time(self) -> bool:
+        """To ask; or to take all that it was told, which is longer where it does not read."""
+        patience = _TAKING if self._transport.get_write_buffer_size() else _MOMENT
+        return time.monotonic() - self._since >= patience
+
     def drop(self) -> None:
         self._server.gone(self)
-        self._transport.abort()
+        if self.told and not self._transport.get_write_buffer_size():
+            self._transport.close()  # the kernel has the answer, and brings it
+        else:
+            self._transport.abort()
 
     def _due(self) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(PATIENCE, self._server.late, self)

@@ -171,6 +171,14 @@ create index if not exists shape_table_name on outbox.shape (table_name);
 -- thousand rows. Counted are those above `shapes_above`, which is set when the table is watched or mapped anew.
 alter table outbox.watched add column if not exists shapes_above int not null default 0;
 
+-- A name for a command that a person pastes into a shell.
+create or replace function outbox.word(name text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case when word.name ~ '^[A-Za-z0-9_.]+$' then word.name else format('''%s''', replace(word.name, '''', '''"''"''')) end
+$$;
+
 -- Id of a set of columns; a set not seen before is recorded.
 create or replace function outbox.shape_of(of_table text, of_columns text[]) returns int
 language plpgsql volatile

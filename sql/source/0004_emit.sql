@@ -256,7 +256,7 @@ begin
         (select string_agg(c, ', ') from unnest(cols) c where c <> all (outbox.row_columns(tbl, null::text[], null::text[])))
         using errcode = 'undefined_column';
     elsif not outbox.is_door(door) then
-      raise exception '% cannot be emitted: run `outboxd watch %` again', w.table_name, w.table_name using errcode = 'OB007';
+      raise exception '% cannot be emitted: run `outboxd watch %` again', w.table_name, outbox.word(w.table_name) using errcode = 'OB007';
     end if;
     cols := outbox.row_columns(tbl, cols, null::text[]);
     execute format('select * from outbox.%I($1, $2, $3)', 'emit_' || w.id) into row_text, key_text using given, cols, keys;

@@ -453,7 +453,7 @@ declare
   w outbox.watched := outbox.known(table_name);
 begin
   if not outbox.is_door(to_regprocedure(format('outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id))) then
-    raise exception '% cannot be copied: run `outboxd watch %` again', w.table_name, w.table_name using errcode = 'OB007';
+    raise exception '% cannot be copied: run `outboxd watch %` again', w.table_name, outbox.word(w.table_name) using errcode = 'OB007';
   end if;
   return query execute format('select * from outbox.%I($1, $2, $3, $4, $5)', 'copy_' || w.id) using what, keys, most, max_bytes, row_bytes;
 end

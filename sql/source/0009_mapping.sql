@@ -439,7 +439,7 @@ begin
   select * into strict w from outbox.watched where id = watched_id;
   tbl := outbox.table_named(w.table_name);
   if not outbox.mapping_holds(tbl, w.include, w.exclude, w.mapping) then
-    raise exception 'a column that the mapping of % speaks of was renamed, dropped or changed: run `outboxd watch %` again', w.table_name, w.table_name using errcode = 'OB007';
+    raise exception 'a column that the mapping of % speaks of was renamed, dropped or changed: run `outboxd watch %` again', w.table_name, outbox.word(w.table_name) using errcode = 'OB007';
   end if;
   cols := outbox.row_columns(tbl, w.include, w.exclude);
   columns := outbox.projected(cols, w.mapping);

@@ -14,6 +14,30 @@ as $$
      and a.grantee not in (n.nspowner, 'pg_database_owner'::regrole)
 $$;
 
+-- What somebody other than its owner may do with schema outboxd, what is in it, and the exposed wrapper. `call`: what a relay needs.
+create or replace function outboxd.grants() returns table (object text, grantee oid, rights text, call boolean, described boolean, fix text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  with objects as (
+    select 'schema' as kind, quote_ident(n.nspname) as object, n.nspowner as owner, n.nspacl as acl, 'USAGE' as meant,
+           obj_description('outboxd.door(text)'::regprocedure, 'pg_proc') as said
+      from pg_namespace n where n.nspname = 'outboxd'
+    union all
+    select case c.relkind when 'S' then 'sequence' else 'table' end, format('outboxd.%I', c.relname), c.relowner, c.relacl, null, null
+      from pg_class c where c.relnamespace = 'outboxd'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+    union all
+    select 'routine', format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)), p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)),
+           case when n.nspname <> 'outboxd' or p.oid = 'outboxd.door(text)'::regprocedure then 'EXECUTE' end, obj_description(p.oid, 'pg_proc')
+      from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+     where n.nspname = 'outboxd' or (p.proname = 'outboxd' and p.proargtypes = '25' and p.prosrc = 'begin return outboxd.door($1); end'))
+  select o.object, a.grantee, string_agg(distinct lower(a.privilege_type), ', '), bool_and(a.privilege_type = o.meant) is true, bool_and(o.said is not null),
+         format('revoke all on %s %s from %s cascade;', o.kind, o.object, case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end)
+    from objects o cross join lateral aclexplode(o.acl) a
+   where a.grantee <> o.owner
+   group by o.kind, o.object, o.owner, a.grantee
+$$;
+
 -- Each finding: `name`, the table as the source calls it (null: no table of ours), the rule, what is wrong, and a statement that
 -- ends it. Rules that Supabase's advisors have as well are called as they are there.
 create or replace function outboxd.findings() returns table (name text, rule text, what text, fix text)
@@ -105,6 +129,10 @@ as $$
          format('alter function %s set search_path = ''''; -- and write the schema before each name in it', c.function::regprocedure)
     from called c join pg_language l on l.oid = c.prolang
    where l.lanname not in ('c', 'internal') and not exists (select from unnest(c.proconfig) s where s like 'search\_path=%')
+  union all
+  select null, 'foreign_grant', format('%s has %s on %s, which nobody meant', case g.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end, g.rights, g.object), g.fix
+    from outboxd.grants() g left join pg_roles r on r.oid = g.grantee
+   where not coalesce(r.rolsuper, false) and not (g.call and coalesce(r.rolname in ('service_role', session_user), false))
   union all
   select null, 'auth_users_exposed', format('view %s shows auth.users to %s', v.title, v.clients), format('revoke select on %s from %s;', v.title, v.clients)
     from shown v where v.refobjid = to_regclass('auth.users') and v.clients is not null

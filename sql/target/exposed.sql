@@ -12,23 +12,19 @@ set lock_timeout = '6s'
 set default_transaction_isolation = 'read committed'
 as 'begin return outboxd.door($1); end';
 
-comment on function public.outboxd(text) is 'The one door of outboxd; service_role alone may call it';
-
-revoke all on function public.outboxd(text) from public;
-
+-- Whatever default privileges gave of what was made, to whomever, is taken back. What a relay needs stays with a role that somebody gave
+-- it to by hand: after the first setup, which is told by the comments below.
 do $$
 declare
-  r text;
+  fix text;
 begin
-  -- The roles a hosted project has; anywhere else, grant these to the role outboxd connects as.
-  -- Revoked by name: a project's default privileges may have granted them whatever was just created.
-  foreach r in array array['anon', 'authenticated', 'service_role'] loop
-    if exists (select from pg_roles where rolname = r) then
-      execute format('revoke all on function public.outboxd(text) from %I', r);
-      execute format('revoke all on all functions in schema outboxd from %I', r);
-      execute format('revoke all on all tables in schema outboxd from %I', r);
-    end if;
+  for fix in
+    select g.fix from outboxd.grants() g left join pg_roles r on r.oid = g.grantee
+     where not (g.call and g.described and coalesce(r.rolname not in ('anon', 'authenticated'), false))
+  loop
+    execute fix;
   end loop;
+  -- The role a hosted project has; anywhere else, grant these to the role outboxd connects as.
   if exists (select from pg_roles where rolname = 'service_role') then
     grant usage on schema outboxd to service_role;
     grant execute on function outboxd.door(text) to service_role;
@@ -36,5 +32,8 @@ begin
   end if;
 end
 $$;
+
+comment on function public.outboxd(text) is 'The one door of outboxd; service_role alone may call it';
+comment on function outboxd.door(text) is 'What the exposed function calls; closed to all but who was meant';
 
 notify pgrst, 'reload schema';

@@ -121,6 +121,38 @@ def test_descriptors_that_are_gone_make_no_noise(direct: Pair, start: Start) -> 
     assert len(about) == 1
 
 
+def test_whoever_probes_is_answered_while_others_scrape(direct: Pair, start: Start) -> None:
+    """Sixty that ask a page which takes its time, again and again: none of them takes a probe's place, nor its answer."""
+    outboxd = streaming(start(direct.settings))
+    stop = threading.Event()
+
+    def asked(page: bytes) -> bytes:
+        try:
+            with socket.create_connection(("127.0.0.1", outboxd.port), timeout=5) as one:
+                one.sendall(GET % page)
+                return one.makefile("rb").read()
+        except OSError:
+            return b""
+
+    def scrape() -> None:
+        while not stop.is_set():
+            asked(b"/metrics")
+
+    threads = [threading.Thread(target=scrape) for _ in range(60)]
+    for thread in threads:
+        thread.start()
+    try:
+        probes = []
+        for _ in range(10):
+            stop.wait(0.2)
+            probes.append(asked(b"/livez")[:12])
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert probes.count(b"HTTP/1.1 200") >= 9, probes
+
+
 # -- one server, by itself -------------------------------------------------------------------------------------
 
 
@@ -250,6 +282,30 @@ async def test_the_oldest_idle_one_goes_for_a_newer_one(server: Server) -> None:
     assert (await heard(idle[-1])).endswith(b"ok")
     for _, writer in idle:
         writer.close()
+
+
+async def test_who_does_not_take_its_answer_keeps_no_place_for_long(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there is room for: a probe gets in well before their patience is over."""
+    monkeypatch.setattr("daemon.serving.MOST", 2)
+    deaf = [await connected(server, sends=GET % b"/large", limit=1024) for _ in range(2)]
+    began = time.monotonic()
+    assert (await heard(await connected(server, sends=GET % b"/quick"))).endswith(b"ok")
+    assert time.monotonic() - began < PATIENCE / 2
+    for _, writer in deaf:
+        writer.close()
+
+
+async def test_who_waits_for_a_page_leaves_places_for_others(server: Server) -> None:
+    """Those beyond the queue are told so at once, each of them."""
+    asked = [await connected(server, sends=GET % b"/slow") for _ in range(CONNECTIONS + 10)]
+    began = time.monotonic()
+    assert (await heard(await connected(server, sends=GET % b"/quick"))).endswith(b"ok")
+    assert time.monotonic() - began < 0.7  # ten pages of a tenth of a second each
+    said = [await heard(one) for one in asked]
+    assert {one[9:12] for one in said} <= {b"200", b"503"}
+    assert sum(one.endswith(b"ok") for one in said) >= 20
 
 
 async def test_pages_take_a_share_of_the_loop_however_many_ask(server: Server) -> None:

@@ -323,6 +323,26 @@ def test_what_the_environment_has_is_not_put_into_an_address(folder: Path, monke
     assert load(needs=()).source_conninfo == "postgresql://a:p@db/x"
 
 
+@root_only
+@pytest.mark.parametrize("name", [".env", "outboxd.toml"])
+def test_a_pipe_of_another_user_is_not_waited_for(folder: Path, name: str) -> None:
+    """He keeps it open and writes nothing. Whose it is, is asked before what it says."""
+    folder.chmod(0o1777)
+    pipe = folder / name
+    os.mkfifo(pipe, 0o666)
+    os.chown(pipe, NOBODY, NOBODY)
+    holder = os.open(pipe, os.O_RDWR)
+    told: list[list[Problem]] = []
+    thread = threading.Thread(target=lambda: told.append(refused()), daemon=True)
+    thread.start()
+    thread.join(3)
+    in_time = list(told)
+    os.close(holder)
+    thread.join(5)
+    assert in_time
+    assert any(name in f"{one.setting} {one.what} {one.origin}" for one in in_time[0])
+
+
 # -- the process -----------------------------------------------------------------------------------------------
 
 

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from daemon.demo.binaries import library_path
+from daemon.errors import SchemaUnfit
 from daemon.schema_apply import look
 from daemon.schema_script import script
+from tests.captured import watch
 from tests.databases import Database, clone
 from tests.schemas import Schemas
 
@@ -220,3 +222,27 @@ def test_the_file_asks_for_no_function_but_the_systems_own(source: Database, tar
     schemas.watch("thing")
     psql(target, script(schemas.look(), "0"), tmp_path / "psql")
     assert schemas.ask("select array_agg(refobjid) from pg_depend where objid = 'counted'::regclass and refclassid = 'pg_proc'::regclass") is None  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["$(touch pwned)", "`touch pwned`", "';touch pwned;'", "x;touch pwned", "a\ntouch pwned"]
+)
+def test_a_command_in_a_sentence_runs_nothing_of_a_name(source: Database, tmp_path: Path, name: str) -> None:
+    """Said by the source, and pasted into a shell: it is the one word that names the table."""
+    quoted = f'public."{name}"'
+    with source.connect() as conn:
+        conn.execute(f"create table {quoted} (id int primary key, mail text)".encode())
+        watch(conn, quoted, mask='{"mail": "hash"}')
+        conn.execute(f"alter table {quoted} rename mail to post".encode())
+        (said,) = conn.execute("select unfit from outbox.fit_of(array[%s])", (quoted,)).fetchone() or ("",)
+    found = re.search(r"run `(.*)` again", said, re.DOTALL)
+    assert found
+    pasted = f'outboxd() {{ printf %s "$2"; }}; {found[1]}'
+    ran = subprocess.run(["bash", "-c", pasted], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (ran.stdout, list(tmp_path.iterdir())) == (quoted, [])
+
+
+def test_a_table_that_is_not_watched_is_named_as_a_word(source: Database, target: Database) -> None:
+    """By the plan that asks for it."""
+    with pytest.raises(SchemaUnfit, match=re.escape("outboxd watch '$(touch pwned)'")):
+        look(source.dsn, target.dsn, {}, only=["$(touch pwned)"])

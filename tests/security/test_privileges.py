@@ -7,6 +7,7 @@ import psycopg
 import pytest
 
 from daemon.demo.supabase import EmbeddedSupabase
+from daemon.install import setup
 from tests.captured import watch
 from tests.databases import Database
 
@@ -164,3 +165,27 @@ def test_default_privileges_of_an_older_project_do_not_open_the_door(
         conn.execute("set role service_role")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             conn.execute("select * from outboxd.cursor")
+
+
+def test_default_privileges_do_not_open_the_targets_door(target: Database) -> None:
+    """Of schemas and of functions, given to whatever role before setup: it cannot call the door, and check names nobody."""
+    role = f"lower_{target.name}"
+    target.cluster.execute(f"create role {role} login")
+    with target.connect() as mirror, psycopg.connect(target.superuser_dsn, autocommit=True) as root:
+        mirror.execute("drop schema outboxd cascade")
+        for kind in ("schemas", "functions"):
+            mirror.execute(f"alter default privileges grant all on {kind} to {role}".encode())
+        setup(target.dsn, "target", exposed_schema="public", role=False)
+        assert mirror.execute("select what from outboxd.findings() where rule = 'foreign_grant'").fetchall() == []
+        mirror.execute(f"grant select on outboxd.cursor to {role}".encode())
+        assert mirror.execute("select fix from outboxd.findings() where rule = 'foreign_grant'").fetchall() == [
+            (f"revoke all on table outboxd.cursor from {role} cascade;",)
+        ]
+        try:
+            with (
+                psycopg.connect(target.cluster.dsn(target.name, role), autocommit=True) as lower,
+                pytest.raises(psycopg.errors.InsufficientPrivilege),
+            ):
+                lower.execute('select outboxd.door(\'{"mode": "claim", "relay": "main"}\')')
+        finally:
+            root.execute(f"drop owned by {role} cascade; drop role {role}".encode())

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import pytest
 import structlog
@@ -109,3 +110,34 @@ def test_no_text_shows_one(text: str) -> None:
 def test_what_is_none_stays(text: str) -> None:
     """What an operator needs to see."""
     assert mask(text) == text
+
+
+def took(text: str) -> float:
+    """The least of fifteen: whatever else the machine does only adds."""
+    times = []
+    for _ in range(15):
+        began = time.thread_time()
+        mask(text)
+        times.append(time.thread_time() - began)
+    return min(times)
+
+
+@pytest.mark.parametrize(
+    ("before", "again"),
+    [
+        ('password=\\"', "\\"), ("password='", "\\"), ("password", "\\"), ("password=", "\\'"), ("", "password=\\'"),
+        ("", "x://x:"), ("password=bearer", " "), ("bearer", " "), ("", "eyJ."), ("", 'token"'), ('password=\\"', "\\'\\x"),
+    ],
+)  # fmt: skip
+def test_what_masking_takes_grows_as_the_text_does(before: str, again: str) -> None:
+    """Whoever gives a sentence chooses what stands in it, and the event loop waits: four times the length, four times the time."""
+    short, long = (took(before + again * (length // len(again))) for length in (30_000, 120_000))
+    assert long < 8 * short + 0.001  # were it squared: sixteen times
+
+
+@pytest.mark.parametrize("begins", ["postgresql://app:", "password='a ", "bearer ", 'password=\\"a '])
+@pytest.mark.parametrize("ahead", [0, 10, 1000, 19_000, 19_990])
+def test_a_secret_that_a_cut_goes_through_is_not_shown(begins: str, ahead: int) -> None:
+    """Also where masking makes short what stood before it."""
+    for filled in ("x " * (ahead // 2), f"password={'y' * (ahead + 1)} "):
+        assert SECRET not in logs.redact(f"{filled}{begins}{SECRET * 3000}@db' ")
