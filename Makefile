@@ -10,7 +10,7 @@ SECONDS ?= 60
 SEED ?=
 # Tests wait more than they compute: more workers than cores; whoever is idle takes tests from the others.
 # WORKERS=0 runs them one after the other.
-WORKERS ?= 4
+WORKERS ?= 5
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test torture soak bench rehearse advisors check audit base format lock dist clean
