@@ -309,7 +309,7 @@ create or replace function outbox.watch(
   capture boolean default true,
   target text default null, rename jsonb default null, constant jsonb default null, mask jsonb default null, filter text default null) returns text
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
+set search_path = pg_catalog, pg_temp set quote_all_identifiers = off set constraint_exclusion = off
 as $$
 declare
   was    outbox.watched;

@@ -178,7 +178,7 @@ declare
 begin
   execute format(
     'create or replace function outbox.%I(given json, cols text[], keys text[], out row_text text, out key_text text)'
-    ' language sql stable security definer set search_path = pg_catalog, pg_temp'
+    ' language sql stable security definer set search_path = pg_catalog, pg_temp set constraint_exclusion = off'
     ' as %L',
     'emit_' || watched_id,
     (select format('select * from outbox.emit_work(%L::text, $1, $2, $3)', w.table_name) from outbox.watched w where w.id = watched_id));

@@ -122,24 +122,6 @@ def test_a_domain_put_in_the_place_of_a_filters_type(source: Database, owner: Co
     assert ran(watcher) <= {owner.info.user}
 
 
-def test_a_constraint_is_computed_as_whoever_watches(source: Database, owner: Connection, watcher: Connection) -> None:
-    """Who: an owner of a watched table. Steps: `check (evil(1))` with an immutable function; `set constraint_exclusion = on`, a delete.
-    The planner computes the constraint for capture's own query (also for partitions of a watched tree, by default). Gain: SQL as whoever watches. SECURITY.md
-    and check_trust speak of indexes, statistics and domains.
-    Right: capture pins constraint_exclusion = off, and so do the copy and the commands. High (a trusted owner, it is said)."""
-    owner.execute(
-        "create function evil(int) returns bool language plpgsql immutable as $$ begin raise warning 'ran as %', current_user; return true; end $$"
-    )
-    owner.execute("create table t (id int primary key, v int, check (evil(1)))")
-    watch(watcher, "t")
-    said: list[str] = []
-    with psycopg.connect(source.cluster.dsn(source.name, owner.info.user), autocommit=True) as fresh:
-        fresh.add_notice_handler(lambda told: said.append(str(told.message_primary)))
-        fresh.execute("set constraint_exclusion = on")
-        fresh.execute("insert into t values (2, 1); update t set id = 3; delete from t")
-    assert set(said) <= {f"ran as {owner.info.user}"}
-
-
 # -- critical: one row stops everybody -------------------------------------------------------------------------
 
 
