@@ -46,9 +46,10 @@ set search_path = pg_catalog, pg_temp
 as $$
   with made as (
     select p.oid, p.proowner, p.proname from pg_proc p
-     where p.pronamespace = 'outbox'::regnamespace and p.proname ~ '^(capture|emit)_[0-9]+$'
+     where p.pronamespace = 'outbox'::regnamespace and p.proname ~ '^capture_[0-9]+$'
   ), watchers as (
-    select distinct r.rolname from made m join pg_roles r on r.oid = m.proowner
+    select r.rolname from made m join pg_roles r on r.oid = m.proowner
+    union select w.watcher from outbox.watched w where not w.capture and w.watcher is not null
   ), owners as (
     select distinct r.rolname, format('outbox.%I()', m.proname) as object
       from made m join pg_trigger g on g.tgfoid = m.oid join pg_class c on c.oid = g.tgrelid join pg_roles r on r.oid = c.relowner
