@@ -171,3 +171,25 @@ def test_a_view_in_a_tables_place_is_not_locked(owner: Connection, watcher: Conn
     owner.execute("alter table t rename to was; create view t with (security_invoker) as select * from other")
     with pytest.raises(psycopg.Error, match=r"public\.t is no table any more"):
         watcher.execute("select outbox.copy_of('public.t', 'still', null)")
+
+
+def test_an_old_snapshot_hides_no_function_from_a_copy(
+    source: Database, watcher: Connection, second: Connection
+) -> None:
+    """A watcher's function that runs with the rights of whoever calls it, by now."""
+    second.execute(NOTE + "create table public.card (id text primary key)")
+    watch(second, "card")
+    number = value(watcher, "select id from outbox.watched")
+    copy = "select outbox.copy_of('public.card', 'rows', null, 1, 1, 1)"
+    watcher.execute(copy)
+    with psycopg.connect(source.cluster.dsn(source.name, second.info.user)) as old:
+        old.execute("set transaction isolation level repeatable read")
+        old.execute("select 1")
+        second.execute(
+            f"create or replace function outbox.copy_{number}(what text, keys text[], most int, max_bytes bigint, row_bytes bigint)"
+            " returns table (columns text[], named text, texts text, sizes bytea) language plpgsql security invoker"
+            " as $$ begin perform public.note(''); end $$".encode()
+        )
+        with pytest.raises(psycopg.Error, match=r"outboxd watch public\.card"):
+            old.execute(copy)
+    assert ran(watcher) == set()
