@@ -62,6 +62,7 @@ SOCKET_OPTIONS: list[tuple[int, int, int]] = [
 # What a role or a database was given by ALTER ROLE … SET is meant for the application. The server gives up before we
 # do, and looks by itself whether we are still there: a query that we have left does not run on. search_path: what others
 # may create in a schema of it could stand in the way of a function of the system's, and would run with our rights.
+# constraint_exclusion: so would the constraints of a table, which the planner computes.
 SETTINGS: Mapping[str, str] = {
     "statement_timeout": "14s",
     "lock_timeout": "10s",
@@ -72,6 +73,7 @@ SETTINGS: Mapping[str, str] = {
     "default_transaction_read_only": "off",
     "default_transaction_deferrable": "off",
     "search_path": "pg_catalog, pg_temp",
+    "constraint_exclusion": "off",
 }
 
 
@@ -285,7 +287,7 @@ def turned_away(exc: psycopg.Error) -> bool:
 def connect_once(dsn: str, application_name: str) -> psycopg.Connection[Any]:
     """An autocommit connection of a command, which has nothing else to do meanwhile. Raises SourceUnfit.
 
-    With the daemon's search_path, for the same reason: set-up is done by roles that may do anything."""
+    With the daemon's search_path and constraint_exclusion, for the same reason: set-up is done by roles that may do anything."""
     told = conninfo_to_dict(dsn)
     options: dict[str, Any] = {
         **told,
@@ -293,7 +295,7 @@ def connect_once(dsn: str, application_name: str) -> psycopg.Connection[Any]:
         "application_name": application_name,
         "client_encoding": "UTF8",
     }
-    ours = _spelled({"search_path": SETTINGS["search_path"]})
+    ours = _spelled({name: SETTINGS[name] for name in ("search_path", "constraint_exclusion")})
     try:
         conn = psycopg.connect(
             "", autocommit=True, **{**options, "options": f"{ours} {told.get('options') or ''}".strip()}

@@ -3,7 +3,7 @@ select case p.prokind when 'a' then 'aggregate' else 'routine' end as kind, form
        p.proowner::regrole::text as owner
   from pg_proc p join pg_namespace n on n.oid = p.pronamespace
  where n.nspname = 'outbox' and p.proowner <> n.nspowner
-   and not exists (select from outbox.watched w where p.proname in ('capture_' || w.id, 'row_' || w.id, 'inside_' || w.id, 'copy_' || w.id, 'emit_' || w.id))
+   and not exists (select from outbox.watched w where p.proname in ('capture_' || w.id, 'row_' || w.id, 'inside_' || w.id, 'copy_' || w.id))
 union all
 select case c.relkind when 'v' then 'view' when 'm' then 'materialized view' when 'S' then 'sequence' when 'f' then 'foreign table' else 'table' end,
        format('outbox.%I', c.relname), c.relowner::regrole::text

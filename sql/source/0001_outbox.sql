@@ -105,6 +105,10 @@ create table if not exists outbox.watched (
 );
 
 alter table outbox.watched add column if not exists interrupted bigint;
+alter table outbox.watched add column if not exists mapped boolean not null default false;
+alter table outbox.watched add column if not exists watcher name;
+comment on column outbox.watched.watcher is 'who watched it last; null: it is mapped';
+comment on column outbox.watched.mapped is 'it is on the target: what has its name here is not looked at';
 comment on column outbox.watched.interrupted is 'a number of its own for each time that capture went on after it had been given up; null: never';
 
 comment on table outbox.watched is 'Tables whose changes are recorded: by triggers (capture) or by outbox.emit alone';

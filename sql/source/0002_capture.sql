@@ -838,7 +838,7 @@ declare
   title text := 'row_' || watched_id;
 begin
   execute format(
-    'create or replace function outbox.%I(at tid) returns text language plpgsql set search_path = pg_catalog, pg_temp as %L',
+    'create or replace function outbox.%I(at tid) returns text language plpgsql set search_path = pg_catalog, pg_temp set constraint_exclusion = off as %L',
     title, format($body$
 declare
   made text;
@@ -1050,11 +1050,13 @@ $body$, outbox.reading_parts(tbl, w.table_name, keys, cols, w.mapping, outbox.sh
       'resync', quote_literal(outbox.resync_sql(w.table_name)),
       'refused', case when w.mapping is null then '' else format(  -- altered while an old snapshot shows it as it was
         'exception when syntax_error_or_access_rule_violation then execute %L using old, new, mark; ', outbox.resync_sql(w.table_name)) end));
-  -- row_security = off: a policy must raise an error here, never hide a row. enable_seqscan = off: a plan made
+  -- row_security = off: a policy must raise an error here, never hide a row. constraint_exclusion = off: the planner would
+  -- compute the table's constraints, which are its owner's code, with the rights of whoever watches. enable_seqscan = off: a plan made
   -- while the table was small must not scan it when it is large.
   execute format(
     'create or replace function outbox.%I() returns trigger language plpgsql security definer'
-    ' set search_path = pg_catalog, pg_temp set row_security = off set enable_seqscan = off set plan_cache_mode = force_generic_plan%s as %L',
+    ' set search_path = pg_catalog, pg_temp set row_security = off set constraint_exclusion = off set enable_seqscan = off'
+    ' set plan_cache_mode = force_generic_plan%s as %L',
     title,
     (select string_agg(format(' set %s = %L', p.name, p.setting), '') from (
        select pins.setting, lag(pins.setting) over (order by n) as name, n

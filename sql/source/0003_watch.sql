@@ -309,7 +309,7 @@ create or replace function outbox.watch(
   capture boolean default true,
   target text default null, rename jsonb default null, constant jsonb default null, mask jsonb default null, filter text default null) returns text
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
+set search_path = pg_catalog, pg_temp set quote_all_identifiers = off set constraint_exclusion = off
 as $$
 declare
   was    outbox.watched;
@@ -355,12 +355,12 @@ begin
     perform outbox.remove_triggers(was.id, '{}'::regclass[]);
     perform outbox.note_end(was.id, false);
   end if;
-  insert into outbox.watched as k (table_name, key_columns, include, exclude, capture, target, rename, constant, mask, filter)
-  values (w.table_name, w.key_columns, w.include, w.exclude, w.capture, w.target, w.rename, w.constant, w.mask, w.filter)
+  insert into outbox.watched as k (table_name, key_columns, include, exclude, capture, target, rename, constant, mask, filter, watcher)
+  values (w.table_name, w.key_columns, w.include, w.exclude, w.capture, w.target, w.rename, w.constant, w.mask, w.filter, current_user)
   on conflict on constraint watched_table_name_key do update
      set key_columns = excluded.key_columns, include = excluded.include, exclude = excluded.exclude, capture = excluded.capture,
          target = excluded.target, rename = excluded.rename, constant = excluded.constant, mask = excluded.mask, filter = excluded.filter,
-         watched_at = now(), shapes_above = coalesce((select max(s.id) from outbox.shape s where s.table_name = excluded.table_name), 0)
+         mapped = false, watcher = excluded.watcher, watched_at = now(), shapes_above = coalesce((select max(s.id) from outbox.shape s where s.table_name = excluded.table_name), 0)
   returning * into w;
   if w.capture then
     if not was.capture then  -- what went meanwhile nobody recorded: a copy is of something else from here on
@@ -371,7 +371,6 @@ begin
     update outbox.watched k set mapping = null, layout = null, aimed = null where k.id = w.id;
     perform outbox.remove_triggers(w.id, '{}'::regclass[]);
   end if;
-  perform outbox.compose_emit(w.id);
   return w.table_name;
 end
 $$;
@@ -468,7 +467,6 @@ begin
   delete from outbox.watched k where k.id = w.id;
   execute format('drop function if exists outbox.%I()', 'capture_' || w.id);
   execute format('drop function if exists outbox.%I(tid)', 'row_' || w.id);
-  perform outbox.drop_emit(w.id);
   perform outbox.drop_inside(w.id);
   execute format('drop function if exists outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id);
   delete from outbox.verification v where v.table_name = known[1];

@@ -31,10 +31,9 @@ begin
     perform outbox.remove_triggers(was.id, '{}'::regclass[]);
     update outbox.watched w set capture = false, mapping = null, layout = null, aimed = null where w.id = was.id;
   end if;
-  perform outbox.drop_emit(was.id) where was.id is not null;  -- whatever has its name here from now on is not looked at
-  insert into outbox.watched as w (table_name, key_columns, capture) values (name, map.key_columns, false)
+  insert into outbox.watched as w (table_name, key_columns, capture, mapped) values (name, map.key_columns, false, true)
   on conflict on constraint watched_table_name_key do update
-     set key_columns = excluded.key_columns, shapes_above = coalesce((select max(s.id) from outbox.shape s where s.table_name = excluded.table_name), 0);
+     set key_columns = excluded.key_columns, mapped = true, watcher = null, shapes_above = coalesce((select max(s.id) from outbox.shape s where s.table_name = excluded.table_name), 0);
   return name;
 end
 $$;
@@ -111,9 +110,24 @@ begin
 end
 $$;
 
--- As which type emit reads a value of a column. Of a domain its checks would run, of a range what makes it canonical: code of
--- whoever made the type. So of others, but for superusers, only what lies below a domain is read; null: neither, its text alone.
-create or replace function outbox.read_as(of_type oid, typmod int) returns text
+-- May code of this role's run with the rights of whoever asks? What it owns nobody else alters or renames.
+create or replace function outbox.is_trusted(role oid) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if role = 'pg_database_owner'::regrole then
+    role := (select d.datdba from pg_database d where d.datname = current_database());
+  end if;
+  return exists (select from pg_roles r where r.oid = role and (r.rolsuper or r.rolname = current_user));
+end
+$$;
+
+-- As which type emit reads a value of a column: one of the system's (16384 is the first oid given to others), one that is made
+-- of those and of types of superusers or of emit's own owner, in schemas of theirs, or text. A type of others has code of theirs
+-- (a domain's checks), and its name, or what it is made of, may be another by the time it is read: an old snapshot shows what
+-- was. What a domain or an array is of stays as it is. `whole`: its text alone can be given.
+create or replace function outbox.read_as(of_type oid, typmod int, out type text, out whole boolean)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -123,11 +137,12 @@ declare
   below_m int := typmod;
   suffix  text := '';
 begin
+  whole := false;
   loop
-    if not exists (select from outbox.types_within(below) w(type) join pg_type p on p.oid = w.type left join pg_range r on r.rngtypid = p.oid
-                     join pg_roles o on o.oid = p.typowner
-                    where (p.typtype = 'd' or r.rngcanonical <> 0) and not o.rolsuper and o.rolname <> current_user) then
-      return format_type(below, below_m) || suffix;
+    if not exists (select from outbox.types_within(below) w(type) left join pg_type p on p.oid = w.type left join pg_namespace n on n.oid = p.typnamespace
+                    where w.type::int8 >= 16384 and (outbox.is_trusted(p.typowner) and outbox.is_trusted(n.nspowner)) is not true) then
+      type := format_type(below, below_m) || suffix;
+      return;
     end if;
     select * into t from pg_type p where p.oid = below;
     if t.typtype = 'd' then
@@ -137,13 +152,15 @@ begin
       below := t.typelem;
       suffix := '[]';
     else
-      return null;
+      type := 'text' || suffix;
+      whole := t.typtype is distinct from 'b' and suffix = '';
+      return;
     end if;
   end loop;
 end
 $$;
 
--- Reads a JSON object by the types of the table's columns, and writes it as capture would. With the rights of whoever calls it.
+-- Reads a JSON object by the types of the table's columns, and writes it as capture would. Nothing of others is called.
 create or replace function outbox.emit_work(of_table text, given json, cols text[], keys text[], out row_text text, out key_text text)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -154,45 +171,17 @@ declare
   c       record;
 begin
   for c in
-    select a.attname as name, outbox.read_as(a.atttypid, a.atttypmod) as type from pg_attribute a
+    select a.attname as name, r.type, r.whole from pg_attribute a cross join lateral outbox.read_as(a.atttypid, a.atttypmod) r
      where a.attrelid = tbl and a.attnum > 0 and not a.attisdropped and a.attname = any (cols) order by a.attnum
   loop
-    if c.type is null and json_typeof(given -> c.name) in ('object', 'array') then
-      raise exception 'emit for %: column % is to be given as its text: its type is made of a domain of another owner', of_table, c.name
+    if c.whole and json_typeof(given -> c.name) in ('object', 'array') then
+      raise exception 'emit for %: column % is to be given as its text: its type is another owner''s', of_table, c.name
         using errcode = 'invalid_parameter_value';
     end if;
-    columns := concat_ws(', ', nullif(columns, ''), format('%I %s', c.name, coalesce(c.type, 'text')));
+    columns := concat_ws(', ', nullif(columns, ''), format('%I %s', c.name, c.type));
   end loop;
   execute format('select %s, %s from json_to_record($1) t(%s)', outbox.row_sql(tbl, cols, null::jsonb), outbox.key_sql(tbl, keys, 't'::text, null::jsonb), columns)
      into row_text, key_text using given;
-end
-$$;
-
--- The door to the work above, of one watched table: it reads with the rights of whoever watched it.
-create or replace function outbox.compose_emit(watched_id int) returns void
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  title text := format('outbox.%I(json, text[], text[])', 'emit_' || watched_id);
-begin
-  execute format(
-    'create or replace function outbox.%I(given json, cols text[], keys text[], out row_text text, out key_text text)'
-    ' language sql stable security definer set search_path = pg_catalog, pg_temp'
-    ' as %L',
-    'emit_' || watched_id,
-    (select format('select * from outbox.emit_work(%L::text, $1, $2, $3)', w.table_name) from outbox.watched w where w.id = watched_id));
-  perform outbox.close_function(title::regprocedure,
-    array[(select p.proowner::regrole::name from pg_proc p where p.oid = 'outbox.emit(text, text, json, json, json)'::regprocedure)]);
-end
-$$;
-
-create or replace function outbox.drop_emit(watched_id int) returns void
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  execute format('drop function if exists outbox.%I(json, text[], text[])', 'emit_' || watched_id);
 end
 $$;
 
@@ -211,8 +200,8 @@ $$;
 -- Record one change; returns its id. `row` may have some of the columns (only those are written on the
 -- target) and must have the key; a delete takes `key`, or finds it in `row`.
 --
--- The source's table is looked at only where somebody has watched it, and its rows are read with the rights of whoever did.
--- One that is mapped alone is on the target: what has its name here is nobody's business.
+-- The source's table is looked at only where somebody has watched it: its columns and their types, never its rows. One that is
+-- mapped alone is on the target: what has its name here is nobody's business.
 create or replace function outbox.emit(
   table_name text, op text, "row" json default null, key json default null, headers json default null) returns bigint
 language plpgsql volatile security definer
@@ -222,8 +211,7 @@ set extra_float_digits = 1 set bytea_output = 'hex' set lc_monetary = 'C'
 as $$
 declare
   w        outbox.watched := outbox.known(table_name);
-  door     regprocedure := to_regprocedure(format('outbox.%I(json, text[], text[])', 'emit_' || w.id));
-  tbl      regclass := case when door is not null then outbox.table_named(w.table_name) end;
+  tbl      regclass := case when not w.mapped then outbox.table_named(w.table_name) end;
   keys     text[] := coalesce(w.key_columns, outbox.primary_key(tbl));
   given    json := coalesce("row", emit.key);
   cols     text[];
@@ -255,11 +243,9 @@ begin
       raise exception '% has no column %', w.table_name,
         (select string_agg(c, ', ') from unnest(cols) c where c <> all (outbox.row_columns(tbl, null::text[], null::text[])))
         using errcode = 'undefined_column';
-    elsif not outbox.is_door(door) then
-      raise exception '% cannot be emitted: run `outboxd watch %` again', w.table_name, outbox.word(w.table_name) using errcode = 'OB007';
     end if;
     cols := outbox.row_columns(tbl, cols, null::text[]);
-    execute format('select * from outbox.%I($1, $2, $3)', 'emit_' || w.id) into row_text, key_text using given, cols, keys;
+    select e.* into row_text, key_text from outbox.emit_work(w.table_name, given, cols, keys) e;
   else
     select json_object_agg(e.key, case when json_typeof(e.value) in ('object', 'array') then to_json(e.value::text) else e.value end)::text
       into row_text from json_each(given) e;

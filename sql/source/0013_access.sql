@@ -36,7 +36,8 @@ $$;
 -- Those of them that nobody meant, and what takes each away. Meant is what
 --   the owner of the schema has
 --   role.sql gives to the daemon's role (which takes back the rest itself), so never the key of `hash`
---   whoever watches tables was given for that (who does, owns functions that were made for them)
+--   whoever watches tables was given for that, but for the key of `hash` (who does, owns the function that a watched table's
+--   triggers call: one of such a name alone anybody makes who may create here)
 --   an owner of a watched table needs where a partition is made: to use the schema, and the table's own capture
 --   whoever was given outbox.emit needs: it, and to use the schema
 create or replace function outbox.foreign_grants()
@@ -45,18 +46,19 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
   with made as (
-    select p.oid, p.proowner, p.proname from pg_proc p
-     where p.pronamespace = 'outbox'::regnamespace and p.proname ~ '^(capture|emit)_[0-9]+$'
+    select p.oid, p.proowner, p.proname from pg_proc p join outbox.watched w on w.capture and p.proname = 'capture_' || w.id and p.pronargs = 0
+     where p.pronamespace = 'outbox'::regnamespace and exists (select from pg_trigger g where g.tgfoid = p.oid and g.tgname = 'outbox_row_' || w.id)
   ), watchers as (
-    select distinct r.rolname from made m join pg_roles r on r.oid = m.proowner
+    select r.rolname from made m join pg_roles r on r.oid = m.proowner
+    union select w.watcher from outbox.watched w where not w.capture and w.watcher is not null
   ), owners as (
     select distinct r.rolname, format('outbox.%I()', m.proname) as object
       from made m join pg_trigger g on g.tgfoid = m.oid join pg_class c on c.oid = g.tgrelid join pg_roles r on r.oid = c.relowner
   ), given as (
     select g.kind, g.object, g.grantee, case
              when g.grantee = (select n.nspowner::regrole::name from pg_namespace n where n.nspname = 'outbox') then '{}'
-             when g.grantee in (select w.rolname from watchers w) then '{}'
              when g.object = 'outbox.mask_key' then g.rights
+             when g.grantee in (select w.rolname from watchers w) then '{}'
              when g.grantee = 'outboxd' then '{}'
              when (g.grantee, g.object) in (select o.rolname, o.object from owners o) then '{}'
              when g.routine = 'outbox.emit(text, text, json, json, json)'::regprocedure and g.grantee is not null then '{}'

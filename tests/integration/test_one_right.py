@@ -67,7 +67,7 @@ def watcher(source: Database, app: Connection) -> Iterator[str]:
     role = f"watcher_{source.name}"
     app.execute(f"""
         create role {role} login; create schema app; grant usage, create on schema app, outbox to {role};
-        grant all on all tables in schema outbox to {role}; grant all on all sequences in schema outbox to {role};
+        grant all on all tables in schema outbox to {role}; revoke all on outbox.mask_key from {role}; grant all on all sequences in schema outbox to {role};
         grant execute on all functions in schema outbox to {role}; create table story (id int primary key)
     """)
     watch(app, "story")

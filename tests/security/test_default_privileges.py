@@ -152,3 +152,25 @@ async def test_what_was_meant_stays(source: Database, watcher: Connection) -> No
     watcher.execute(
         f"drop owned by outboxd, {emits}, {watches}, {owns} cascade; drop role outboxd, {emits}, {watches}, {owns}"
     )
+
+
+def test_a_watcher_is_who_watches_and_needs_no_key_of_hash(source: Database, watcher: Connection) -> None:
+    """Given the key, a watcher is named; who made a function of a capture's name, for no table that is captured, is none."""
+    role = f"second_{source.name}"
+    watcher.execute(f"create role {role} login; grant usage, create on schema public, outbox to {role}")
+    watcher.execute(
+        f"grant all on all tables in schema outbox to {role}; grant all on all sequences in schema outbox to {role}"
+    )
+    watcher.execute(f"grant execute on all functions in schema outbox to {role}")
+    named = f"select object from outbox.foreign_grants() where grantee = '{role}'".encode()
+    try:
+        with psycopg.connect(source.cluster.dsn(source.name, role), autocommit=True) as second:
+            second.execute(
+                "create function outbox.capture_77() returns trigger language plpgsql as 'begin return null; end'"
+            )
+            assert ("outbox.held",) in watcher.execute(named).fetchall()
+            second.execute("create table t (id int primary key)")
+            watch(second, "t")
+            assert watcher.execute(named).fetchall() == [("outbox.mask_key",)]
+    finally:
+        watcher.execute(f"drop owned by {role} cascade; drop role {role}".encode())

@@ -1,8 +1,11 @@
 """A tenant whose table, or whose table put in another's place, has emit or the daemon's reading run its code: never with other rights."""
 
+from collections.abc import Iterator
+
 import psycopg
 import pytest
 
+from daemon.session import query
 from tests.captured import Connection, changes, rows, value, watch
 from tests.databases import Database
 
@@ -15,6 +18,24 @@ create type public.pair as (a int, b public.noted);
 create table public.card (id noted primary key, v noted, vs noted[], p pair, n int);
 """
 ROW = '{"id": "a", "v": "b", "vs": ["c", null], "p": "(1,x)", "n": 1}'
+
+# Whoever runs this function is noted.
+NOTE = TRAP[: TRAP.index("create domain")]
+WATCHES = """
+grant usage, create on schema public, outbox to {0};
+grant all on all tables in schema outbox to {0}; grant all on all sequences in schema outbox to {0};
+grant execute on all functions in schema outbox to {0}; revoke all on outbox.mask_key from {0}
+"""
+
+
+@pytest.fixture
+def second(source: Database, watcher: Connection) -> Iterator[Connection]:
+    """Another role that watches tables of its own."""
+    role = f"second_{source.name}"
+    watcher.execute(f"create role {role} login; {WATCHES.format(role)}")
+    with psycopg.connect(source.cluster.dsn(source.name, role), autocommit=True) as conn:
+        yield conn
+    watcher.execute(f"drop owned by {role} cascade; drop role {role}")
 
 
 def ran(watcher: Connection) -> set[str]:
@@ -67,8 +88,8 @@ def test_no_check_of_a_tenants_domain_is_run_by_emit(owner: Connection, watcher:
 
 
 def test_rows_are_read_with_the_rights_of_whoever_watched(source: Database, watcher: Connection) -> None:
-    """A domain of one's own is checked by oneself: emit's owner runs nothing of it. And a watcher who makes its function run
-    with the rights of whoever calls it is not called."""
+    """Emit runs nothing of a watcher's, not even with that one's own rights. And a watcher who makes its copy run with the rights
+    of whoever calls it is not called."""
     role = f"second_{source.name}"
     watcher.execute(f"""
         create role {role} login; grant usage, create on schema public, outbox to {role};
@@ -78,19 +99,51 @@ def test_rows_are_read_with_the_rights_of_whoever_watched(source: Database, watc
         second.execute(TRAP)
         watch(second, "card")
         emitted(watcher, "upsert", ROW)
-        assert ran(watcher) == {role}
-        for door, call in (
-            ("emit_%s(json, text[], text[])", f"select outbox.emit('public.card', 'upsert', '{ROW}')"),
-            (
-                "copy_%s(text, text[], int, bigint, bigint)",
-                "select outbox.copy_of('public.card', 'rows', null, 10, 1000, 1000)",
-            ),
-        ):
-            number = value(watcher, "select id from outbox.watched")
-            second.execute(f"alter function outbox.{door % number} security invoker")
-            with pytest.raises(psycopg.Error, match=r"outboxd watch public\.card"):
-                watcher.execute(call)
+        assert ran(watcher) == set()
+        number = value(watcher, "select id from outbox.watched")
+        second.execute(f"alter function outbox.copy_{number}(text, text[], int, bigint, bigint) security invoker")
+        with pytest.raises(psycopg.Error, match=r"outboxd watch public\.card"):
+            watcher.execute("select outbox.copy_of('public.card', 'rows', null, 10, 1000, 1000)")
     watcher.execute(f"drop owned by {role} cascade; drop role {role}")
+
+
+def test_an_old_snapshot_hides_no_type_from_emit(source: Database, owner: Connection, watcher: Connection) -> None:
+    """A composite type that gets an attribute of a domain, and an enum in whose place a domain is put, after the snapshot."""
+    owner.execute(NOTE + "create domain noted as text check (note(value)); create type pair as (a int)")
+    owner.execute("create type mood as enum ('a'); create table card (id text primary key, p pair, m mood)")
+    watch(watcher, "card")
+    watcher.execute(
+        f"grant usage on schema outbox to {owner.info.user}; grant execute on function outbox.emit to {owner.info.user}"
+    )
+    with psycopg.connect(source.cluster.dsn(source.name, owner.info.user)) as old:
+        old.execute("set transaction isolation level repeatable read")
+        old.execute("select 1")
+        owner.execute(
+            "alter type pair add attribute b noted; alter type mood rename to was; alter domain noted rename to mood"
+        )
+        old.execute("select outbox.emit('public.card', 'upsert', %s)", ('{"id": "a", "p": "(1,x)", "m": "a"}',))
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="column p is to be given as its text"):
+            old.execute("select outbox.emit('public.card', 'upsert', %s)", ('{"id": "a", "p": {"a": 1, "b": "x"}}',))
+    assert ran(watcher) == set()
+
+
+def test_no_function_is_taken_for_one_of_emits(source: Database, watcher: Connection, second: Connection) -> None:
+    """Of a role that may create in the schema: neither for a table of another's that is mapped alone, nor for one watched."""
+    watcher.execute("select outbox.map('public.card', array['id'])")
+    number = value(watcher, "select id from outbox.watched")
+    second.execute("create table seen (given text); create table card (id text primary key, secret text)")
+    second.execute(
+        f"create function outbox.emit_{number}(given json, cols text[], keys text[], out row_text text, out key_text text)"
+        " language plpgsql security definer as $$ begin insert into public.seen values (given::text);"
+        ' row_text := \'{"id":"a","secret":"forged"}\'; key_text := \'{"id":"a"}\'; end $$'.encode()
+    )
+    mine = 'select outbox.emit(\'public.card\', \'upsert\', \'{"id": "a", "secret": "mine"}\')'
+    watcher.execute(mine)
+    assert f"outbox.emit_{number}(" in str(watcher.execute(query("check_strangers")).fetchall())
+    watch(watcher, "card", capture=False)
+    watcher.execute(mine)
+    assert rows(second, "select given from seen") == []
+    assert all("mine" in (change.row or "") for change in changes(watcher))
 
 
 def test_no_check_of_a_tenants_domain_is_run_where_a_key_is_read(owner: Connection, watcher: Connection) -> None:
@@ -118,3 +171,25 @@ def test_a_view_in_a_tables_place_is_not_locked(owner: Connection, watcher: Conn
     owner.execute("alter table t rename to was; create view t with (security_invoker) as select * from other")
     with pytest.raises(psycopg.Error, match=r"public\.t is no table any more"):
         watcher.execute("select outbox.copy_of('public.t', 'still', null)")
+
+
+def test_an_old_snapshot_hides_no_function_from_a_copy(
+    source: Database, watcher: Connection, second: Connection
+) -> None:
+    """A watcher's function that runs with the rights of whoever calls it, by now."""
+    second.execute(NOTE + "create table public.card (id text primary key)")
+    watch(second, "card")
+    number = value(watcher, "select id from outbox.watched")
+    copy = "select outbox.copy_of('public.card', 'rows', null, 1, 1, 1)"
+    watcher.execute(copy)
+    with psycopg.connect(source.cluster.dsn(source.name, second.info.user)) as old:
+        old.execute("set transaction isolation level repeatable read")
+        old.execute("select 1")
+        second.execute(
+            f"create or replace function outbox.copy_{number}(what text, keys text[], most int, max_bytes bigint, row_bytes bigint)"
+            " returns table (columns text[], named text, texts text, sizes bytea) language plpgsql security invoker"
+            " as $$ begin perform public.note(''); end $$".encode()
+        )
+        with pytest.raises(psycopg.Error, match=r"outboxd watch public\.card"):
+            old.execute(copy)
+    assert ran(watcher) == set()

@@ -173,3 +173,32 @@ async def test_emitted_documents_arrive_as_they_were(source: Database, target: D
             )
     finally:
         await both.close()
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_a_constraint_is_computed_by_nobody_but_its_owner(
+    source: Database, owner: Connection, watcher: Connection, partitioned: bool
+) -> None:
+    """The planner computes a constraint whose function is immutable: when told to, and for partitions by default. Neither
+    capture nor a copy has it do that, whatever their session says."""
+    owner.execute(
+        "create function evil(int) returns bool language plpgsql immutable as $$ begin raise warning 'ran as %', current_user; return true; end $$"
+    )
+    owner.execute(
+        "create table t (id int primary key, v int, check (evil(1))) partition by range (id); create table t_1 partition of t for values from (0) to (9)"
+        if partitioned
+        else "create table t (id int primary key, v int, check (evil(1)))"
+    )
+    watch(watcher, "t")
+    said: list[str] = []
+    watcher.add_notice_handler(lambda told: said.append(str(told.message_primary)))
+    with psycopg.connect(source.cluster.dsn(source.name, owner.info.user), autocommit=True) as fresh:
+        fresh.add_notice_handler(lambda told: said.append(str(told.message_primary)))
+        fresh.execute("set constraint_exclusion = on")
+        fresh.execute("insert into t values (2, 1); update t set id = 3; update t set v = 2")
+        watcher.execute("set constraint_exclusion = on")
+        watch(watcher, "t")
+        for what, keys in (("rows", None), ("these", ['{"id":3}']), ("missing", ['{"id":3}']), ("touch", ['{"id":3}'])):
+            watcher.execute("select outbox.copy_of('public.t', %s, %s, 10, 1000, 1000)", (what, keys))
+        fresh.execute("delete from t")
+    assert set(said) == {f"ran as {owner.info.user}"}
