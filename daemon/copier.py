@@ -436,7 +436,7 @@ class Copier:
         pause = self._recheck
         going = table not in self.out or self.copies[table].state != "out"
         if going and table in self.copies and self.copies[table].state == "copying":  # it seemed to fit, and did not
-            pause = self._patience[table] = min(2 * self._patience.get(table, pause), _LONGEST * self._recheck)
+            pause = self._patience[table] = min(2 * self._patience.get(table, pause / 2), _LONGEST * self._recheck)
         self._fits_at[table] = time.monotonic() + pause
         if not going:
             return False  # none of its changes was sent: it cannot be that
