@@ -333,7 +333,8 @@ async def test_the_kernel_keeps_few_more() -> None:
     for one in clients:
         one.setblocking(False)
         one.connect_ex(("127.0.0.1", unserved.port))
-    assert 0 < established(unserved) <= 16 + 1
+    wait_until(lambda: established(unserved) > 0)  # on a busy machine the kernel lets them in a moment later
+    assert established(unserved) <= 16 + 1
     for one in clients:
         one.close()
     unserved.close()
