@@ -132,9 +132,8 @@ class Delivery:
         self.captured: Callable[[], Collection[str]] = tuple  # tables whose keys the source's types have spelled
         self.places: Mapping[str, str] = {}  # which table of the target each one goes to
         self._types: Mapping[str, Types] = {}
-        self._unblamed: Counter[tuple[str, bool]] = (
-            Counter()
-        )  # how often in a row a table, or its copy, was refused, and no row
+        # How often in a row a table, or its copy, was refused, and no row of it.
+        self._unblamed: Counter[tuple[str, bool]] = Counter()
 
     def learn_tables(self, described: Mapping[str, Any]) -> None:
         """The order of the target's tables, parents first, from its own foreign keys."""

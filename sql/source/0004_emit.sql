@@ -186,7 +186,7 @@ end
 $$;
 
 -- Before it is made for the first time: whom default privileges would give emit to. Who may call it from then on was given it by
--- somebody who meant that, and keeps it (0012).
+-- somebody who meant that, and keeps it (0013).
 do $$
 begin
   if to_regprocedure('outbox.emit(text, text, json, json, json)') is null then

@@ -18,6 +18,7 @@ from daemon.demo.child import Outboxd
 from daemon.serving import BACKLOG, PATIENCE, Answer, Request, Server
 from daemon.sparing import Sparing
 from tests.acceptance.conftest import STORIES, Pair, Start, streaming, wait_until
+from tests.waiting import wait_until_async
 
 LINES_A_MINUTE = 3  # about connections; one a kind
 CONNECTIONS = 32
@@ -213,7 +214,7 @@ async def test_nobody_stays_without_asking_nor_without_taking_the_answer(server:
     waited = time.monotonic() - began
     assert PATIENCE - 0.1 <= waited < PATIENCE + 4
     dripping.cancel()
-    assert await asyncio.wait_for(closed(server), PATIENCE + 4)
+    await wait_until_async(lambda: closed(server), PATIENCE + 4)
     deaf[1].close()
 
 
@@ -225,10 +226,7 @@ def established(server: Server) -> int:
 
 async def closed(server: Server) -> bool:
     """No connection is left: asking how many there are would be one more."""
-    while True:
-        if not established(server):
-            return True
-        await asyncio.sleep(0.05)
+    return not established(server)
 
 
 @pytest.mark.parametrize(
