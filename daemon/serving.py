@@ -123,12 +123,13 @@ class Server:
         """Who has asked nothing goes for a newer one, then who was told, the oldest first; who waits for us is waited for.
         Nobody goes before it could ask, or take its answer."""
         while len(self._open) >= MOST:
-            idle = [one for one in self._open if one.waits and one.had_its_time()]
+            waiting = [one for one in self._open if one.waits]
+            idle = [one for one in waiting if one.has_left() <= 0]
             chosen = next((one for one in idle if not one.told), idle[0] if idle else None)
-            if chosen is None:
+            if chosen is None:  # not a moment longer: what the kernel keeps meanwhile is bounded
                 self._news.clear()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), _MOMENT)
+                    await asyncio.wait_for(self._news.wait(), min((one.has_left() for one in waiting), default=_MOMENT))
             else:
                 self._dropped.note("crowded_out")
                 chosen.drop()
@@ -261,10 +262,10 @@ class _Connection(asyncio.Protocol):
         elif self._transport.can_write_eof():  # closed at once with something unread, the answer might not arrive
             self._transport.write_eof()
 
-    def had_its_time(self) -> bool:
-        """To ask; or to take all that it was told, which is longer where it does not read."""
+    def has_left(self) -> float:
+        """Seconds: to ask; or to take all that it was told, which is longer where it does not read."""
         patience = _TAKING if self._transport.get_write_buffer_size() else _MOMENT
-        return time.monotonic() - self._since >= patience
+        return self._since + patience - time.monotonic()
 
     def drop(self) -> None:
         self._server.gone(self)
