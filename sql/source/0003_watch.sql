@@ -299,6 +299,21 @@ begin
 end
 $$;
 
+-- Lock this table (to read it: not its partitions), until the transaction ends. LOCK takes a name, and SQL that reads it does: from
+-- here on it is this table's, as long as its schema has its own. Who had put a view in its place for a moment is found out.
+create or replace function outbox.lock_table(tbl regclass, mode text) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute format('lock table %s%s in %s mode', case when mode = 'access share' then 'only ' else '' end, tbl, mode);
+  if outbox.table_named(tbl::text) is distinct from tbl
+     or not exists (select from pg_locks l where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.relation = tbl and l.granted) then
+    raise exception '% is being altered: its rows are read again', tbl using errcode = 'serialization_failure';
+  end if;
+end
+$$;
+
 -- Record every change of `tbl` from now on. Run again after adding partitions or columns (until then a
 -- new column is captured too, by a slower way). With capture => false only outbox.emit writes changes.
 -- What is not given stays as it is, so that watching again never takes a mask off, nor lets a column travel; '' and {}
@@ -349,7 +364,7 @@ begin
     raise exception 'cannot watch %: %', tbl, reason using errcode = 'invalid_parameter_value';
   end if;
   if capture then
-    execute format('lock table %s in share row exclusive mode', tbl);
+    perform outbox.lock_table(tbl, 'share row exclusive'::text);
   elsif was.capture then
     perform outbox.ask_copy(w.table_name, true, false);  -- for when it is captured again, as unwatch does
     perform outbox.remove_triggers(was.id, '{}'::regclass[]);

@@ -56,7 +56,7 @@ as $$
       from made m join pg_trigger g on g.tgfoid = m.oid join pg_class c on c.oid = g.tgrelid join pg_roles r on r.oid = c.relowner
   ), given as (
     select g.kind, g.object, g.grantee, case
-             when g.grantee = (select n.nspowner::regrole::name from pg_namespace n where n.nspname = 'outbox') then '{}'
+             when g.grantee = (select pg_get_userbyid(n.nspowner) from pg_namespace n where n.nspname = 'outbox') then '{}'
              when g.object = 'outbox.mask_key' then g.rights
              when g.grantee in (select w.rolname from watchers w) then '{}'
              when g.grantee = 'outboxd' then '{}'
