@@ -29,9 +29,10 @@ begin
   if was.capture then  -- its table is gone: from here on it is as one of which nothing was ever captured
     perform outbox.ask_copy(name, true, false);
     perform outbox.remove_triggers(was.id, '{}'::regclass[]);
+    perform outbox.drop_functions(was.id, '{}'::oid[]);
     update outbox.watched w set capture = false, mapping = null, layout = null, aimed = null where w.id = was.id;
   end if;
-  insert into outbox.watched as w (table_name, key_columns, capture, mapped) values (name, map.key_columns, false, true)
+  insert into outbox.watched as w (id, table_name, key_columns, capture, mapped) overriding system value values (coalesce(was.id, outbox.free_id()), name, map.key_columns, false, true)
   on conflict on constraint watched_table_name_key do update
      set key_columns = excluded.key_columns, mapped = true, watcher = null, shapes_above = coalesce((select max(s.id) from outbox.shape s where s.table_name = excluded.table_name), 0);
   return name;

@@ -476,9 +476,10 @@ language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  w outbox.watched := outbox.known(table_name);
+  w    outbox.watched := outbox.known(table_name);
+  door regprocedure := to_regprocedure(format('outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id));
 begin
-  if not outbox.is_door(to_regprocedure(format('outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id))) then
+  if not outbox.is_door(door) or not exists (select from outbox.own_functions(w) o where o = door) then
     raise exception '% cannot be copied: run `outboxd watch %` again', w.table_name, outbox.word(w.table_name) using errcode = 'OB007';
   end if;
   return query execute format('select * from outbox.%I($1, $2, $3, $4, $5)', 'copy_' || w.id) using what, keys, most, max_bytes, row_bytes;

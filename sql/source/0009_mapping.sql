@@ -238,7 +238,6 @@ declare
   inside jsonb := '{}';
   named  text[];
 begin
-  perform outbox.drop_inside(w.id);
   if w.filter is not null then
     inside := outbox.compose_inside(w.id, tbl, w.filter) || jsonb_build_object('inside', 'outbox.inside_' || w.id);
     if not steady then

@@ -303,7 +303,6 @@ declare
                                 where m[1]::oid <> all ('{bool,int2,int4,int8,numeric,text,varchar,bpchar,name,uuid,jsonb,unknown}'::regtype[]))
                    and not exists (select from outbox.called_by(tree) f where f.provolatile <> 'i')
                    and tree !~ '\{(SQLVALUEFUNCTION|COERCEVIAIO|XMLEXPR)' and filter !~ '\\';
-  taken text;
   types oid[];
   args  text;
   body  text;
@@ -328,19 +327,6 @@ begin
     raise exception 'cannot watch %: a type of its filter''s columns is being renamed: try again', tbl using errcode = 'invalid_parameter_value';
   end if;
   perform outbox.close_function(format('outbox.%I(%s)', name, args)::regprocedure, '{}'::name[]);
-end
-$$;
-
-create or replace function outbox.drop_inside(watched_id int) returns void
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  one regprocedure;
-begin
-  for one in select p.oid from pg_proc p where p.pronamespace = 'outbox'::regnamespace and p.proname = 'inside_' || watched_id and pg_has_role(p.proowner, 'usage') loop
-    execute format('drop function %s', one);
-  end loop;
 end
 $$;
 
