@@ -325,6 +325,22 @@ begin
 end
 $$;
 
+-- Who watched a table last, or null. Of a captured one whoever owns its functions. Of one that is emitted the role of that number, whatever
+-- it is called by now: one of its name that was made since is another. In another cluster (a dump brought it there, or
+-- pg_upgrade) numbers mean nothing, and the name counts, as it does for owners.
+create or replace function outbox.watcher_of(w outbox.watched) returns oid
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if w.capture then
+    return (select p.proowner from pg_proc p where p.oid = to_regprocedure(format('outbox.%I()', 'capture_' || w.id)));
+  end if;
+  return (select r.oid from pg_roles r
+           where case when w.watcher_system = (select s.system_identifier::text from pg_control_system() s) then r.oid = w.watcher else r.rolname = w.watcher_name end);
+end
+$$;
+
 -- The id of a table that is watched, or mapped, for the first time: none of an id that somebody has made functions for.
 create or replace function outbox.free_id() returns int
 language plpgsql volatile security definer
@@ -450,12 +466,13 @@ begin
     perform outbox.note_end(was.id, false);
     perform outbox.drop_functions(was.id, '{}'::oid[]);
   end if;
-  insert into outbox.watched as k (id, table_name, key_columns, include, exclude, capture, target, rename, constant, mask, filter, watcher) overriding system value
-  values (coalesce(was.id, outbox.free_id()), w.table_name, w.key_columns, w.include, w.exclude, w.capture, w.target, w.rename, w.constant, w.mask, w.filter, current_user)
+  insert into outbox.watched as k (id, table_name, key_columns, include, exclude, capture, target, rename, constant, mask, filter, watcher, watcher_name, watcher_system) overriding system value
+  values (coalesce(was.id, outbox.free_id()), w.table_name, w.key_columns, w.include, w.exclude, w.capture, w.target, w.rename, w.constant, w.mask, w.filter,
+          (select r.oid from pg_roles r where r.rolname = current_user), current_user, (select s.system_identifier::text from pg_control_system() s))
   on conflict on constraint watched_table_name_key do update
      set key_columns = excluded.key_columns, include = excluded.include, exclude = excluded.exclude, capture = excluded.capture,
          target = excluded.target, rename = excluded.rename, constant = excluded.constant, mask = excluded.mask, filter = excluded.filter,
-         mapped = false, watcher = excluded.watcher, watched_at = now(), shapes_above = coalesce((select max(s.id) from outbox.shape s where s.table_name = excluded.table_name), 0)
+         mapped = false, watcher = excluded.watcher, watcher_name = excluded.watcher_name, watcher_system = excluded.watcher_system, watched_at = now(), shapes_above = coalesce((select max(s.id) from outbox.shape s where s.table_name = excluded.table_name), 0)
   returning * into w;
   if w.capture then
     if not was.capture then  -- what went meanwhile nobody recorded: a copy is of something else from here on

@@ -34,7 +34,7 @@ begin
   end if;
   insert into outbox.watched as w (id, table_name, key_columns, capture, mapped) overriding system value values (coalesce(was.id, outbox.free_id()), name, map.key_columns, false, true)
   on conflict on constraint watched_table_name_key do update
-     set key_columns = excluded.key_columns, mapped = true, watcher = null, shapes_above = coalesce((select max(s.id) from outbox.shape s where s.table_name = excluded.table_name), 0);
+     set key_columns = excluded.key_columns, mapped = true, watcher = null, watcher_name = null, watcher_system = null, shapes_above = coalesce((select max(s.id) from outbox.shape s where s.table_name = excluded.table_name), 0);
   return name;
 end
 $$;
