@@ -1,9 +1,9 @@
--- What lies in schema outbox and was not made by outboxd: relations of other owners, and functions of theirs that are of no watched table.
+-- What lies in schema outbox and was not made by outboxd: relations of other owners, and functions of theirs that no watched table's capture is made of.
 select case p.prokind when 'a' then 'aggregate' else 'routine' end as kind, format('outbox.%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid)) as object,
        p.proowner::regrole::text as owner
   from pg_proc p join pg_namespace n on n.oid = p.pronamespace
  where n.nspname = 'outbox' and p.proowner <> n.nspowner
-   and not exists (select from outbox.watched w where p.proname in ('capture_' || w.id, 'row_' || w.id, 'inside_' || w.id, 'copy_' || w.id))
+   and not exists (select from outbox.watched w where p.oid in (select outbox.own_functions(w)))
 union all
 select case c.relkind when 'v' then 'view' when 'm' then 'materialized view' when 'S' then 'sequence' when 'f' then 'foreign table' else 'table' end,
        format('outbox.%I', c.relname), c.relowner::regrole::text

@@ -106,8 +106,12 @@ create table if not exists outbox.watched (
 
 alter table outbox.watched add column if not exists interrupted bigint;
 alter table outbox.watched add column if not exists mapped boolean not null default false;
-alter table outbox.watched add column if not exists watcher name;
-comment on column outbox.watched.watcher is 'who watched it last; null: it is mapped';
+alter table outbox.watched add column if not exists watcher oid;
+alter table outbox.watched add column if not exists watcher_name name;
+alter table outbox.watched add column if not exists watcher_system text;
+comment on column outbox.watched.watcher is 'the role that watched it last, by its number; null: it is mapped. See outbox.watcher_of';
+comment on column outbox.watched.watcher_name is 'what that role was called then: what counts in another cluster, as for all that a dump brings';
+comment on column outbox.watched.watcher_system is 'the cluster in which the number is that role''s: its system identifier';
 comment on column outbox.watched.mapped is 'it is on the target: what has its name here is not looked at';
 comment on column outbox.watched.interrupted is 'a number of its own for each time that capture went on after it had been given up; null: never';
 

@@ -40,6 +40,19 @@ as $$
   select type from within
 $$;
 
+-- May code of this role's run with the rights of `whose`? What it owns nobody else alters or renames.
+create or replace function outbox.is_trusted(role oid, whose name) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if role = 'pg_database_owner'::regrole then
+    role := (select d.datdba from pg_database d where d.datname = current_database());
+  end if;
+  return exists (select from pg_roles r where r.oid = role and (r.rolsuper or r.rolname = whose));
+end
+$$;
+
 -- json, jsonb, arrays and composites lose something on the way through row_to_json (JSON null, lower bounds): they
 -- travel as their text, which loses nothing. So does every type that is not the system's own (16384 is the first
 -- oid given to others): row_to_json would call a cast to json that its owner made, today or after `watch`, with the
@@ -1064,6 +1077,6 @@ $body$, outbox.reading_parts(tbl, w.table_name, keys, cols, w.mapping, outbox.sh
       where p.n % 2 = 0),
     body);
   -- A partition that is made or attached gets the trigger as whoever does that: the owner of the table, and of no other one.
-  perform outbox.close_function(format('outbox.%I()', title)::regprocedure, array[(select c.relowner::regrole::name from pg_class c where c.oid = tbl)]);
+  perform outbox.close_function(format('outbox.%I()', title)::regprocedure, array[(select pg_get_userbyid(c.relowner) from pg_class c where c.oid = tbl)]);
 end
 $$;

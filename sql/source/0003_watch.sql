@@ -299,6 +299,116 @@ begin
 end
 $$;
 
+-- The functions that are made for one watched table, by their names. Whoever may create here may make others of these names.
+create or replace function outbox.functions_of(watched_id int) returns setof pg_proc
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query select p.* from pg_proc p
+    where p.pronamespace = 'outbox'::regnamespace
+      and p.proname = any (array[concat('capture_', watched_id), concat('row_', watched_id), concat('copy_', watched_id), concat('inside_', watched_id)]::name[]);
+end
+$$;
+
+-- Of these those that outboxd made: of a table that is captured, of its watcher's, with the very arguments.
+create or replace function outbox.own_functions(w outbox.watched) returns setof oid
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+    select p.oid from pg_proc c cross join lateral outbox.functions_of(w.id) p
+     where w.capture and c.oid = to_regprocedure(format('outbox.%I()', 'capture_' || w.id)) and p.proowner = c.proowner
+       and (p.proname like 'inside%' and 'outbox.' || p.proname = w.mapping ->> 'inside'
+            or p.oid in (c.oid, to_regprocedure(format('outbox.%I(tid)', 'row_' || w.id)), to_regprocedure(format('outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id))));
+end
+$$;
+
+-- Who watched a table last, or null. Of a captured one whoever owns its functions. Of one that is emitted the role of that number, whatever
+-- it is called by now: one of its name that was made since is another. In another cluster (a dump brought it there, or
+-- pg_upgrade) numbers mean nothing, and the name counts, as it does for owners.
+create or replace function outbox.watcher_of(w outbox.watched) returns oid
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if w.capture then
+    return (select p.proowner from pg_proc p where p.oid = to_regprocedure(format('outbox.%I()', 'capture_' || w.id)));
+  end if;
+  return (select r.oid from pg_roles r
+           where case when w.watcher_system = (select s.system_identifier::text from pg_control_system() s) then r.oid = w.watcher else r.rolname = w.watcher_name end);
+end
+$$;
+
+-- The id of a table that is watched, or mapped, for the first time: none of an id that somebody has made functions for.
+create or replace function outbox.free_id() returns int
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  id int;
+begin
+  loop
+    id := nextval(pg_get_serial_sequence('outbox.watched', 'id'));
+    exit when not exists (select from outbox.functions_of(id));
+  end loop;
+  return id;
+end
+$$;
+
+-- Drop the functions of a watched table, or of its names, that are not to be kept, as far as that may be.
+create or replace function outbox.drop_functions(watched_id int, keep oid[]) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  one regprocedure;
+begin
+  for one in select p.oid from outbox.functions_of(watched_id) p where p.oid <> all (keep) and pg_has_role(p.proowner, 'usage') loop
+    begin
+      execute format('drop routine %s', one);
+    exception when dependent_objects_still_exist then
+      null;
+    end;
+  end loop;
+end
+$$;
+
+-- Names for the functions of a table that is about to be captured: those of others go, or who has to end them is said. So does the
+-- filter's, which is made anew. None is replaced where it lies: what depends on another's would then depend on ours.
+create or replace function outbox.make_room(was outbox.watched, watched_id int, tbl regclass) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  keep oid[] := array(select p.oid from outbox.own_functions(was) o join pg_proc p on p.oid = o where p.proname not like 'inside%');
+  left_ record;
+begin
+  perform outbox.drop_functions(watched_id, keep);
+  select p.oid::regprocedure as routine, p.proowner::regrole as owner into left_ from outbox.functions_of(watched_id) p where p.oid <> all (keep) order by 1 limit 1;
+  if found then
+    raise exception 'cannot watch %: %, which % owns, has the name of a function that outboxd needs', tbl, left_.routine, left_.owner
+      using errcode = 'duplicate_function', hint = format('as that one, or a superuser: drop routine %s cascade', left_.routine);
+  end if;
+end
+$$;
+
+-- Lock this table (to read it: not its partitions), until the transaction ends. LOCK takes a name, and SQL that reads it does: from
+-- here on it is this table's, as long as its schema has its own. Who had put a view in its place for a moment is found out.
+create or replace function outbox.lock_table(tbl regclass, mode text) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute format('lock table %s%s in %s mode', case when mode = 'access share' then 'only ' else '' end, tbl, mode);
+  if outbox.table_named(tbl::text) is distinct from tbl
+     or not exists (select from pg_locks l where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.relation = tbl and l.granted) then
+    raise exception '% is being altered: its rows are read again', tbl using errcode = 'serialization_failure';
+  end if;
+end
+$$;
+
 -- Record every change of `tbl` from now on. Run again after adding partitions or columns (until then a
 -- new column is captured too, by a slower way). With capture => false only outbox.emit writes changes.
 -- What is not given stays as it is, so that watching again never takes a mask off, nor lets a column travel; '' and {}
@@ -349,18 +459,20 @@ begin
     raise exception 'cannot watch %: %', tbl, reason using errcode = 'invalid_parameter_value';
   end if;
   if capture then
-    execute format('lock table %s in share row exclusive mode', tbl);
+    perform outbox.lock_table(tbl, 'share row exclusive'::text);
   elsif was.capture then
     perform outbox.ask_copy(w.table_name, true, false);  -- for when it is captured again, as unwatch does
     perform outbox.remove_triggers(was.id, '{}'::regclass[]);
     perform outbox.note_end(was.id, false);
+    perform outbox.drop_functions(was.id, '{}'::oid[]);
   end if;
-  insert into outbox.watched as k (table_name, key_columns, include, exclude, capture, target, rename, constant, mask, filter, watcher)
-  values (w.table_name, w.key_columns, w.include, w.exclude, w.capture, w.target, w.rename, w.constant, w.mask, w.filter, current_user)
+  insert into outbox.watched as k (id, table_name, key_columns, include, exclude, capture, target, rename, constant, mask, filter, watcher, watcher_name, watcher_system) overriding system value
+  values (coalesce(was.id, outbox.free_id()), w.table_name, w.key_columns, w.include, w.exclude, w.capture, w.target, w.rename, w.constant, w.mask, w.filter,
+          (select r.oid from pg_roles r where r.rolname = current_user), current_user, (select s.system_identifier::text from pg_control_system() s))
   on conflict on constraint watched_table_name_key do update
      set key_columns = excluded.key_columns, include = excluded.include, exclude = excluded.exclude, capture = excluded.capture,
          target = excluded.target, rename = excluded.rename, constant = excluded.constant, mask = excluded.mask, filter = excluded.filter,
-         mapped = false, watcher = excluded.watcher, watched_at = now(), shapes_above = coalesce((select max(s.id) from outbox.shape s where s.table_name = excluded.table_name), 0)
+         mapped = false, watcher = excluded.watcher, watcher_name = excluded.watcher_name, watcher_system = excluded.watcher_system, watched_at = now(), shapes_above = coalesce((select max(s.id) from outbox.shape s where s.table_name = excluded.table_name), 0)
   returning * into w;
   if w.capture then
     if not was.capture then  -- what went meanwhile nobody recorded: a copy is of something else from here on
@@ -395,6 +507,7 @@ begin
   if known then
     perform outbox.notice(w.table_name);  -- as it is found: who let its triggers sleep, or lost them, is seen now or never
   end if;
+  perform outbox.make_room(was, w.id, tbl);
   update outbox.watched k set mapping = outbox.compose_mapping(w, tbl, steady) where k.id = w.id;
   update outbox.watched k set left_home = nullif(array(
            select c from (select unnest(outbox.projected(outbox.row_columns(tbl, was.include, was.exclude), was.mapping)) union select unnest(was.left_home)
@@ -465,10 +578,7 @@ begin
   perform outbox.remove_triggers(w.id, '{}'::regclass[]);
   perform outbox.note_end(w.id, true);
   delete from outbox.watched k where k.id = w.id;
-  execute format('drop function if exists outbox.%I()', 'capture_' || w.id);
-  execute format('drop function if exists outbox.%I(tid)', 'row_' || w.id);
-  perform outbox.drop_inside(w.id);
-  execute format('drop function if exists outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id);
+  perform outbox.drop_functions(w.id, '{}'::oid[]);
   delete from outbox.verification v where v.table_name = known[1];
   return known[1];
 end

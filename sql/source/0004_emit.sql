@@ -29,11 +29,12 @@ begin
   if was.capture then  -- its table is gone: from here on it is as one of which nothing was ever captured
     perform outbox.ask_copy(name, true, false);
     perform outbox.remove_triggers(was.id, '{}'::regclass[]);
+    perform outbox.drop_functions(was.id, '{}'::oid[]);
     update outbox.watched w set capture = false, mapping = null, layout = null, aimed = null where w.id = was.id;
   end if;
-  insert into outbox.watched as w (table_name, key_columns, capture, mapped) values (name, map.key_columns, false, true)
+  insert into outbox.watched as w (id, table_name, key_columns, capture, mapped) overriding system value values (coalesce(was.id, outbox.free_id()), name, map.key_columns, false, true)
   on conflict on constraint watched_table_name_key do update
-     set key_columns = excluded.key_columns, mapped = true, watcher = null, shapes_above = coalesce((select max(s.id) from outbox.shape s where s.table_name = excluded.table_name), 0);
+     set key_columns = excluded.key_columns, mapped = true, watcher = null, watcher_name = null, watcher_system = null, shapes_above = coalesce((select max(s.id) from outbox.shape s where s.table_name = excluded.table_name), 0);
   return name;
 end
 $$;
@@ -110,19 +111,6 @@ begin
 end
 $$;
 
--- May code of this role's run with the rights of whoever asks? What it owns nobody else alters or renames.
-create or replace function outbox.is_trusted(role oid) returns boolean
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  if role = 'pg_database_owner'::regrole then
-    role := (select d.datdba from pg_database d where d.datname = current_database());
-  end if;
-  return exists (select from pg_roles r where r.oid = role and (r.rolsuper or r.rolname = current_user));
-end
-$$;
-
 -- As which type emit reads a value of a column: one of the system's (16384 is the first oid given to others), one that is made
 -- of those and of types of superusers or of emit's own owner, in schemas of theirs, or text. A type of others has code of theirs
 -- (a domain's checks), and its name, or what it is made of, may be another by the time it is read: an old snapshot shows what
@@ -140,7 +128,7 @@ begin
   whole := false;
   loop
     if not exists (select from outbox.types_within(below) w(type) left join pg_type p on p.oid = w.type left join pg_namespace n on n.oid = p.typnamespace
-                    where w.type::int8 >= 16384 and (outbox.is_trusted(p.typowner) and outbox.is_trusted(n.nspowner)) is not true) then
+                    where w.type::int8 >= 16384 and (outbox.is_trusted(p.typowner, current_user::name) and outbox.is_trusted(n.nspowner, current_user::name)) is not true) then
       type := format_type(below, below_m) || suffix;
       return;
     end if;

@@ -166,13 +166,17 @@ begin
 end
 $$;
 
--- A watched table and its key, as the statements below need them: json_to_record's definition of a key as
--- outbox.change has it (record), and which row t is that of key k (same). Of a domain what lies below: to read a value of the
--- domain itself would be to run its checks.
-create or replace function outbox.keyed(w outbox.watched, out tbl regclass, out keys text[], out titles text[], out record text, out same text)
+-- A watched table and its key, as the statements below need them: how a key as outbox.change has it is read as alias k (`read`: %1$s is
+-- the JSON), and which row t is that of key k (same). Of a domain what lies below: to read a value of the domain itself
+-- would be to run its checks. An enum's label is looked for among those of the column itself: by the name of its type another
+-- could stand, as soon as it is looked up. Where it has no such label, k has null.
+create or replace function outbox.keyed(w outbox.watched, out tbl regclass, out keys text[], out titles text[], out read text, out same text)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  record  text;
+  columns text;
 begin
   tbl := outbox.table_named(w.table_name);
   keys := coalesce(w.key_columns, outbox.primary_key(tbl));
@@ -181,10 +185,16 @@ begin
   end if;
   select array_agg(coalesce(to_jsonb(w) -> 'mapping' -> 'rename' ->> k.name, k.name) order by k.n) into titles
     from unnest(keys) with ordinality k(name, n);
-  select string_agg(format('%I %s', k.title, case when a.atttypid = outbox.base_type(a.atttypid) then format_type(a.atttypid, a.atttypmod)
-                                                 else format_type(outbox.base_type(a.atttypid), -1) end), ', '), string_agg(format('t.%I = k.%I', k.name, k.title), ' and ')
-    into record, same
-    from unnest(keys, titles) k(name, title) join pg_attribute a on a.attrelid = tbl and a.attname = k.name and a.attnum > 0;
+  select string_agg(format('%I %s', k.title, case when b.base::int8 >= 16384 then 'text' when a.atttypid = b.base then format_type(b.base, a.atttypmod) else format_type(b.base, -1) end), ', '),
+         string_agg(format(case when b.base::int8 >= 16384 then '(select e from unnest(enum_range((select t.%2$I from only %3$s t limit 0))) e where concat(e) = j.%1$I) as %1$I' else 'j.%I' end,
+                           k.title, k.name, tbl), ', '),
+         string_agg(format('t.%I = k.%I', k.name, k.title), ' and ')
+    into record, columns, same
+    from unnest(keys, titles) k(name, title) join pg_attribute a on a.attrelid = tbl and a.attname = k.name and a.attnum > 0
+   cross join lateral (select outbox.base_type(a.atttypid)) b(base);
+  read := replace(case when columns like '%enum_range(%' then format('(select %s from json_to_record(@json@) as j(%s)) k', columns, record)
+                       else format('json_to_record(@json@) as k(%s)', record) end, '%', '%%');
+  read := replace(read, '@json@', '%1$s');
 end
 $$;
 
@@ -209,8 +219,8 @@ begin
     ' order by %7$s',
     p.key_sql, size.stored, case when inside = '' then 'true' else 'i.inside' end,
     (select string_agg(format('%s as o%s', u.way, u.n), ', ' order by u.n) from unnest(way.ordered) with ordinality u(way, n)), k.tbl,
-    case when first then '' else format(' where (%s) > (select %s from json_to_record($1::json) as k(%s))', ordered, (
-      select string_agg(format('k.%I', k.titles[array_position(k.keys, c)]), ', ' order by n) from unnest(way.names) with ordinality u(c, n)), k.record) end,
+    case when first then '' else format(' where (%s) > (select %s from %s)', ordered, (
+      select string_agg(format('k.%I', k.titles[array_position(k.keys, c)]), ', ' order by n) from unnest(way.names) with ordinality u(c, n)), format(k.read, '$1::json')) end,
     ordered, inside, size.small, p.row_sql, size.bytes);
 end
 $$;
@@ -229,31 +239,37 @@ begin
     'insert into outbox.change (table_name, op, shape, key, row)'
     ' select %L, case when r.sent is null then ''too_large'' else ''upsert'' end, case when r.sent is not null then %s end, %s,'
     ' coalesce(r.sent, %s)'
-    ' from json_to_record($1::json) as k(%s)'
+    ' from %s'
     ' cross join lateral (select t.*, t.tableoid, t.ctid from %s t where %s and %s for share of t) t'
     ' cross join lateral (select case when %s then %s else outbox.large_row(t.tableoid::regclass, t.ctid, %L::text, %L::text) end as made offset 0) m'
     ' cross join lateral (select case when ($2 = 0 or octet_length(m.made) <= $2)%s then m.made end as sent) r',
     w.table_name, outbox.shape_of(w.table_name, p.columns), case when long is null then p.key_sql else format('outbox.name_of(%s)', long) end,
-    outbox.told_sql(size.told, long), k.record, k.tbl, k.same, p.condition_sql,
+    outbox.told_sql(size.told, long), format(k.read, '$1::json'), k.tbl, k.same, p.condition_sql,
     size.small, p.row_sql, p.row_sql, size.bytes, ' and not outbox.is_long(' || long || ')');
 end
 $$;
 
 -- These keys, null in place of those that are no values of the key's types here: the target's types may hold more, and
 -- no row here has such a key.
-create or replace function outbox.readable_keys(keys text[], record text) returns text[]
+create or replace function outbox.readable_keys(keys text[], k record) returns text[]
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  reads text := format('select count(*) from unnest($1) u(key) cross join lateral json_to_record(u.key::json) as k(%s)', record);
+  reads text := format('select coalesce(bool_and(%s), true) from unnest($1) u(key) cross join lateral %s',
+                       (select string_agg(format('k.%I is not null', t), ' and ') from unnest(k.titles) t), format(k.read, 'u.key::json'));
+  sound boolean;
 begin
-  execute reads using keys;
-  return keys;
+  execute reads into sound using keys;
+  if sound then
+    return keys;
+  end if;
+  raise exception using errcode = 'data_exception';
 exception when data_exception or integrity_constraint_violation then
   for i in 1 .. cardinality(keys) loop
     begin
-      execute reads using keys[i : i];
+      execute reads into sound using keys[i : i];
+      keys[i] := case when sound then keys[i] end;
     exception when data_exception or integrity_constraint_violation then
       keys[i] := null;
     end;
@@ -273,11 +289,11 @@ declare
 begin
   return format(
     'select u.key, r.made, case when t.ctid is null then -1 else coalesce(octet_length(r.made), %1$s) end as size, true as inside, u.n as o1'
-    ' from unnest($1, $2) with ordinality u(key, readable, n) left join lateral json_to_record(u.readable::json) as k(%2$s) on true'
+    ' from unnest($1, $2) with ordinality u(key, readable, n) left join lateral %2$s on true'
     ' left join lateral (select t.*, t.tableoid, t.ctid from %3$s t where %4$s and %5$s limit 1) t on true'
     ' cross join lateral (select case when t.ctid is null then null when %6$s then %7$s else outbox.large_row(t.tableoid::regclass, t.ctid, %7$L::text, %8$L::text) end as made offset 0) r'
     ' order by u.n',
-    size.stored, k.record, k.tbl, k.same, p.condition_sql, size.small, p.row_sql, size.bytes);
+    size.stored, format(k.read, 'u.readable::json'), k.tbl, k.same, p.condition_sql, size.small, p.row_sql, size.bytes);
 end
 $$;
 
@@ -355,12 +371,18 @@ begin
     if not exists (select from pg_class c where c.oid = outbox.table_named(w.table_name) and c.relkind in ('r', 'p')) then
       raise exception '% is no table any more: `outboxd check` says more', w.table_name using errcode = 'OB007';
     end if;
-    execute format('lock table %s in share mode', outbox.table_named(w.table_name));
+    perform outbox.lock_table(outbox.table_named(w.table_name), 'share'::text);
     return;
+  end if;
+  if outbox.table_named(w.table_name) is not null then
+    perform outbox.lock_table(outbox.table_named(w.table_name), 'access share'::text);
   end if;
   k := outbox.keyed(w);
   p := outbox.projection(watched_id);
   columns := p.columns;
+  if what in ('rows', 'digests') and k.read like '%enum_range(%' and outbox.readable_keys(keys[1 : 1], k) = array[null]::text[] then
+    raise exception 'a key of % that was read is no value of its type any more', w.table_name using errcode = 'invalid_text_representation';
+  end if;
   case what
     when 'rows', 'digests' then
       for named, texts, sizes, inside, many, bytes, one in
@@ -382,20 +404,20 @@ begin
       end if;
     when 'these' then
       for named, texts, sizes in
-        execute outbox.pieces_sql(outbox.these_sql(w, k, p), 1, false, 0) using keys, outbox.readable_keys(keys, k.record), greatest(max_bytes, 1), row_bytes
+        execute outbox.pieces_sql(outbox.these_sql(w, k, p), 1, false, 0) using keys, outbox.readable_keys(keys, k), greatest(max_bytes, 1), row_bytes
       loop
         return next;
       end loop;
     when 'missing' then
       return query execute format(
         'select null::text[], string_agg(case when x.readable is null then x.key else %s end, e''\x1d'' order by x.n), null::text, null::bytea'
-        ' from unnest($1, $2) with ordinality x(key, readable, n) left join lateral json_to_record(x.readable::json) as k(%s) on true'
+        ' from unnest($1, $2) with ordinality x(key, readable, n) left join lateral %s on true'
         ' cross join lateral (select %s) t'
         ' where not exists (select from %s t where %s and %s)',
-        p.key_sql, k.record, (select string_agg(format('k.%I as %I', u.title, u.name), ', ') from unnest(k.titles, k.keys) u(title, name)),
-        k.tbl, k.same, p.condition_sql) using keys, outbox.readable_keys(keys, k.record);
+        p.key_sql, format(k.read, 'x.readable::json'), (select string_agg(format('k.%I as %I', u.title, u.name), ', ') from unnest(k.titles, k.keys) u(title, name)),
+        k.tbl, k.same, p.condition_sql) using keys, outbox.readable_keys(keys, k);
     when 'touch' then
-      foreach one in array array_remove(outbox.readable_keys(keys, k.record), null) loop
+      foreach one in array array_remove(outbox.readable_keys(keys, k), null) loop
         execute outbox.touch_sql(w, k, p) using one, row_bytes;
       end loop;
   end case;
@@ -427,7 +449,7 @@ begin
          from unnest(outbox.spelling(null::regclass, null::text[])) with ordinality pins(setting, n)) p where p.n % 2 = 0),
     watched_id);
   perform outbox.close_function(format('outbox.%I(text, text[], int, bigint, bigint)', title)::regprocedure,
-                                array[(select p.proowner::regrole::name from pg_proc p where p.oid = 'outbox.ask_copy(text, boolean, boolean)'::regprocedure)]);
+                                array[(select pg_get_userbyid(p.proowner) from pg_proc p where p.oid = 'outbox.ask_copy(text, boolean, boolean)'::regprocedure)]);
 end
 $$;
 
@@ -454,9 +476,10 @@ language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  w outbox.watched := outbox.known(table_name);
+  w    outbox.watched := outbox.known(table_name);
+  door regprocedure := to_regprocedure(format('outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id));
 begin
-  if not outbox.is_door(to_regprocedure(format('outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id))) then
+  if not outbox.is_door(door) or not exists (select from outbox.own_functions(w) o where o = door) then
     raise exception '% cannot be copied: run `outboxd watch %` again', w.table_name, outbox.word(w.table_name) using errcode = 'OB007';
   end if;
   return query execute format('select * from outbox.%I($1, $2, $3, $4, $5)', 'copy_' || w.id) using what, keys, most, max_bytes, row_bytes;
@@ -482,7 +505,7 @@ begin
         unfit := format('the source has no table %s any more', w.table_name);
       else
         unfit := outbox.unfit(tbl, coalesce(w.key_columns, outbox.primary_key(tbl)), w.include, outbox.still_left_out(tbl, w.exclude, w.mapping),
-                              (select coalesce(min(p.proowner::regrole::name), current_user)::name from pg_proc p
+                              (select coalesce(min(pg_get_userbyid(p.proowner)), current_user)::name from pg_proc p
                                 where p.oid = to_regprocedure(format('outbox.capture_%s()', w.id))));
         columns := case when unfit is null then (outbox.projection(w.id)).columns end;
       end if;

@@ -3,8 +3,8 @@
 --
 -- `mapping` is what `outbox.watch` has made of outbox.watched's columns, and hands to capture; null: nothing is mapped.
 --   rename, constant, mask   as in outbox.watched
---   inside, needs            the function that says whether a row passes the filter, and the columns it is given,
---   types, texts             of which types these are, and which of them it is given as text
+--   inside, needs            the function that says whether a row passes the filter (0014), and the columns it is given,
+--   types, texts, labels     how and as which types it is given them, which of them as text, and the labels of others' enums
 --   lasting                  what the filter says of a row it has always said: it is immutable, and no other was before it
 --   of                       the table's name, which `hash` takes in
 --   at                       the numbers of the columns that these name, so that another of the same name is no stand-in
@@ -125,31 +125,6 @@ begin
 end
 $$;
 
--- The types of these columns as a filter reads them: those below domains.
-create or replace function outbox.read_types(tbl regclass, needs jsonb) returns jsonb
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return (select jsonb_object_agg(a.attname, format_type(outbox.base_type(a.atttypid), null))
-            from pg_attribute a where a.attrelid = tbl and a.attnum > 0 and needs ? a.attname);
-end
-$$;
-
--- Is a filter's function given a column of this type as text? So it is where users made the type: the function would stand
--- in the way of whoever alters or replaces it. Not where a domain is inside: to read such a text is to run its checks.
-create or replace function outbox.handed_as_text(of_type oid) returns boolean
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  base oid := outbox.base_type(of_type);
-begin
-  return base::int8 >= 16384
-     and not exists (select from outbox.types_within(base) w(type) join pg_type t on t.oid = w.type where t.typtype = 'd');
-end
-$$;
-
 -- Does the table still have the columns that the mapping speaks of? When one was renamed its values would travel
 -- unmasked under the new name. (One that was left out may be dropped: there is nothing left to leave out.)
 create or replace function outbox.mapping_holds(tbl regclass, include text[], exclude text[], mapping jsonb) returns boolean
@@ -170,21 +145,9 @@ begin
                         and not (c.key = any (coalesce(exclude, '{}')) and names[c.value::int] is null))
      and (select count(distinct k) = count(*) from unnest(known) k)
      and (mapping -> 'inside' is null
-          or exists (select from pg_proc p where p.pronamespace = 'outbox'::regnamespace and 'outbox.' || p.proname = mapping ->> 'inside') and mapping -> 'types' = outbox.read_types(tbl, mapping -> 'needs'));
-end
-$$;
-
--- SQL that says whether row t passes the filter: true, false, or null when the filter fails for it.
-create or replace function outbox.inside_sql(mapping jsonb, alias text default 't') returns text
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return format('%s(%s)', mapping ->> 'inside', (
-    select string_agg(format(case when mapping -> 'texts' ? n.name then 'case when %1$I.%2$I is distinct from null then concat(%1$I.%2$I) end'
-                                  else '(%I.%I)::' || coalesce(format_type(to_regtype(mapping -> 'types' ->> n.name), -1), mapping -> 'types' ->> n.name) end,
-                             alias, n.name), ', ' order by n.n)
-      from jsonb_array_elements_text(mapping -> 'needs') with ordinality n(name, n)));
+          or exists (select from pg_proc c join pg_proc f on f.pronamespace = c.pronamespace and f.proowner = c.proowner
+                      where c.oid = to_regprocedure(replace(mapping ->> 'inside', '.inside_', '.capture_') || '()') and 'outbox.' || f.proname = mapping ->> 'inside'
+                        and mapping -> 'types' = outbox.read_types(tbl, mapping -> 'needs', pg_get_userbyid(c.proowner))));
 end
 $$;
 
@@ -235,126 +198,6 @@ begin
 end
 $$;
 
--- Does the filter with this stored tree answer for ever what it once answered for a row? Only where all it calls is
--- immutable, and of the system: what users made may be replaced. Words like 'now' are read once in each session. Where
--- nobody can tell, it does not: then deletes are recorded that need not be.
-create or replace function outbox.is_lasting(filter text, tree text) returns boolean
-language plpgsql stable
-set search_path = pg_catalog, pg_temp set standard_conforming_strings = on
-as $$
-begin
-  return not exists (select from outbox.called_by(tree) f where f.provolatile <> 'i' or f.oid::int8 >= 16384)
-     and tree !~ '\{(SQLVALUEFUNCTION|NEXTVALUEEXPR|COERCEVIAIO|COERCETODOMAIN|XMLEXPR|JSON)'
-     and not (regexp_replace(filter, '''\s*''', '', 'g') ~* '\y(now|today|tomorrow|yesterday)\y|\\'
-              and exists (select from regexp_matches(tree, ':consttype (\d+)', 'g') m
-                           where m[1]::oid <> all ('{bool,int2,int4,int8,numeric,text,varchar,bpchar,uuid}'::regtype[])));
-end
-$$;
-
--- The functions that an expression with this stored tree calls, by name or in operators.
-create or replace function outbox.called_by(tree text) returns setof pg_proc
-language plpgsql stable
-set search_path = pg_catalog, pg_temp set standard_conforming_strings = on
-as $$
-begin
-  return query
-    select f.* from pg_proc f
-     where f.oid in (select m[1]::oid from regexp_matches(tree, ':(?:func|opfunc)id (\d+)', 'g') m
-                     union select o.oprcode from pg_operator o, regexp_matches(tree, ':opnos? (?:\(o )?([\d ]+)', 'g') m
-                            where o.oid = any (string_to_array(trim(m[1]), ' ')::oid[]));
-end
-$$;
-
--- Checks a filter as Postgres understands it, and makes outbox.inside_<id> of it. Returns what the mapping keeps of it.
---
--- A filter must not fail the application's statement (promise I7): the function answers null then, and capture
--- records a mark in the row's place. Literals of dates and the like depend on settings: pinned.
-create or replace function outbox.compose_inside(watched_id int, tbl regclass, filter text) returns jsonb
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp set standard_conforming_strings = on set quote_all_identifiers = off
-as $$
-declare
-  title text := (select quote_ident(c.relname) from pg_class c where c.oid = tbl);
-  probe text := 'outbox.probe_' || watched_id;
-  tree  text;
-  bad   text;
-  needs text[];
-  texts text[];
-  types jsonb;
-  plain boolean;
-begin
-  begin
-    -- A view, because its stored tree tells all that the expression is made of; the newline ends a comment.
-    execute format(E'create view %s as select 1 as one from %s %s where (%s\n)', probe, tbl, title, filter);
-    select r.ev_action into tree from pg_rewrite r where r.ev_class = probe::regclass;
-    execute format('drop view %s', probe);
-    if tree ~ '\{SUBLINK ' then
-      raise exception 'it has a subquery, and other tables change without this one noticing' using errcode = 'invalid_parameter_value';
-    elsif tree ~ '\{VAR :varno \d+ :varattno 0 ' then
-      raise exception 'it takes the row as a whole: name its columns' using errcode = 'invalid_parameter_value';
-    elsif tree ~ '\{VAR :varno \d+ :varattno -' then
-      raise exception 'it names a system column' using errcode = 'invalid_parameter_value';
-    end if;
-    select string_agg(distinct f.oid::regprocedure::text, ', ') into bad from outbox.called_by(tree) f where f.provolatile = 'v';
-    if bad is not null then
-      raise exception 'it calls %, which may answer otherwise each time', bad using errcode = 'invalid_parameter_value';
-    end if;
-    -- As the role that captures: what it may not call is refused here.
-    execute format(E'explain select from %s %s where (%s\n)', tbl, title, filter);
-  exception when query_canceled or lock_not_available or serialization_failure or deadlock_detected then
-    raise;
-  when others then
-    raise exception 'cannot watch %: its filter is refused: %', tbl, sqlerrm using errcode = 'invalid_parameter_value',
-      hint = 'one condition over columns of the row, of functions that are immutable or stable, as in  deleted_at is null';
-  end;
-
-  select coalesce(array_agg(a.attname::text order by a.attnum), '{}') into needs
-    from pg_attribute a
-   where a.attrelid = tbl and a.attnum > 0
-     and a.attnum in (select m[1]::int from regexp_matches(tree, '\{VAR :varno \d+ :varattno (\d+) ', 'g') m);
-  if needs = '{}' then
-    raise exception 'cannot watch %: its filter names no column of the row', tbl using errcode = 'invalid_parameter_value';
-  end if;
-  types := outbox.read_types(tbl, to_jsonb(needs));
-  texts := array(select a.attname::text from pg_attribute a where a.attrelid = tbl and a.attname = any (needs) and outbox.handed_as_text(a.atttypid));
-  -- What is made of these types alone, by functions that read no setting, needs no settings.
-  plain := not exists (select from regexp_matches(tree, ':(?:var|const|funcresult|opresult|result|array|element)type (\d+)', 'g') m
-                        where m[1]::oid <> all ('{bool,int2,int4,int8,numeric,text,varchar,bpchar,name,uuid,jsonb,unknown}'::regtype[]))
-       and not exists (select from pg_proc f where f.provolatile <> 'i' and f.oid in (
-                         select m[1]::oid from regexp_matches(tree, ':(?:func|opfunc)id (\d+)', 'g') m))
-       and tree !~ '\{(SQLVALUEFUNCTION|COERCEVIAIO|XMLEXPR)' and filter !~ '\\';
-  execute format(
-    'create function outbox.%I(%s) returns boolean language plpgsql stable set search_path = pg_catalog, pg_temp%s as %L',
-    'inside_' || watched_id,
-    (select string_agg(case when a.attname = any (texts) then 'text' else types ->> a.attname end, ', ' order by a.attnum)
-       from pg_attribute a where a.attrelid = tbl and a.attname = any (needs)),
-    case when not plain then ' set standard_conforming_strings = on' || (
-      select string_agg(format(' set %s = %L', p.name, p.setting), '') from (
-        select pins.setting, lag(pins.setting) over (order by n) as name, n from unnest(outbox.spelling(null::regclass, null::text[])) with ordinality pins(setting, n)) p where p.n % 2 = 0)
-      else '' end,
-    -- Names of types are read once a plan: one that speaks of the table is made anew when the table is altered.
-    format(E'#variable_conflict use_column\nbegin\n  return (select coalesce((%s\n), false) from (select %s%s) %s);\nexception when others then\n  return null;\nend',
-           filter, (select string_agg(format(case when c = any (texts) then '(select v from json_to_record(json_build_object(''v'', $%1$s)) x(v %3$s)) as %2$I'
-                                                  else '$%s as %I' end, n, c, types ->> c), ', ' order by n) from unnest(needs) with ordinality u(c, n)),
-           case when texts <> '{}' then format(' where %L::regclass is not null', tbl::oid) end, title));
-  perform outbox.close_function(p.oid::regprocedure, '{}'::name[]) from pg_proc p where p.pronamespace = 'outbox'::regnamespace and p.proname = 'inside_' || watched_id;
-  return jsonb_build_object('needs', needs, 'texts', texts, 'types', types, 'lasting', outbox.is_lasting(filter, tree));
-end
-$$;
-
-create or replace function outbox.drop_inside(watched_id int) returns void
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  one regprocedure;
-begin
-  for one in select p.oid from pg_proc p where p.pronamespace = 'outbox'::regnamespace and p.proname = 'inside_' || watched_id and pg_has_role(p.proowner, 'usage') loop
-    execute format('drop function %s', one);
-  end loop;
-end
-$$;
-
 -- The name on the target as outbox.watched keeps it; null: the table's own.
 create or replace function outbox.target_of(table_name text, target text) returns text
 language plpgsql immutable
@@ -395,7 +238,6 @@ declare
   inside jsonb := '{}';
   named  text[];
 begin
-  perform outbox.drop_inside(w.id);
   if w.filter is not null then
     inside := outbox.compose_inside(w.id, tbl, w.filter) || jsonb_build_object('inside', 'outbox.inside_' || w.id);
     if not steady then

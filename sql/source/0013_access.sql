@@ -50,13 +50,13 @@ as $$
      where p.pronamespace = 'outbox'::regnamespace and exists (select from pg_trigger g where g.tgfoid = p.oid and g.tgname = 'outbox_row_' || w.id)
   ), watchers as (
     select r.rolname from made m join pg_roles r on r.oid = m.proowner
-    union select w.watcher from outbox.watched w where not w.capture and w.watcher is not null
+    union select r.rolname from outbox.watched w join pg_roles r on r.oid = outbox.watcher_of(w) where not w.capture
   ), owners as (
     select distinct r.rolname, format('outbox.%I()', m.proname) as object
       from made m join pg_trigger g on g.tgfoid = m.oid join pg_class c on c.oid = g.tgrelid join pg_roles r on r.oid = c.relowner
   ), given as (
     select g.kind, g.object, g.grantee, case
-             when g.grantee = (select n.nspowner::regrole::name from pg_namespace n where n.nspname = 'outbox') then '{}'
+             when g.grantee = (select pg_get_userbyid(n.nspowner) from pg_namespace n where n.nspname = 'outbox') then '{}'
              when g.object = 'outbox.mask_key' then g.rights
              when g.grantee in (select w.rolname from watchers w) then '{}'
              when g.grantee = 'outboxd' then '{}'

@@ -99,6 +99,19 @@ def test_a_copy_keeps_its_pace_and_changes_do_not_wait_for_it(stories: Pair, sta
 
 
 @pytest.mark.parametrize("stories", ["direct"], indirect=True)
+def test_status_tells_of_a_copy_under_way_that_has_no_reason(stories: Pair, start: Start) -> None:
+    """The target leaves out what is null: nothing is wrong with that copy."""
+    outboxd = streaming(start({**stories.settings, "copy_rows_per_second": "200"}))
+    stories.ask(stories.source, """select outbox.ask_copy('public."Story"')""")
+    wait_until(lambda: copied(stories)[0] == "copying")
+    outboxd.stop()
+    said = Cli(stories.settings)("status", "--json")
+    (copy,) = said.json()["copies"]
+    assert (copy["table"], copy["state"], copy["reason"], copy["slow"]) == ('public."Story"', "copying", None, None)
+    assert said.code == Cli(stories.settings)("status").code
+
+
+@pytest.mark.parametrize("stories", ["direct"], indirect=True)
 def test_until_idle_waits_for_a_copy_that_keeps_its_pace(stories: Pair, start: Start) -> None:
     """What is not written any more is idle, what was asked for and not done is not."""
     stories.ask(stories.source, """select outbox.ask_copy('public."Story"')""")

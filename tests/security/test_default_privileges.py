@@ -174,3 +174,39 @@ def test_a_watcher_is_who_watches_and_needs_no_key_of_hash(source: Database, wat
             assert watcher.execute(named).fetchall() == [("outbox.mask_key",)]
     finally:
         watcher.execute(f"drop owned by {role} cascade; drop role {role}".encode())
+
+
+ALL_OF_OUTBOX = """
+grant usage, create on schema public, outbox to {0}; grant all on all tables in schema outbox to {0};
+grant all on all sequences in schema outbox to {0}; grant execute on all functions in schema outbox to {0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "watches"),
+    [
+        ("alter role {0} rename to {0}_then; create role {0}", "{0}_then"),
+        ("drop owned by {0}; drop role {0}; create role {0}; create role {0}_then", None),
+        # As after a dump and restore: its number is another's there.
+        ("create role {0}_then; update outbox.watched set watcher_system = '1', watcher = '{0}_then'::regrole", "{0}"),
+    ],
+    ids=["renamed, and another made", "dropped, and another made", "in another cluster"],
+)
+def test_a_watcher_is_the_role_and_not_whoever_has_its_name(
+    source: Database, watcher: Connection, meanwhile: str, watches: str | None
+) -> None:
+    """Of a table that the application emits, for which nothing is made that would belong to the watcher."""
+    role = f"second_{source.name}"
+    other = f"{role}_then"
+    watcher.execute(f"create role {role} login; {ALL_OF_OUTBOX.format(role)}".encode())
+    try:
+        with psycopg.connect(source.cluster.dsn(source.name, role), autocommit=True) as second:
+            second.execute("create table t (id int primary key)")
+            watch(second, "t", capture=False)
+        watcher.execute(meanwhile.format(role).encode())
+        watcher.execute(f"{ALL_OF_OUTBOX.format(role)}; {ALL_OF_OUTBOX.format(other)}".encode())
+        given = rows(watcher, "select grantee from outbox.foreign_grants() where object = 'outbox.held' order by 1")
+        named = watches and watches.format(role)
+        assert given == [(one,) for one in (role, other) if one != named]
+    finally:
+        watcher.execute(f"drop owned by {role}, {other} cascade; drop role {role}, {other}".encode())
