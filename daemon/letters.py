@@ -9,8 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
-
+from daemon.connection import Link
 from daemon.errors import SourceUnavailable
 from daemon.hold import BEHIND, Identity, Key, Letter, Why
 from daemon.session import query
@@ -274,7 +273,7 @@ class Letters:
         return {table for (table,) in rows}
 
 
-async def _removed(conn: psycopg.AsyncConnection[Any], name: str, parameters: Mapping[str, Any]) -> None:
+async def _removed(conn: Link, name: str, parameters: Mapping[str, Any]) -> None:
     """Remove letters, so many at once that no statement grows with how many there are."""
     while (await conn.execute(query(name), {**parameters, "page": _PAGE})).rowcount == _PAGE:
         pass

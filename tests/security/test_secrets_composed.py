@@ -1,6 +1,7 @@
 """Lines composed at random around a planted secret, the value of a secret option: nothing of it is left, whatever stands around it."""
 
 import json
+from collections.abc import Callable
 from urllib.parse import quote
 
 import pytest
@@ -57,7 +58,7 @@ def bare(name: str, secret: str, blank: str) -> str:
     return f"{name}{blank}={blank}{escaped(secret, ends)}"
 
 
-FORMS = {
+FORMS: dict[str, Callable[[str, str, str], str]] = {
     "libpq": libpq,
     "bare": bare,
     "double quotes": lambda name, secret, blank: f'{name}{blank}={blank}"{escaped(secret, chr(34))}"',

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import pytest
@@ -59,7 +60,8 @@ def claims(target: Database, role: str, door: str = "public.outboxd", relay: str
     """The epoch that this role is given."""
     with psycopg.connect(target.superuser_dsn, autocommit=True) as conn:
         conn.execute(f"set role {role}".encode())
-        [answer] = conn.execute(f"select {door}(%s)".encode(), (CLAIM % relay,)).fetchone() or [{}]
+        found = conn.execute(f"select {door}(%s)".encode(), (CLAIM % relay,)).fetchone()
+        answer: dict[str, Any] = found[0] if found else {}
         assert answer["answer"] == "claimed", answer
         return int(answer["epoch"])
 
