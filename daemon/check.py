@@ -261,7 +261,10 @@ def _granted(row: Row) -> Item:
 
 
 def _stranger(row: Row) -> Item:
-    what = f"{row['kind']} {row['object']} is {row['owner']}'s and no part of outboxd: what is called by its name may be another"
+    what = f"{row['kind']} {row['object']} is {row['owner']}'s and no part of outboxd: "
+    what += (
+        "it runs as whoever writes there" if row["kind"] == "trigger" else "what is called by its name may be another"
+    )
     return Item("schema outbox", "FAIL", what, f"drop {row['kind']} {row['object']};")
 
 

@@ -17,6 +17,7 @@ from outbox import __version__
 from outbox.migrations import require
 
 SHOWN = 1000  # letters
+_PAGE = 5000  # letters that one statement looks at or marks
 _LOOK = 0.1  # seconds between looks at what the relay has done
 
 
@@ -88,8 +89,7 @@ def ask(
 ) -> Outcome:
     """Ask the relay to send letters again or to drop them (None: all), and wait for what comes of it."""
     with _connect(dsn) as conn:
-        parameters = {"wanted": wanted, "ids": None if letters is None else list(letters), "table": table}
-        asked = dict(conn.execute(query("letters_want"), parameters).fetchall())
+        asked = mark(conn, wanted, letters, table)
         if not asked:
             return Outcome(0, (), 0)
         conn.execute("select outbox.ring()")
@@ -97,6 +97,35 @@ def ask(
         while conn.execute(query("letters_waiting"), about).fetchone() == (True,) and time.monotonic() < deadline:
             time.sleep(_LOOK)
         return _outcome(asked, conn.execute(query("letters_left"), about).fetchall())
+
+
+def mark(
+    conn: psycopg.Connection[Any],
+    wanted: Literal["retry", "discard"],
+    letters: Sequence[int] | None = None,
+    table: str | None = None,
+) -> dict[int, int]:
+    """Ask for something, for whole keys; of each its newest letter, and how many there are. All at once: of a key that is marked
+    in part some letters would be dropped, and others sent."""
+    asked: dict[tuple[str, str], tuple[int, int]] = {}
+    behind: tuple[str, str, int] | None = ("", "", -(2**63))
+    about = {"ids": None if letters is None else list(letters), "table": table, "wanted": wanted, "page": _PAGE}
+    with conn.transaction():
+        conn.execute("set local enable_sort = off")  # each page by the index, or it would look at all letters
+        while behind is not None:
+            after = dict(zip(("after_table", "after_hash", "after"), behind, strict=True))
+            behind = None
+            for of_table, hashed, newest, many, marked in conn.execute(
+                query("letters_page"), {**about, **after}
+            ).fetchall():
+                asked[of_table, hashed] = newest, many + asked.get((of_table, hashed), (0, 0))[1]
+                behind = of_table, hashed, newest
+                if marked:
+                    conn.execute(query("letters_want"), {"wanted": wanted, "ids": marked})
+        ids = [newest for newest, _ in asked.values()]
+        for first in range(0, len(ids), _PAGE):
+            conn.execute(query("letters_want"), {"wanted": wanted, "ids": ids[first : first + _PAGE]})
+    return dict(sorted(asked.values()))
 
 
 def _outcome(asked: Mapping[int, int], left: Sequence[Any]) -> Outcome:

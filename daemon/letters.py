@@ -9,12 +9,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.connection import Link
 from daemon.errors import SourceUnavailable
 from daemon.hold import BEHIND, Identity, Key, Letter, Why
 from daemon.session import query
 from daemon.sheaf import GLUE, Change, Sheaf
 from daemon.source import Source
 from outbox import Cursor
+
+_PAGE = 5000  # letters that one statement marks or removes: there may be very many, of one key too
+_BEFORE_ALL = -(2**63)
 
 OUT = "OB010"  # in place of an SQLSTATE: nothing is wrong with the change, its table is out
 LEFT = Why(
@@ -97,8 +101,7 @@ class Letters:
 
     async def drop(self, table: str, held: Collection[Key]) -> None:
         """Remove the letters of a table that is out that somebody wants dropped."""
-        async with self._source.connected() as conn:
-            await conn.execute(query("held_drop"), {"table": table, "held": _of(table, held)})
+        await self._all("held_drop", {"table": table, "held": _of(table, held)})
 
     async def stay(self, table: str, reason: str) -> None:
         """A table is out still: nobody waits for its letters any more."""
@@ -155,7 +158,13 @@ class Letters:
 
     async def leave(self, tables: Collection[str]) -> None:
         """Of these tables, which no copy brings any more: let letters that nobody sends say so."""
-        await self._source.ask("held_left", {"tables": sorted(tables), "state": LEFT.sqlstate, "reason": LEFT.reason})
+        asked = {"tables": sorted(tables), "state": LEFT.sqlstate, "reason": LEFT.reason, "page": _PAGE}
+        while (await self._source.ask("held_left", asked))[0][0] == _PAGE:
+            pass
+
+    async def _all(self, name: str, parameters: Mapping[str, Any]) -> None:
+        async with self._source.connected() as conn:
+            await _removed(conn, name, parameters)
 
     async def remain(self, table: str, held: Collection[Key]) -> bool:
         """Are there letters of a table that is out, but for those of keys that are held themselves?"""
@@ -164,7 +173,7 @@ class Letters:
 
     async def end(self, table: str, held: Collection[Key]) -> None:
         """Remove the letters of a table that is out: another one has brought its rows."""
-        await self._source.ask("held_end", {"table": table, "held": _of(table, held)})
+        await self._all("held_end", {"table": table, "held": _of(table, held)})
 
     async def obsolete(self, tables: Collection[str]) -> set[Key]:
         """Keys of these tables, which a copy has brought as they are watched now, that have no letter but of before."""
@@ -215,7 +224,7 @@ class Letters:
             retry = tuple(Change._make(row[:-1]) for row in rows if row[1] is not None)
             if dropped := {(row[2], row[5]) for row in rows if row[1] is not None and row[-1]}:
                 keys = {"tables": [table for table, _ in dropped], "keys": [_hashed(key) for _, key in dropped]}
-                await conn.execute(query("held_dropped"), {**keys, **_passed(cursor)})
+                await _removed(conn, "held_dropped", {**keys, **_passed(cursor)})
             said: list[tuple[str, int]] = []
             if self._source.traced and retry:
                 ids = {"ids": [change.id for change in retry]}
@@ -233,15 +242,21 @@ class Letters:
     async def settle(self, held: Collection[Key], out: Collection[str], cursor: Cursor) -> None:
         """Remove letters that the cursor has passed, of keys that are not held, but for those of tables that are out."""
         known = {"out": list(out), "tables": [table for table, _ in held], "keys": [_hashed(key) for _, key in held]}
+        after: int | None = _BEFORE_ALL
         async with self._source.connected() as conn:
-            await conn.execute(query("held_settle"), {**known, **_passed(cursor)})
+            while after is not None:
+                asked = {**known, **_passed(cursor), "after": after, "page": _PAGE}
+                [(after,)] = await (await conn.execute(query("held_settle"), asked)).fetchall()
 
     async def forget(self, keys: Collection[Key], cursor: Cursor, *, wake: bool = True) -> None:
         """Remove letters that the cursor has passed, of keys the target no longer holds; with `wake`, ask for those
         that waited for one of these rows."""
         pairs = {"tables": [table for table, _ in keys], "keys": [key for _, key in keys], "wake": wake}
+        gone = _PAGE
         async with self._source.connected() as conn:
-            await conn.execute(query("held_forget"), {**pairs, **_passed(cursor)})
+            while gone == _PAGE:
+                asked = {**pairs, **_passed(cursor), "page": _PAGE}
+                [(gone, _)] = await (await conn.execute(query("held_forget"), asked)).fetchall()
 
     async def touch(self, table: str, keys: Sequence[str]) -> None:
         """Have rows recorded as changed, as they are."""
@@ -256,6 +271,12 @@ class Letters:
         async with self._source.connected() as conn:
             rows = await (await conn.execute(query("on_error"), {"tables": list(tables)})).fetchall()
         return {table for (table,) in rows}
+
+
+async def _removed(conn: Link, name: str, parameters: Mapping[str, Any]) -> None:
+    """Remove letters, so many at once that no statement grows with how many there are."""
+    while (await conn.execute(query(name), {**parameters, "page": _PAGE})).rowcount == _PAGE:
+        pass
 
 
 def _columns(whys: Sequence[Why]) -> dict[str, Any]:

@@ -539,7 +539,7 @@ begin
     if filled then
       perform outbox.ask_copy(w.table_name, false, false);
     end if;
-  elsif not known and not exists (select from outbox.held h where h.table_name = w.table_name) then
+  elsif not known and not outbox.has_letters(w.table_name) then
     delete from outbox.copy c where c.table_name = w.table_name;  -- what unwatch asked for
   elsif (was.target, was.include, was.exclude, was.rename, was.constant, was.mask, was.filter)
                   is distinct from (w.target, w.include, w.exclude, w.rename, w.constant, w.mask, w.filter) then

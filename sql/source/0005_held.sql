@@ -27,9 +27,12 @@ comment on table outbox.held is 'Dead letters, copied from outbox.change; `outbo
 comment on column outbox.held.sqlstate is 'null: nothing is wrong with this change, it waits behind an earlier one of its key';
 comment on column outbox.held.wanted is 'what a person asked for; the relay does it';
 
-create index if not exists held_key on outbox.held (table_name, md5(key), id);
-create index if not exists held_wanted on outbox.held (id) where wanted is not null;
+-- By the key's digest first: only so is this index the one that gives the letters of a key in order (sql/queries/held_wanted.sql).
+create index if not exists held_of_key on outbox.held (md5(key), table_name, id);
 create index if not exists held_table on outbox.held (table_name, id);
+create index if not exists held_asked on outbox.held (table_name, md5(key)) where wanted is not null;
+create index if not exists held_refused on outbox.held (table_name, md5(key), id) where sqlstate is not null;
+create index if not exists held_parent on outbox.held (parent_table, md5(parent_key)) where parent_key is not null;
 
 -- What is to happen to a change of this table that the target refuses: hold its key, or halt the relay.
 alter table outbox.watched add column if not exists on_error text not null default 'hold' check (on_error in ('hold', 'halt'));
@@ -48,6 +51,16 @@ create table if not exists outbox.unwatched (
 
 comment on table outbox.unwatched is 'Names that were watched: below since_id their changes were recorded for something else, and letters of these are not sent';
 comment on column outbox.held.op is 'as in outbox.change; lost: what became of the row is not known here any more, so that nobody sends it';
+
+-- For whoever watches, who need not read what others' letters say.
+create or replace function outbox.has_letters(table_name text) returns boolean
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return exists (select from outbox.held h where h.table_name = has_letters.table_name);
+end
+$$;
 
 create or replace function outbox.on_error(table_name text, what text) returns void
 language plpgsql volatile

@@ -442,29 +442,62 @@ begin
     ' returns table (columns text[], named text, texts text, sizes bytea) language sql volatile security definer'
     ' set search_path = pg_catalog, pg_temp set row_security = off set constraint_exclusion = off'
     ' set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_memoize = off set jit = off%s'
-    ' as ''select * from outbox.copy_work(%s::int, $1, $2, $3, $4, $5)''',
+    ' as %L',
     title,
     (select string_agg(format(' set %s = %L', p.name, p.setting), '') from (
        select pins.setting, lag(pins.setting) over (order by n) as name, n
          from unnest(outbox.spelling(null::regclass, null::text[])) with ordinality pins(setting, n)) p where p.n % 2 = 0),
-    watched_id);
+    outbox.copy_body(watched_id));
   perform outbox.close_function(format('outbox.%I(text, text[], int, bigint, bigint)', title)::regprocedure,
                                 array[(select pg_get_userbyid(p.proowner) from pg_proc p where p.oid = 'outbox.ask_copy(text, boolean, boolean)'::regprocedure)]);
 end
 $$;
 
--- Does this function, which is made for a table and belongs to whoever watched it, run with that one's rights? Its owner could
--- alter that: then it would run with those of whoever calls it, here the schema's owner. Asked by the catalogue's cache, which
--- has the function that would be called; an old snapshot shows what it was.
-create or replace function outbox.is_door(routine regprocedure) returns boolean
-language plpgsql stable
+-- What outbox.copy_<id> consists of, but for its settings.
+create or replace function outbox.copy_body(watched_id int) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return format('select * from outbox.copy_work(%s::int, $1, $2, $3, $4, $5)', watched_id);
+
+-- May nobody but the schema's owner and superusers alter this function? Its owner is asked of the snapshot: an older one may show
+-- one that has given it away since, as only that one can.
+create or replace function outbox.is_ours(routine regprocedure) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce((select o.rolsuper or o.rolname = current_user from pg_proc p join pg_roles o on o.oid = p.proowner where p.oid = routine), false)
+$$;
+
+-- Is this function, which belongs to whoever watched a table, what outbox.compose_copy made, so that calling it runs nothing of that
+-- one's with the rights of whoever calls it, here the schema's owner? And until the transaction ends it stays that: its row in the
+-- catalogue is locked, which ALTER, REPLACE and DROP wait for, where the owner may do that, as a superuser (docs/decisions/0036).
+--
+-- The row first, then the catalogue's cache, which is what is called: an old snapshot shows what was, and so may the cache for a
+-- moment, but each time it looks again from now on, it finds the row that is locked. Whoever has the row locked, or has altered it
+-- since the snapshot, keeps this table from being read, and no other.
+create or replace function outbox.is_door(routine regprocedure, watched_id int) returns boolean
+language plpgsql volatile
 set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
 as $$
 begin
-  return coalesce(starts_with(pg_get_functiondef(routine), format(
-    E'CREATE OR REPLACE FUNCTION outbox.%I(what text, keys text[], most integer, max_bytes bigint, row_bytes bigint)\n'
-    ' RETURNS TABLE(columns text[], named text, texts text, sizes bytea)\n LANGUAGE sql\n SECURITY DEFINER\n',
-    (pg_identify_object_as_address('pg_proc'::regclass, routine, 0)).object_names[2])), false);
+  if not outbox.is_ours(routine) and (select r.rolsuper from pg_roles r where r.rolname = current_user) then
+    perform from pg_proc p
+      where p.oid = routine and p.prosecdef and p.prolang = (select l.oid from pg_language l where l.lanname = 'sql')
+        and p.prosrc = outbox.copy_body(watched_id) and p.prosqlbody is null
+        for share of p skip locked;
+    if not found then
+      return false;
+    end if;
+  end if;
+  return coalesce((
+    select starts_with(f.def, format(
+             E'CREATE OR REPLACE FUNCTION outbox.%I(what text, keys text[], most integer, max_bytes bigint, row_bytes bigint)\n'
+             ' RETURNS TABLE(columns text[], named text, texts text, sizes bytea)\n LANGUAGE sql\n SECURITY DEFINER\n', 'copy_' || watched_id))
+       and right(f.def, length(b.body)) = b.body
+      from (select pg_get_functiondef(routine)) f(def),
+           (select format(E'\nAS $function$%s$function$\n', outbox.copy_body(watched_id))) b(body)), false);
+exception when serialization_failure then
+  return false;
 end
 $$;
 
@@ -479,7 +512,7 @@ declare
   w    outbox.watched := outbox.known(table_name);
   door regprocedure := to_regprocedure(format('outbox.%I(text, text[], int, bigint, bigint)', 'copy_' || w.id));
 begin
-  if not outbox.is_door(door) or not exists (select from outbox.own_functions(w) o where o = door) then
+  if outbox.is_door(door, w.id) is not true or not exists (select from outbox.own_functions(w) o where o = door) then
     raise exception '% cannot be copied: run `outboxd watch %` again', w.table_name, outbox.word(w.table_name) using errcode = 'OB007';
   end if;
   return query execute format('select * from outbox.%I($1, $2, $3, $4, $5)', 'copy_' || w.id) using what, keys, most, max_bytes, row_bytes;

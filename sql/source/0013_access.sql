@@ -33,11 +33,29 @@ as $$
    group by 1, 2, 3, 4, 6
 $$;
 
+-- What a role needs that watches tables of its own, of what is here. Not: a trigger on a table of ours, which would run with the rights
+-- of whoever writes there; others' rows of the outbox and their letters; what the daemon alone calls.
+create or replace function outbox.watcher_needs(kind text, object text, routine regprocedure) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case
+           when kind = 'schema' then '{usage,create}'
+           when kind = 'sequence' then '{usage,select}'
+           when kind = 'routine' then case when (select p.proname from pg_proc p where p.oid = routine) = any ('{prune,confirm,lead,heartbeat,look,copy_of}')
+                                           then '{}' else '{execute}' end
+           when kind = 'type' then '{usage}'
+           when object = 'outbox.change' then '{insert}'
+           when object in ('outbox.watched', 'outbox.shape', 'outbox.travelled', 'outbox.copy', 'outbox.verification') then '{select,insert,update,delete}'
+           when object in ('outbox.held', 'outbox.mask_key', 'outbox.leadership') or starts_with(object, 'outbox.change_') then '{}'
+           else '{select}' end::text[]
+$$;
+
 -- Those of them that nobody meant, and what takes each away. Meant is what
 --   the owner of the schema has
 --   role.sql gives to the daemon's role (which takes back the rest itself), so never the key of `hash`
---   whoever watches tables was given for that, but for the key of `hash` (who does, owns the function that a watched table's
---   triggers call: one of such a name alone anybody makes who may create here)
+--   whoever watches tables needs for that (outbox.watcher_needs; who does, owns the function that a watched table's triggers call:
+--   one of such a name alone anybody makes who may create here)
 --   an owner of a watched table needs where a partition is made: to use the schema, and the table's own capture
 --   whoever was given outbox.emit needs: it, and to use the schema
 create or replace function outbox.foreign_grants()
@@ -58,8 +76,10 @@ as $$
     select g.kind, g.object, g.grantee, case
              when g.grantee = (select pg_get_userbyid(n.nspowner) from pg_namespace n where n.nspname = 'outbox') then '{}'
              when g.object = 'outbox.mask_key' then g.rights
-             when g.grantee in (select w.rolname from watchers w) then '{}'
              when g.grantee = 'outboxd' then '{}'
+             when g.grantee in (select w.rolname from watchers w)
+             then array(select r from unnest(g.rights) r where r <> all (outbox.watcher_needs(g.kind, g.object, g.routine))
+                                                           and (g.grantee, g.object) not in (select o.rolname, o.object from owners o) order by r)
              when (g.grantee, g.object) in (select o.rolname, o.object from owners o) then '{}'
              when g.routine = 'outbox.emit(text, text, json, json, json)'::regprocedure and g.grantee is not null then '{}'
              when g.kind = 'schema' and g.grantee is not null

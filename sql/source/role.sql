@@ -29,7 +29,7 @@ grant execute on function outbox.signature(regclass), outbox.primary_key(regclas
   outbox.unfit(regclass, text[], text[], text[], name), outbox.draws(regclass), outbox.is_key(regclass, text[]), outbox.column_names(regclass),
   outbox.base_type(oid), outbox.projected(text[], jsonb), outbox.projected_columns(regclass, text[], text[], jsonb),
   outbox.mapping_holds(regclass, text[], text[], jsonb), outbox.read_types(regclass, jsonb, name), outbox.handed(oid, name), outbox.is_trusted(oid, name), outbox.types_within(oid), outbox.functions_of(int), outbox.own_functions(outbox.watched), outbox.watcher_of(outbox.watched), outbox.table_named(text), outbox.word(text),
-  outbox.still_left_out(regclass, text[], jsonb), outbox.asleep(outbox.watched), outbox.uncaptured(), outbox.masked_sql(text, text, oid, int, text), outbox.foreign_grants(), outbox.grants(), outbox.prune(bigint, interval) to outboxd;
+  outbox.still_left_out(regclass, text[], jsonb), outbox.asleep(outbox.watched), outbox.uncaptured(), outbox.masked_sql(text, text, oid, int, text), outbox.foreign_grants(), outbox.grants(), outbox.watcher_needs(text, text, regprocedure), outbox.prune(bigint, interval) to outboxd;
 grant insert, update, delete on outbox.held to outboxd;
 grant update on outbox.leadership to outboxd;
 grant execute on function outbox.lead(), outbox.may_lead(oid), outbox.strangers(), outbox.session_named(int, text) to outboxd;

@@ -14,28 +14,34 @@ as $$
      and a.grantee not in (n.nspowner, 'pg_database_owner'::regrole)
 $$;
 
--- What somebody other than its owner may do with schema outboxd, what is in it, and the exposed wrapper. `call`: what a relay needs.
+-- What somebody other than its owner may do with schema outboxd, what is in it, and the exposed wrappers, as far as these are the
+-- door's owner's: of what others have called so nobody here takes anything away. `call`: what a relay needs, in a line of its own.
 create or replace function outboxd.grants() returns table (object text, grantee oid, rights text, call boolean, described boolean, fix text)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  with objects as (
-    select 'schema' as kind, quote_ident(n.nspname) as object, n.nspowner as owner, n.nspacl as acl, 'USAGE' as meant,
-           obj_description('outboxd.door(text)'::regprocedure, 'pg_proc') as said
-      from pg_namespace n where n.nspname = 'outboxd'
+  with door as (
+    select p.proowner as owner, obj_description(p.oid, 'pg_proc') as said from pg_proc p where p.oid = 'outboxd.door(text)'::regprocedure
+  ), objects as (
+    select 'schema' as kind, quote_ident(n.nspname) as object, n.nspowner as owner, n.nspacl as acl, 'USAGE' as meant, d.said
+      from pg_namespace n cross join door d where n.nspname = 'outboxd'
     union all
     select case c.relkind when 'S' then 'sequence' else 'table' end, format('outboxd.%I', c.relname), c.relowner, c.relacl, null, null
       from pg_class c where c.relnamespace = 'outboxd'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
     union all
     select 'routine', format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)), p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)),
            case when n.nspname <> 'outboxd' or p.oid = 'outboxd.door(text)'::regprocedure then 'EXECUTE' end, obj_description(p.oid, 'pg_proc')
-      from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-     where n.nspname = 'outboxd' or (p.proname = 'outboxd' and p.proargtypes = '25' and p.prosrc = 'begin return outboxd.door($1); end'))
-  select o.object, a.grantee, string_agg(distinct lower(a.privilege_type), ', '), bool_and(a.privilege_type = o.meant) is true, bool_and(o.said is not null),
-         format('revoke all on %s %s from %s cascade;', o.kind, o.object, case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end)
-    from objects o cross join lateral aclexplode(o.acl) a
-   where a.grantee <> o.owner
-   group by o.kind, o.object, o.owner, a.grantee
+      from pg_proc p join pg_namespace n on n.oid = p.pronamespace cross join door d
+     where n.nspname = 'outboxd' or (p.proname = 'outboxd' and p.proargtypes = '25' and p.prosrc = 'begin return outboxd.door($1); end' and p.proowner = d.owner)
+  ), given as (
+    select o.*, a.grantee, lower(a.privilege_type) as privilege, a.privilege_type = o.meant is true as call
+      from objects o cross join lateral aclexplode(o.acl) a where a.grantee <> o.owner
+  )
+  select g.object, g.grantee, string_agg(distinct g.privilege, ', '), g.call, bool_and(g.said is not null),
+         format('revoke %s on %s %s from %s cascade;', string_agg(distinct g.privilege, ', '), g.kind, g.object,
+                case g.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end)
+    from given g
+   group by g.kind, g.object, g.owner, g.grantee, g.call
 $$;
 
 -- Each finding: `name`, the table as the source calls it (null: no table of ours), the rule, what is wrong, and a statement that

@@ -16,13 +16,17 @@ as 'begin return outboxd.door($1); end';
 -- it to by hand: after the first setup, which is told by the comments below.
 do $$
 declare
-  fix text;
+  given record;
 begin
-  for fix in
-    select g.fix from outboxd.grants() g left join pg_roles r on r.oid = g.grantee
+  for given in
+    select g.fix, g.object from outboxd.grants() g left join pg_roles r on r.oid = g.grantee
      where not (g.call and g.described and coalesce(r.rolname not in ('anon', 'authenticated'), false))
   loop
-    execute fix;
+    begin
+      execute given.fix;
+    exception when insufficient_privilege then
+      raise warning '% is another owner''s: run as that one:  %', given.object, given.fix;
+    end;
   end loop;
   -- The role a hosted project has; anywhere else, grant these to the role outboxd connects as.
   if exists (select from pg_roles where rolname = 'service_role') then

@@ -10,8 +10,8 @@ from contextlib import suppress
 
 import psycopg
 
+from daemon import dead_letters
 from daemon.rebase import rebase
-from daemon.session import query
 from daemon.settings import Settings
 from outbox.migrations import migrate
 from tests.edges import migrations, writes
@@ -58,7 +58,7 @@ async def drift(world: World) -> str | None:
 
 
 async def retry(world: World) -> str:
-    world.app.execute(query("letters_want"), {"wanted": "retry", "ids": None, "table": None})
+    dead_letters.mark(world.app, "retry")
     return "retry all letters"
 
 
@@ -72,7 +72,7 @@ async def discard(world: World) -> str | None:
         wrote = writes.write_again(world, name.removeprefix("public."), json.loads(key))
         if wrote is None:
             return None
-        world.app.execute(query("letters_want"), {"wanted": "discard", "ids": [id_], "table": None})
+        dead_letters.mark(world.app, "discard", [id_])
     return f"discard the letters of {name} {key}; {wrote}"
 
 

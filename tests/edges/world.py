@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+from daemon import dead_letters
 from daemon.batch import Limits
 from daemon.breaker import BreakerOpen, Thresholds
 from daemon.errors import CaptureLost, Kind, SourceUnavailable, SourceUnfit, TargetError
@@ -112,7 +113,7 @@ class World:
         self.way.lose = ""
         for turn in range(turns):
             if turn % 10 == 9:
-                self.app.execute(query("letters_want"), {"wanted": "retry", "ids": None, "table": None})
+                dead_letters.mark(self.app, "retry")
                 self.beat()
             await self.turn()
             if turn % 5 == 4 and not wrong():

@@ -10,6 +10,7 @@ from daemon.catalog import read_source, read_watched
 from daemon.check import check
 from daemon.demo.cluster import Cluster
 from daemon.errors import CopyRefused
+from daemon.install import setup
 from daemon.session import query
 from daemon.source import Source
 from outbox import Cursor
@@ -74,6 +75,7 @@ def watcher(source: Database, app: Connection) -> Iterator[str]:
     with psycopg.connect(source.cluster.dsn(source.name, role), autocommit=True) as own:
         own.execute("create table app.t (id int primary key)")
         watch(own, "app.t")
+    setup(source.dsn, "source", exposed_schema="public", role=False)  # which takes back what nobody needs who watches
     yield role
     app.execute(f"drop owned by {role} cascade; drop role {role}")
 

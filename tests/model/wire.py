@@ -406,7 +406,7 @@ def _forget(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[]
         for id_ in gone:
             database.letters.pop(id_, None)
 
-    return [], effect
+    return [(len(gone), 0)], effect
 
 
 def _settle(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[], None]]:
@@ -417,7 +417,7 @@ def _settle(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[]
         for id_ in gone:
             database.letters.pop(id_, None)
 
-    return [], effect
+    return [(None,)], effect
 
 
 def _hashed(change: Change) -> tuple[str, str]:

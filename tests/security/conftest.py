@@ -15,6 +15,13 @@ from tests.security.tenants import Tenants
 __all__ = ["app", "direct", "folder", "mirror", "rest", "source", "start", "target"]
 
 
+WATCHES = """
+grant usage, create on schema public, outbox to {0};
+grant all on all tables in schema outbox to {0}; grant all on all sequences in schema outbox to {0};
+grant execute on all functions in schema outbox to {0}; revoke all on outbox.mask_key from {0}
+"""
+
+
 @pytest.fixture
 def watcher(source: Database) -> Iterator[Connection]:
     """Who watches: here a superuser, so that whatever runs with these rights could do anything."""
@@ -27,6 +34,16 @@ def owner(source: Database, watcher: Connection) -> Iterator[Connection]:
     """A role that owns tables, types and functions in schema public, and nothing more."""
     role = f"owner_{source.name}"
     watcher.execute(f"create role {role} login; grant usage, create on schema public to {role}")
+    with psycopg.connect(source.cluster.dsn(source.name, role), autocommit=True) as conn:
+        yield conn
+    watcher.execute(f"drop owned by {role} cascade; drop role {role}")
+
+
+@pytest.fixture
+def second(source: Database, watcher: Connection) -> Iterator[Connection]:
+    """Another role that watches tables of its own."""
+    role = f"second_{source.name}"
+    watcher.execute(f"create role {role} login; {WATCHES.format(role)}")
     with psycopg.connect(source.cluster.dsn(source.name, role), autocommit=True) as conn:
         yield conn
     watcher.execute(f"drop owned by {role} cascade; drop role {role}")

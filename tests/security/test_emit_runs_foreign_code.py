@@ -1,7 +1,5 @@
 """A tenant whose table, or whose table put in another's place, has emit or the daemon's reading run its code: never with other rights."""
 
-from collections.abc import Iterator
-
 import psycopg
 import pytest
 
@@ -21,21 +19,6 @@ ROW = '{"id": "a", "v": "b", "vs": ["c", null], "p": "(1,x)", "n": 1}'
 
 # Whoever runs this function is noted.
 NOTE = TRAP[: TRAP.index("create domain")]
-WATCHES = """
-grant usage, create on schema public, outbox to {0};
-grant all on all tables in schema outbox to {0}; grant all on all sequences in schema outbox to {0};
-grant execute on all functions in schema outbox to {0}; revoke all on outbox.mask_key from {0}
-"""
-
-
-@pytest.fixture
-def second(source: Database, watcher: Connection) -> Iterator[Connection]:
-    """Another role that watches tables of its own."""
-    role = f"second_{source.name}"
-    watcher.execute(f"create role {role} login; {WATCHES.format(role)}")
-    with psycopg.connect(source.cluster.dsn(source.name, role), autocommit=True) as conn:
-        yield conn
-    watcher.execute(f"drop owned by {role} cascade; drop role {role}")
 
 
 def ran(watcher: Connection) -> set[str]:

@@ -179,7 +179,7 @@ def test_default_privileges_do_not_open_the_targets_door(target: Database) -> No
         assert mirror.execute("select what from outboxd.findings() where rule = 'foreign_grant'").fetchall() == []
         mirror.execute(f"grant select on outboxd.cursor to {role}".encode())
         assert mirror.execute("select fix from outboxd.findings() where rule = 'foreign_grant'").fetchall() == [
-            (f"revoke all on table outboxd.cursor from {role} cascade;",)
+            (f"revoke select on table outboxd.cursor from {role} cascade;",)
         ]
         try:
             with (

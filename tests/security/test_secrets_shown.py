@@ -127,6 +127,8 @@ def took(text: str) -> float:
     [
         ('password=\\"', "\\"), ("password='", "\\"), ("password", "\\"), ("password=", "\\'"), ("", "password=\\'"),
         ("", "x://x:"), ("password=bearer", " "), ("bearer", " "), ("", "eyJ."), ("", 'token"'), ('password=\\"', "\\'\\x"),
+        ("password=", "token=\\'"), ("password=", "token '"), ("", "token "), ("password=", "a.b="), ("password=", "a."), ("x:\\/\\/", "a\\/"),
+        ('password=\\"', '\\\\\\"'), ("password='", "''"), ("password=basic ", "basic "), ("", "x:\\/\\/"), ("password=%20", "%27%20"),
     ],
 )  # fmt: skip
 def test_what_masking_takes_grows_as_the_text_does(before: str, again: str) -> None:
