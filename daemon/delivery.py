@@ -30,6 +30,7 @@ from outbox import Cursor
 log = structlog.get_logger()
 
 _UNBLAMED = 3  # times that a table is refused, and no row of it, until it is the table
+_SLOW = 3  # times that a change takes too long, until it is the change; and such keys, until it is the table
 _ROUNDS = 3  # isolate finds all there is in one; a second is for what changes on the target meanwhile
 _USEFUL = 8192  # bytes of a request that any gateway of use takes: twice as many as a key may have
 _MOST_HELD = 10  # times as many, for each table, as are ever held by itself
@@ -82,8 +83,8 @@ class Parcel:
 class Load:
     """What of a parcel is to be sent, and the plan for it. `left_out`: changes that nobody waits for, because a copy
     will bring their rows. `kept`: ids of those of its changes that wait. `unpruned`: rows that the source does not
-    have, and the target does not let go. `singly`: row by row all of it fits. `refused`: how it was
-    refused last."""
+    have, and the target does not let go. `singly`: row by row all of it fits. `slow`: a row of it took the target too
+    long, and is held. `refused`: how it was refused last."""
 
     parcel: Parcel
     flow: Sheaves
@@ -91,6 +92,7 @@ class Load:
     kept: set[int] = field(default_factory=set)
     unpruned: int = 0
     singly: bool = False
+    slow: bool = False
     refused: TargetError | None = None
     hold: set[Key] = field(default_factory=set)
     release: set[Key] = field(default_factory=set)
@@ -134,6 +136,9 @@ class Delivery:
         self._types: Mapping[str, Types] = {}
         # How often in a row a table, or its copy, was refused, and no row of it.
         self._unblamed: Counter[tuple[str, bool]] = Counter()
+
+        self._slow: dict[str, set[Key]] = {}  # keys of a table that are held because the target takes too long for them
+        self._tries: tuple[Key | None, int] = (None, 0)  # of the change that took it too long last
 
     def learn_tables(self, described: Mapping[str, Any]) -> None:
         """The order of the target's tables, parents first, from its own foreign keys."""
@@ -316,6 +321,8 @@ class Delivery:
         """Which keys the target refuses; or its answer, when it stands elsewhere by now. Raises `exc` when no row can
         be blamed for it. A foreign key that acts is to blame for rows that gear 2 would write, not for those that nothing would."""
         parcel, planned, flow = load.parcel, load.planned, load.flow
+        if exc.kind is Kind.SIZE and exc.refusal.sqlstate == "57014" and not load.hold:
+            return await self._too_slow(exc, load)
         if exc.kind is Kind.SIZE and count(flow) == 1 and not load.hold:
             (change,) = unbind(flow)
             kind, size = alone(exc, change.size), change.size + len(change.key)
@@ -340,6 +347,34 @@ class Delivery:
         if not parcel.retried:  # those are held already
             await self._judge(exc, load, refused)
         return refused
+
+    async def _too_slow(self, exc: TargetError, load: Load) -> dict[Key, Why]:
+        """The one change that the target takes too long for, although it answers others: they must not wait behind it for
+        good. Raises where it may pass, where a smaller batch may do, and where it is the table's matter."""
+        parcel, flow, tables = load.parcel, load.flow, {sheaf.table for sheaf in load.flow}
+        one, table = count(flow) == 1, next(iter(tables), "")
+        slow = self._slow.get(table, set()) if len(tables) == 1 and not parcel.retried else set()
+        if not one and len(slow) < _SLOW:
+            raise exc
+        passing = TargetError(Kind.TRANSIENT, f"{exc}, for a single change", exc.refusal) if one else exc
+        if not await self._target.takes(_USEFUL, parcel.epoch):
+            raise passing from None  # slow for all: no row is to blame
+        if len(slow) >= _SLOW:
+            raise _slow_table(exc, table)
+        (change,) = unbind(flow)
+        key = key_of(change)
+        self._tries = key, self._tries[1] + 1 if self._tries[0] == key else 1
+        if self._tries[1] < _SLOW and not parcel.letters:
+            raise passing from None
+        self._tries = None, 0
+        if change.op == "truncate":
+            raise _slow_table(exc, table)
+        why = f"the target takes too long for the {change.op} of this row, and answers others ({exc}): an index or a trigger of its table there"
+        if not parcel.retried:
+            await self._judge(TargetError(Kind.DATA, str(exc), exc.refusal), load, {key})
+            self._slow.setdefault(table, set()).add(key)
+        load.slow = True
+        return {key: Why(why, exc.refusal.sqlstate)}
 
     async def _nobodys(self, exc: TargetError, load: Load) -> TargetError:
         """The target refuses it, and names no row that it refuses: it has changed meanwhile, or, if that goes on, it is the
@@ -429,12 +464,20 @@ class Delivery:
             for sheaf in load.flow:
                 self._unblamed.pop((sheaf.table, load.parcel.copied), None)
         self.held = (self.held | load.hold) - load.release
+        for key in load.release if self._slow else ():
+            self._slow.get(key[0], set()).discard(key)
         self.holds += bool(load.hold)
         self._listener.keys_held(len(self.held))
         if load.release:
             reach("before_release")
             await self._letters.forget(load.release, cursor)
             reach("after_release")
+
+
+def _slow_table(exc: TargetError, table: str) -> TargetError:
+    """The others must not wait for each row of it."""
+    said = f"changes of {table} take the target too long, one by one ({exc}): an index or a trigger there takes long; it is out until its rows fit"
+    return TargetError(Kind.CONTRACT, said, Refusal("OB014", table=table, message=said))
 
 
 def require_few_shapes(sheaves: Sheaves, tables: Collection[str]) -> None:

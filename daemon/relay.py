@@ -145,6 +145,7 @@ class Relay:
             await self._forget()
             if isinstance(exc, (TargetError, CaptureLost)) and await self._spared(exc):
                 self._observer.turn_failed(str(exc.kind) if isinstance(exc, TargetError) else "source")
+                self._sizing.forgive()
                 return True  # the others go on without that table
             raise
 
@@ -367,6 +368,8 @@ class Relay:
             return
         if not alone(batch):  # a heartbeat does not keep anybody awake
             self._pace.found(time.monotonic())
+            if flight.load.slow:
+                self._sizing.forgive()
             self._sizing.applied(batch.count, batch.size, seconds, time.monotonic())
         if batch.copied is not None:
             await self._copied(batch.copied, seconds, flight.load.unpruned)

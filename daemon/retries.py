@@ -81,6 +81,7 @@ class Retries:
         self._at_once = _RETRIED
         self._orphans: set[Key] = set()  # keys that were held without a letter when it was looked last
         self._tried: dict[str, float] = {}  # when a table that is out was tried last, also if that brought it back
+        self._slow: dict[str, float] = {}  # seconds that a table that is out waits, where its letters took too long
         self._left: dict[str, float] = {}  # when letters of a table that nobody sends were looked for last
         self._structure: str | None = None  # of the target's tables, when it was looked at last
         self._holds = 0
@@ -222,7 +223,7 @@ class Retries:
             done = await sending
         except (TargetError, CaptureLost) as exc:
             if isinstance(exc, TargetError) and exc.kind is Kind.SIZE:
-                self._at_once = max(1, self._at_once // 2)
+                self._at_once = 1 if exc.refusal.sqlstate == "57014" else max(1, self._at_once // 2)
             if not await self._stay(exc, changes):
                 raise
             await self._renew(changes, shapes, identities)
@@ -320,7 +321,8 @@ class Retries:
         for table, retry, discard in waiting:
             if discard:
                 await self._letters.drop(table, self._delivery.held)
-            due = retry or discard or time.monotonic() >= self._tried.get(table, float("-inf")) + self._recheck
+            pause = self._slow.get(table, self._recheck)
+            due = retry or discard or time.monotonic() >= self._tried.get(table, float("-inf")) + pause
             if (heir := self._heir(table, identities[table])) is not None:
                 done = await self._ended_by(heir, table, place)
             else:
@@ -365,7 +367,8 @@ class Retries:
     async def _drain(self, table: str, identity: Identity, place: Place) -> Done | None:
         """Send the first of a table's letters; without any left the table is back. None: it does not fit yet, or those that
         are left are to be discarded."""
-        parked = await self._letters.parked(table, self._delivery.held, place.cursor, _DRAINED)
+        most = 1 if table in self._slow else _DRAINED  # so that what is too slow is found
+        parked = await self._letters.parked(table, self._delivery.held, place.cursor, most)
         if not parked.changes:
             if identity.left_over and await self._letters.remain(table, self._delivery.held):
                 self._copier.stays_out(table, LEFT_OVER)
@@ -382,9 +385,12 @@ class Retries:
             reason = await self._unfit(exc, table)
             if reason is None:
                 raise
+            if isinstance(exc, TargetError) and (exc.kind is Kind.SIZE or exc.refusal.sqlstate == "OB014"):
+                self._slow[table] = min(2 * self._slow.get(table, self._recheck / 2), _LONGEST * self._recheck)
             self._copier.stays_out(table, reason)
             await self._letters.stay(table, f"{table} is out: {reason}")
             return None
+        self._slow.pop(table, None)
         if done[1].what != "mismatch":
             await self._letters.delivered([one.id for one in changes if one.id not in load.kept])
         return done
@@ -394,6 +400,8 @@ class Retries:
         row (a TRUNCATE) is nothing that the other tables have to wait for, unless its owner wants the relay to halt."""
         if isinstance(exc, TargetError) and exc.kind is Kind.DATA and await self._delivery.spares(table):
             return f"{exc}: {advice(exc.kind, exc.refusal)}"
+        if isinstance(exc, TargetError) and exc.kind is Kind.SIZE and await self._delivery.spares(table):
+            return f"{exc}, for what waits of {table}: it is sent one by one"
         return _misfit(exc)
 
     async def _come_back(self, table: str, place: Place) -> Done | None:
