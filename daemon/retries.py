@@ -17,7 +17,7 @@ import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
@@ -25,7 +25,7 @@ import structlog
 
 from daemon.copier import Copier
 from daemon.copies import Copy, note
-from daemon.delivery import REFERENCES, Delivery, Load, Parcel
+from daemon.delivery import REFERENCES, SLOW, Delivery, Load, Parcel
 from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnfit, TargetError, advice
 from daemon.hold import STRANGER, Identity, Key, Letter, Why, is_digest, key_of, names
 from daemon.letters import LEFT, OUT, Letters, Wanted
@@ -38,6 +38,7 @@ log = structlog.get_logger()
 
 _RETRIED = 100  # keys that go into one retry
 _DRAINED = 1000  # letters of a table that was out that go at once
+_SELDOM = 4  # times `recheck` between two tries of what takes long, though the target's tables change all the time
 _LONGEST = 64  # times `recheck` that letters wait at most for another try, while changes arrive
 
 RESTORED = Why("the target was restored to when this was a dead letter; it is sent again", "OB012")
@@ -61,6 +62,38 @@ class Place:
     def parcel(self, sheaves: Sheaves, shapes: dict[int, tuple[str, ...]]) -> Parcel:
         """Letters, to be sent behind what the target has."""
         return Parcel(sheaves, shapes, self.cursor, self.epoch, self.batch_no, self.after, letters=True)
+
+
+@dataclass(slots=True)
+class Hurdles:
+    """When letters are tried again that took the target too long, or that somebody had locked: that may end without any change.
+    All that is behind them waits with each try, so that nothing but their own success makes these more frequent."""
+
+    recheck: float
+    most: int = 1
+    _keys: set[Key] = field(default_factory=set)
+    _due: float | None = None
+    _pause: float = 0.0
+    _at: float = float("-inf")
+
+    def due(self, now: float, held: Collection[Key]) -> bool:
+        if self._keys and self._keys.isdisjoint(held):
+            self._keys, self._pause, self._due, self.most = set(), 0.0, now, min(_RETRIED, 2 * self.most)
+        if self._due is None:
+            self._due = now + self.recheck
+        return now >= self._due
+
+    def tried(self, now: float, keys: set[Key]) -> None:
+        if self._keys:
+            self.most = 1
+        self._keys, self._at = keys, now
+        self._pause = min(max(2 * self._pause, self.recheck), _LONGEST * self.recheck)
+        self._due = now + self._pause
+
+    def hasten(self, now: float) -> None:
+        """What took long may be another by now."""
+        if self._due is not None:
+            self._due = max(now, min(self._due, self._at + _SELDOM * self.recheck))
 
 
 class Retries:
@@ -87,6 +120,7 @@ class Retries:
         self._holds = 0
         self._looked = self._due = float("-inf")
         self._pause = recheck
+        self._hurdles = Hurdles(recheck)
         self._sent = 0  # batches of letters of which none arrived
         self._woken_at = 0  # the target's number without these, when letters were woken
 
@@ -160,6 +194,7 @@ class Retries:
         now, holds = time.monotonic(), self._delivery.holds
         if not self._delivery.held:
             self._holds, self._due, self._pause = holds, float("-inf"), self._recheck
+            self._hurdles = Hurdles(self._recheck)
             return
         if self._due == float("-inf"):
             self._due = now + self._recheck
@@ -170,10 +205,13 @@ class Retries:
                 log.info("letters_woken", because="the target's tables have changed")
                 await self._letters.wake(None)
                 self._pause, self._due = self._recheck, now + self._recheck
+                self._hurdles.hasten(now)
         if now >= self._due and (arrived := place.batch_no - self._sent) != self._woken_at:
             await self._letters.wake({*REFERENCES, str(STRANGER.sqlstate)})
             self._due, self._woken_at = now + self._pause, arrived
             self._pause = min(2 * self._pause, _LONGEST * self._recheck)
+        if self._hurdles.due(now, self._delivery.held):
+            self._hurdles.tried(now, await self._letters.wake_hurdles(self._hurdles.most))
 
     # -- of keys that are held -----------------------------------------------------------------------------
 
@@ -195,9 +233,11 @@ class Retries:
         copied -= {heir for heir in heirs if not await self._inherited(heir)}
         obsolete = {key for key, table in others.items() if table in copied} | await self._letters.obsolete(copied)
         obsolete |= await self._adopted(others.keys())
-        wanted = await self._letters.wanted(
-            place.cursor, self._at_once, self._copier.renewed | unsure, others.keys() | self._later(identities)
-        )
+        asking, not_now = self._copier.renewed | unsure, others.keys() | self._later(identities)
+        slow: set[Key] = set().union(*delivery.slow.values()) - not_now
+        wanted = await self._letters.wanted(place.cursor, self._at_once, asking, not_now | slow)
+        if slow and not (wanted.retry or wanted.discard):  # by itself: what went with it would be refused, too
+            wanted = await self._letters.wanted(place.cursor, 1, asking, not_now)
         retried = {key_of(change) for change in wanted.retry}
         asked = retried | wanted.discard | obsolete
         if stale := asked - delivery.held:
@@ -223,12 +263,12 @@ class Retries:
             done = await sending
         except (TargetError, CaptureLost) as exc:
             if isinstance(exc, TargetError) and exc.kind is Kind.SIZE:
-                self._at_once = 1 if exc.refusal.sqlstate == "57014" else max(1, self._at_once // 2)
+                self._at_once = 1 if exc.refusal.sqlstate == SLOW else max(1, self._at_once // 2)
             if not await self._stay(exc, changes):
                 raise
             await self._renew(changes, shapes, identities)
             return None
-        self._at_once = _RETRIED
+        self._at_once = min(_RETRIED, 2 * self._at_once)
         if len(delivery.held) < before:  # what arrived may be what others wait for
             self._pause = self._recheck
             self._due = min(self._due, time.monotonic() + self._recheck)
@@ -385,7 +425,7 @@ class Retries:
             reason = await self._unfit(exc, table)
             if reason is None:
                 raise
-            if isinstance(exc, TargetError) and (exc.kind is Kind.SIZE or exc.refusal.sqlstate == "OB014"):
+            if isinstance(exc, TargetError) and (exc.kind is Kind.SIZE or exc.refusal.sqlstate == SLOW):
                 self._slow[table] = min(2 * self._slow.get(table, self._recheck / 2), _LONGEST * self._recheck)
             self._copier.stays_out(table, reason)
             await self._letters.stay(table, f"{table} is out: {reason}")

@@ -178,14 +178,17 @@ class Target:
         return await self._ask({"mode": "spell", "relay": self._relay, "table": table}, keys, many=many)
 
     async def apply(
-        self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None, singly: bool = False
-    ) -> Answer:
+        self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None, singly: bool = False,
+        gently: bool = False,
+    ) -> Answer:  # fmt: skip
         """Lead the target to `cursor` by this plan: applied, duplicate or mismatch. Raises Fenced or TargetError.
 
         `after` is the digest of the batch that this one was read behind; None: whatever it was. `singly`: row by row.
+        `gently`: it waits for locks of others no longer than a second.
         """
         header = {**self._header("apply", plan, cursor, epoch, batch_no), **_behind(after)}
-        return await self._ask({**header, "singly": True} if singly else header, plan.pieces, plan=plan)
+        how = {name: True for name, asked in (("singly", singly), ("gently", gently)) if asked}
+        return await self._ask({**header, **how}, plan.pieces, plan=plan)
 
     async def takes(self, size: int, epoch: int) -> bool:
         """Does a request of so many bytes come through, whatever it says? This one has the number of no batch."""

@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from daemon import delivery
 from daemon.errors import Kind, Refusal, TargetError
 from daemon.plan import SEPARATOR
+from daemon.progress import Timing
 from daemon.schema_apply import apply
 from daemon.target import PostgresDoor
 from tests.integration.test_dead_letters import ASKED
 from tests.integration.test_sizes import until_idle
 from tests.pairs import Pair
+from tests.security.relayed import turned_until
 from tests.security.tenants import Tenants
 
 
@@ -36,6 +39,9 @@ class SlowDoor:
 
     async def close(self) -> None:
         await self._door.close()
+
+
+SOON = Timing(poll=0.02, recheck=0.05, letters=0.0)
 
 
 @pytest.fixture
@@ -107,6 +113,75 @@ async def test_a_letter_that_takes_too_long_again_stays_one(notes: Pair) -> None
         assert await until_idle(parts) == 0
         assert door.ended == ["apply"], "one try"
         assert held(notes) == [("public.note", '{"id":1}', "57014")]
+
+
+async def test_a_letter_that_took_too_long_goes_by_itself_once_it_no_longer_does(notes: Pair) -> None:
+    """Nothing else happens, neither here nor there: no row arrives, no table changes."""
+    notes.write(*(f"insert into note values ({n}, 'slow')" for n in (1, 2)), "insert into item values (1)")
+    door = SlowDoor(notes.target.dsn)
+    async with notes.relay(door=door, timing=SOON) as parts:
+        await turned_until(parts, lambda: len(held(notes)) == 2)
+        door.ended.clear()
+        await turned_until(parts, lambda: len(door.ended) > 2)
+        assert {state for *_, state in held(notes)} == {"57014"}
+        door.word = b"no such row"
+        await turned_until(parts, lambda: not held(notes))
+    notes.assert_equal("note", "item")
+
+
+async def test_slow_rows_that_come_and_go_are_their_tables_matter(notes: Pair) -> None:
+    """Who takes each away once it is held would have a neighbour wait for every one of them."""
+    door = SlowDoor(notes.target.dsn)
+    async with notes.relay(door=door, timing=ASKED) as parts:
+        for n in range(3):
+            notes.write(f"insert into note values ({n}, 'slow')")
+            await until_idle(parts)
+            notes.write(f"delete from note where id = {n}")
+            await until_idle(parts)
+            with notes.source.connect() as conn:
+                conn.execute("update outbox.held set wanted = 'retry'")
+            await until_idle(parts)
+            assert held(notes) == []
+        door.ended.clear()
+        notes.write("insert into note values (9, 'slow')")
+        await until_idle(parts)
+        notes.write("insert into item values (1)")
+        await until_idle(parts)
+        assert len(door.ended) == 1
+        assert parts.relay.copier.out == {"public.note"}
+    assert notes.rows("select count(*) from item")[1] == [(1,)]
+
+
+async def test_a_row_whose_reason_takes_too_long_to_find_waits_as_well(notes: Pair) -> None:
+    """Refused at once, but to look for what of it is refused takes too long."""
+    notes.write("insert into note values (1, 'slow')", "insert into item values (1)")
+
+    class Searching(SlowDoor):
+        async def send(self, document: bytes) -> str:
+            if json.loads(document.split(SEPARATOR, 1)[0])["mode"] == "apply" and self.word in document:
+                raise TargetError(Kind.DATA, "the target answered 23514", Refusal("23514", table="public.note"))
+            return await super().send(document)
+
+    async with notes.relay(door=Searching(notes.target.dsn), timing=ASKED) as parts:
+        await until_idle(parts)
+    assert held(notes) == [("public.note", '{"id":1}', "57014")]
+    assert notes.rows("select count(*) from item")[1] == [(1,)]
+
+
+async def test_a_target_that_answers_late_is_slow_for_all(notes: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it answers: a request that writes nothing but a lock takes it longer than a second."""
+    monkeypatch.setattr(delivery, "_QUICK", 0.0)
+    notes.write("insert into note values (1, 'slow')")
+    door = SlowDoor(notes.target.dsn)
+    async with notes.relay(door=door) as parts:
+        for _ in range(6):
+            with pytest.raises(TargetError) as caught:
+                await parts.relay.step()
+            parts.relay._stumble(caught.value)
+            assert caught.value.kind is Kind.TRANSIENT
+        door.word = b"no such row"
+        await until_idle(parts)
+    assert held(notes) == []
 
 
 async def test_a_copied_row_that_takes_too_long_waits_as_a_change(notes: Pair) -> None:
