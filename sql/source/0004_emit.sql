@@ -50,13 +50,21 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   known int := (select min(s.id) from outbox.shape s where s.table_name = w.table_name and s.columns = emitted_shape.columns);
+  above int;
 begin
   if known is not null then
     return known;
   elsif cardinality(columns) > 1600 or exists (select from unnest(columns) c where octet_length(c) > 63) then
     raise exception 'emit for %: no table has more than 1600 columns, nor one whose name has more than 63 bytes', w.table_name
       using errcode = 'program_limit_exceeded', hint = 'emit the columns that the target table has';
-  elsif (select count(*) from outbox.shape s where s.table_name = w.table_name and s.id > w.shapes_above) >= outbox.shapes_limit() then
+  end if;
+  -- What others have not committed yet counts, too: whoever brings a new set waits for them, and an old snapshot, which would not
+  -- see theirs, fails (hence an update, not a lock alone). Known sets wait for nobody.
+  update outbox.watched k set shapes_above = k.shapes_above where k.id = w.id returning k.shapes_above into above;
+  known := (select min(s.id) from outbox.shape s where s.table_name = w.table_name and s.columns = emitted_shape.columns);
+  if known is not null then
+    return known;
+  elsif (select count(*) from outbox.shape s where s.table_name = w.table_name and s.id > above) >= outbox.shapes_limit() then
     raise exception 'emit for %: its rows have come with % different sets of columns, and that is the most', w.table_name, outbox.shapes_limit()
       using errcode = 'program_limit_exceeded',
             hint = format('emit whole rows, or the same columns each time; where these were meant: %s counts anew',
