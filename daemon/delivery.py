@@ -10,7 +10,7 @@ letter, and a letter of a key that the target does not hold is none (promise I1)
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from daemon.failpoint import reach
 from daemon.hold import BEHIND, STRANGER, Key, Letter, Why, key_of, name_of, names, part, refuse
 from daemon.letters import Letters
 from daemon.plan import Group, Plan, plan, table_order
-from daemon.sheaf import Sheaf, Sheaves, count, glue, split, unbind
+from daemon.sheaf import Change, Sheaf, Sheaves, count, glue, split, unbind
 from daemon.spelling import Types, asked, spelled, types_of
 from daemon.target import Answer, Target, digest_of
 from outbox import Cursor
@@ -196,7 +196,7 @@ class Delivery:
         held = self.held - again if again else self.held
         strangers = self._strangers(parcel)
         if not parcel.letters:
-            require_few_shapes(parcel.sheaves, self.captured())
+            await self._require_few_shapes(parcel.sheaves)
         parted = part(parcel.sheaves, held | strangers if strangers else held, self._row_bytes)
         self._bound({(letter.change.table, name_of(letter.change.key)) for letter in parted.letters})
         load = Load(parcel, parted.flow, release=set(again | parted.freed))
@@ -218,6 +218,22 @@ class Delivery:
                 return load.planned, replace(answer, more={**answer.more, "gear": 3}) if earlier else answer
         assert load.refused is not None
         raise await self._nobodys(load.refused, load)
+
+    async def _require_few_shapes(self, sheaves: Sheaves) -> None:
+        """The target composes a statement for each set of columns, while all others wait. One table's that is altered again and
+        again a copy can bring; what is emitted goes as letters then, some at a time. Raises what leads there."""
+        kinds = {(sheaf.table, sheaf.shape) for sheaf in sheaves if sheaf.op == "upsert"}
+        for table, many in Counter(table for table, _ in kinds).items():
+            if many <= _SHAPES:
+                continue
+            said = f"rows of {table} come with more than {_SHAPES} sets of columns at once: it is out, and "
+            if table in self.captured():
+                said += "copied anew"
+            elif await self.spares(table):
+                said += "they go some at a time"
+            else:
+                raise TargetError(Kind.SIZE, f"rows of {table} come with more than {_SHAPES} sets of columns at once")
+            raise TargetError(Kind.CONTRACT, said, Refusal("OB014", table=table, message=said))
 
     def _plan(self, load: Load) -> None:
         started, notes = time.monotonic(), load.parcel.notes
@@ -529,14 +545,16 @@ def _slow_table(exc: TargetError, table: str) -> TargetError:
     return TargetError(Kind.CONTRACT, said, Refusal(SLOW, table=table, message=said))
 
 
-def require_few_shapes(sheaves: Sheaves, tables: Collection[str]) -> None:
-    """Of these tables, which a copy can bring: one that is altered again and again has its rows in ever other sets of columns,
-    and the target composes a statement for each."""
-    kinds = {(sheaf.table, sheaf.shape) for sheaf in sheaves if sheaf.op == "upsert" and sheaf.table in tables}
-    for table, many in Counter(table for table, _ in kinds).items():
-        if many > _SHAPES:
-            said = f"rows of {table} come with more than {_SHAPES} sets of columns at once: it is out, and copied anew"
-            raise TargetError(Kind.CONTRACT, said, Refusal("OB014", table=table, message=said))
+def few_shapes(changes: Iterable[Change]) -> tuple[Change, ...]:
+    """The first of these changes, of one table, with as many sets of columns as go at once."""
+    seen: set[int | None] = set()
+    few: list[Change] = []
+    for change in changes:
+        seen.add(change.shape)
+        if len(seen) > _SHAPES:
+            break
+        few.append(change)
+    return tuple(few)
 
 
 def told(letters: Sequence[Letter], strangers: Collection[Key]) -> list[Letter]:

@@ -320,7 +320,11 @@ class Relay:
             aside=outgoing.aside, vacates=outgoing.vacates,
             reasons={table: self.copier.copies[table].reason or "" for table in self.copier.out},
         )  # fmt: skip
-        load = await self._delivery.prepare(parcel)
+        try:
+            load = await self._delivery.prepare(parcel)
+        except TargetError as exc:
+            self._too_large(batch, exc)
+            raise
         self._flights.launch(batch, load, self._delivery.send(load))
 
     async def _succeeds(self, batch: Batch) -> None:

@@ -25,7 +25,7 @@ import structlog
 
 from daemon.copier import Copier
 from daemon.copies import Copy, note
-from daemon.delivery import REFERENCES, SLOW, Delivery, Load, Parcel
+from daemon.delivery import REFERENCES, SLOW, Delivery, Load, Parcel, few_shapes
 from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnfit, TargetError, advice
 from daemon.hold import STRANGER, Identity, Key, Letter, Why, is_digest, key_of, names
 from daemon.letters import LEFT, OUT, Letters, Wanted
@@ -416,7 +416,7 @@ class Retries:
             return await self._come_back(table, place)
         # By one key at a time: which row of another one is the same nobody knows, so that the later ones come later.
         named = names(parked.changes[0].key)
-        changes = tuple(takewhile(lambda one: names(one.key) == named, parked.changes))
+        changes = few_shapes(takewhile(lambda one: names(one.key) == named, parked.changes))
         try:
             parcel = place.parcel(bind(changes), dict(parked.shapes))
             load = await self._delivery.prepare(replace(parcel, called=called({table: identity})))
