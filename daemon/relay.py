@@ -30,7 +30,7 @@ from daemon.ranges import Ranges
 from daemon.retries import Place, Retries
 from daemon.sizing import Sizing
 from daemon.source import Source
-from daemon.target import Answer, Target, require_known, require_schema
+from daemon.target import Answer, Target, require_known, require_reached, require_schema
 from daemon.tracing import Tracing
 from daemon.verifier import Verifier
 from daemon.wakeup import Bell, Pace
@@ -216,6 +216,7 @@ class Relay:
         identity = await self._source.identify(to_read=True)
         if self._claimed:
             answer = await self._target.cursor()
+            require_reached(answer.standing, self.status.batch_no)
         else:
             answer = await self._claim(identity.beginning())
         self._told = time.monotonic()
@@ -240,7 +241,7 @@ class Relay:
         standing = (await self._target.cursor()).standing
         require_known(standing, self._target.place(), (epoch, batch_no, place))
         await self._source.begin(standing.cursor or beginning)
-        answer = await self._target.claim(above=epoch)
+        answer = await self._target.claim(above=epoch, since=max(batch_no, standing.batch_no))
         require_schema(answer)
         self._claimed = True
         reach("after_claim")

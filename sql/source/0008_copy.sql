@@ -569,7 +569,7 @@ as $$
     types as (select distinct t.type from (select distinct atttypid from columns where atttypid::int8 >= 16384) c, outbox.types_within(c.atttypid) t(type))
   select jsonb_build_object(
     'columns', coalesce((select jsonb_object_agg(c.attnum, jsonb_build_array(
-                         c.attname, c.atttypid::int8, c.atttypmod, pg_get_expr(c.adbin, c.attrelid), c.xmin::text,
+                         c.attname, c.atttypid::int8, c.atttypmod, md5(c.adbin::text), c.xmin::text,
                          case when w.mapping -> 'needs' ? c.attname or c.attname = any ((select names from keyed)::text[]) then c.attcollation::int8 end)) from columns c), '{}'),
     'types', coalesce((select jsonb_object_agg(made.type::text, made.of)
                 from (select e.enumtypid as type, jsonb_object_agg(e.oid::text, e.enumlabel) as of
@@ -664,18 +664,19 @@ $$;
 -- Which watched tables have rows that were given values, or have left or come, without a statement that was captured. They
 -- are to be copied again, with `prune` where rows may have left; where triggers sleep, once they are awake again (until then
 -- `uncaptured` tells).
--- A size, and what is computed for a layout, waits for whoever has the relation locked: that table is left for the next look.
+-- By the catalogue alone; but a size waits for whoever has the relation locked: that table is left for the next look.
 create or replace function outbox.notice(of_table text default null) returns setof text
 language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+set search_path = pg_catalog, pg_temp
 as $$
 declare
-  w     outbox.watched;
-  seen  jsonb;
-  since record;
+  w       outbox.watched;
+  seen    jsonb;
+  since   record;
+  patient text := current_setting('lock_timeout');
 begin
-  if of_table is not null then
-    perform set_config('lock_timeout', '10s', true);
+  if of_table is null then  -- for watch there is no next look
+    perform set_config('lock_timeout', '100ms', true);
   end if;
   for w in
     select * from outbox.watched k
@@ -699,11 +700,12 @@ begin
       end if;
       update outbox.watched k set layout = seen where k.id = w.id;
     exception when lock_not_available then
-      if of_table is not null then  -- for watch there is no next look
+      if of_table is not null then
         raise;
       end if;
     end;
   end loop;
+  perform set_config('lock_timeout', patient, true);
   if of_table is null then  -- whoever watches a table notes it (outbox.installed)
     return query select outbox.notice_aims();
   end if;

@@ -284,6 +284,18 @@ async def test_who_holds_the_bells_lock_delays_nothing_and_is_named(
         assert (one.what, one.who, one.remedy) == (what, of(stranger), f"select pg_terminate_backend({pid(stranger)})")
 
 
+async def test_a_transaction_id_makes_no_writer_of_a_stranger(source: Database, stranger: Connection) -> None:
+    """Any role gets one: pg_current_xact_id() is everybody's. A writer has written to something of outboxd's as well."""
+    with source.connect() as app:
+        app.execute("create table item (id int primary key, n int)")
+        watch(app, "item")
+        with stranger.transaction():
+            stranger.execute("select pg_current_xact_id(), pg_advisory_xact_lock_shared(1869968482, 1)")
+            async with reading(source) as reader:
+                [one] = await strangers(reader)
+            assert (one.what, one.who) == ("wake", of(stranger))
+
+
 async def test_a_writer_is_no_stranger_though_it_holds_the_bells_lock(source: Database, stranger: Connection) -> None:
     """An application's role with an open transaction, and a daemon that leads and sleeps."""
     bell = Bell(source.dsn)
