@@ -101,6 +101,8 @@ def _unasked_question(found: Mapping[str, Any], header: Mapping[str, Any], many:
         return "its kind"
     if mode in {"claim", "rebase"} and not 0 < found["epoch"] - header["epoch_above"] <= REACH:
         return "epoch"
+    if mode == "claim" and found["batch_no"] > header.get("batch_no", found["batch_no"]) + REACH:
+        return "batch_no"
     if mode == "rebase" and not _same_place(found["cursor"], header["cursor"]):
         return "another cursor"
     if mode == "spell" and len(found["more"]["keys"]) != many:

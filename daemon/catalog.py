@@ -50,6 +50,14 @@ def read_watched(conn: Connection) -> list[Watched]:
         return [_watched(row) for (row,) in conn.execute(query("catalog_watched"))]
 
 
+def read_locked(conn: Connection, side: str) -> dict[str, str]:
+    """Watched tables, or mapped ones, that somebody has locked, and what is to be said of that. To read more of them would wait."""
+    with reading(conn):
+        if side == "source":
+            return dict(conn.execute(query("locked")).fetchall())
+        return dict(conn.execute("select table_name, said from outboxd.locked()").fetchall())
+
+
 def read_audiences(conn: Connection) -> dict[str, Audience]:
     """Who may see tables' rows on the target, as the source has it on record."""
     with reading(conn):
@@ -68,11 +76,15 @@ def read_source(conn: Connection, watched: Collection[Watched]) -> Catalogue:
         return Catalogue(tables, _types(conn, needed), empty=frozenset(empty), leaves=leaves)
 
 
-def read_target(conn: Connection, names: Collection[Name], types: Collection[UserType]) -> Catalogue:
-    """The tables of these names and those that are mapped, the types of these names, and the project around them."""
+def read_target(
+    conn: Connection, names: Collection[Name], types: Collection[UserType], without: Collection[str] = ()
+) -> Catalogue:
+    """The tables of these names and those that are mapped (`without`: but these), the types of these names, and the project
+    around them."""
     with reading(conn):
         place = _place(conn, {name[0] for name in names})
-        tables, oids = _tables(conn, {*names, *(name for name, _ in place.mirrors.values())})
+        mapped = {name for table, (name, _) in place.mirrors.items() if table not in without}
+        tables, oids = _tables(conn, {*names, *mapped})
         for oid, column, what in list(_rows(conn, "catalog_dependents", oids=list(oids))):
             mine = tables[oids[oid]].dependents
             assert isinstance(mine, dict)

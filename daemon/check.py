@@ -168,6 +168,7 @@ async def _tables(dsn: str, items: list[Item]) -> tuple[list[Row], Labels]:
         )
         for name, about in (("check_grants", _granted), ("check_strangers", _stranger), ("check_trust", _trusted)):
             items.extend([about(row) for row in await (await conn.execute(query(name))).fetchall()])
+        items.extend([_locked(row) for row in await (await conn.execute(query("locked"))).fetchall()])
         watched: list[Any] = await (await conn.execute(query("check_watched"))).fetchall()
         labels = by_table(await (await conn.execute(query("check_labels"))).fetchall())
         held = len(await (await conn.execute(query("held_keys"))).fetchall())
@@ -250,6 +251,10 @@ def _open(row: Row) -> Item:
         "open transaction", "WARN", f"a writing transaction has been open {age} (pid {name}): its changes wait for it",
         f"end it, or select pg_terminate_backend({name});",
     )  # fmt: skip
+
+
+def _locked(row: Row) -> Item:
+    return Item(str(row["table_name"]), "WARN", str(row["said"]), "its writers and its copies wait until then")
 
 
 def _granted(row: Row) -> Item:
@@ -371,6 +376,7 @@ def _mirror(name: str, mirror: Row, sent: Mapping[str, str] | None, role: str) -
     loose = [kind for kind in mirror.get("key_types") or [] if kind in _LOOSE_KEYS]
     schema = mirror.get("missing_usage")
     findings: list[tuple[bool, Level, str, str]] = [
+        (bool(mirror.get("locked")), "WARN", f"{mirror.get('locked')}", "until then its changes wait, or it is out"),
         (bool(schema), "FAIL", f"{role} may not use schema {schema}", f"grant usage on schema {schema} to {role};"),
         (bool(grants), "FAIL", f"{role} may not {', '.join(grants)}", f"grant {', '.join(grants).lower()} on {target} to {role};"),
         (not mirror["key_is_unique"], "FAIL", f"({', '.join(mirror['key'])}) is no unique, not deferrable key of {target}",

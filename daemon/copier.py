@@ -46,6 +46,12 @@ from daemon.target import Answer, Target
 log = structlog.get_logger()
 
 _ALL = {"OB005", "OB006"}  # speak of the door or of a reference, not of a table that does not fit
+_NO_STEP = {
+    "OB014",
+    "55P03",
+    "57014",
+}  # no step of a plan mends what a table has too much of, or that somebody has it locked
+_PASSES = {"55P03", "57014"}  # somebody has the table locked, or it takes too long
 _REASON = 1000  # characters: the target tells it in every answer that lists copies
 _LONGEST = 64  # times `recheck` that a table which goes out again and again is left alone at most
 _LOOK = 1.0  # seconds between two looks at the source's wishes
@@ -90,6 +96,9 @@ class Copier:
         self._telling: dict[str, Copy] = {}  # what batches on their way tell it: they may be refused for another table
         self._fit: set[str] = set()
         self._begun: set[str] = set()  # copies that the target has not yet said it knows of
+        self._hurdles: dict[
+            str, tuple[float, float]
+        ] = {}  # when a table kept all others waiting last, and its pause then
         self._patience: dict[str, float] = {}  # how long a table that went out while it was copied is left alone
         self._mending: asyncio.Task[None] | None = None
         self._watched: set[str] | None = None  # None: not looked yet
@@ -174,14 +183,20 @@ class Copier:
 
     async def _unwritten(self, copy: Copy) -> bool:
         """Learn keys of rows that the target may have too much, and where it is to be asked next. False: they are of another
-        table than the copy is in."""
+        table than the copy is in, or it is locked, or too slow, now."""
         # Held keys, too: what a table that was out has missed may be the delete of one. They are released key by key.
         # Those of other columns than its key are no rows of it: they go once it is copied.
         held = sorted(self.held_of(copy.table) if copy.prune and copy.after is None else ())
         if held:
             identity = (await Letters(self._source).identities({copy.table}))[copy.table]
             held = [key for key in held if identity.names(key) and not is_digest(key)]  # whose row may be there
-        more = (await self._too_many(copy, held)).more
+        try:
+            more = (await self._too_many(copy, held)).more
+        except TargetError as exc:
+            if exc.refusal.sqlstate not in _PASSES or exc.refusal.table is None:
+                raise
+            self._busy[copy.table] = time.monotonic() + self._recheck  # the others go on
+            return False
         if more.get("elsewhere"):
             self.copies[copy.table] = replace(self.copies[copy.table], here=False)
             return False
@@ -403,9 +418,9 @@ class Copier:
         if exc.kind is Kind.AUTH:  # a missing right; one that the door itself lacks names no table
             return self._put_out(table, reason)
         if exc.kind is Kind.CONTRACT and exc.refusal.sqlstate not in _ALL:
-            planned = (self._watched is None or table in self._watched) and exc.refusal.sqlstate != "OB014"
+            planned = (self._watched is None or table in self._watched) and exc.refusal.sqlstate not in _NO_STEP
             step = f"; `outboxd schema plan {word(table)}` names the step" if planned else ""
-            return self._put_out(table, f"{reason}{step}")
+            return self._put_out(table, f"{reason}{step}", hurdle=exc.refusal.sqlstate in _PASSES)
         return False
 
     def stays_out(self, table: str, reason: str) -> None:
@@ -431,13 +446,19 @@ class Copier:
         self.out.discard(copy.table)
         log.info("table_back", table=copy.table)
 
-    def _put_out(self, table: str, reason: str) -> bool:
+    def _put_out(self, table: str, reason: str, *, hurdle: bool = False) -> bool:
+        """`hurdle`: all others have waited to find that out, so that it is left alone for longer each time it comes soon."""
         self._fit.discard(table)
-        pause = self._recheck
+        pause, now = self._recheck, time.monotonic()
+        if hurdle:
+            last, before = self._hurdles.get(table, (float("-inf"), 0.0))
+            pause = min(2 * before or pause, _LONGEST * pause) if now < last + 2 * _LONGEST * pause else pause
+            self._hurdles[table] = now, pause
         going = table not in self.out or self.copies[table].state != "out"
         if going and table in self.copies and self.copies[table].state == "copying":  # it seemed to fit, and did not
-            pause = self._patience[table] = min(2 * self._patience.get(table, pause / 2), _LONGEST * self._recheck)
-        self._fits_at[table] = time.monotonic() + pause
+            patience = min(2 * self._patience.get(table, self._recheck / 2), _LONGEST * self._recheck)
+            pause, self._patience[table] = max(pause, patience), patience
+        self._fits_at[table] = now + pause
         if not going:
             return False  # none of its changes was sent: it cannot be that
         reason = reason[:_REASON]

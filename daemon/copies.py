@@ -244,6 +244,8 @@ def misfit(name: str, described: Mapping[str, Any], columns: Collection[str], ke
         return other
     if not mirror["key_is_unique"]:
         return f"({', '.join(mirror['key'])}) is no unique key of {mirror['target']}"
+    if mirror.get("locked"):
+        return str(mirror["locked"])
     if mirror.get("missing_usage") or mirror["missing_grants"] or mirror["hides_rows"]:
         return f"a right is missing on the target table {mirror['target']}"
     return None

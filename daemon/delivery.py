@@ -10,7 +10,7 @@ letter, and a letter of a key that the target does not hold is none (promise I1)
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from daemon.failpoint import reach
 from daemon.hold import BEHIND, STRANGER, Key, Letter, Why, key_of, name_of, names, part, refuse
 from daemon.letters import Letters
 from daemon.plan import Group, Plan, plan, table_order
-from daemon.sheaf import Sheaf, Sheaves, count, glue, split, unbind
+from daemon.sheaf import Change, Sheaf, Sheaves, count, glue, split, unbind
 from daemon.spelling import Types, asked, spelled, types_of
 from daemon.target import Answer, Target, digest_of
 from outbox import Cursor
@@ -30,12 +30,17 @@ from outbox import Cursor
 log = structlog.get_logger()
 
 _UNBLAMED = 3  # times that a table is refused, and no row of it, until it is the table
+_SLOW = 3  # times that a change takes too long, until it is the change; and such keys, until it is the table
+_LATELY = 3600.0  # seconds
+_QUICK = 1.0  # seconds in which a target that is slow for one row alone answers a request without any, and commits
+_LOCKED = 3  # times in a row that somebody's lock is waited for, until what it is on is left behind
 _ROUNDS = 3  # isolate finds all there is in one; a second is for what changes on the target meanwhile
 _USEFUL = 8192  # bytes of a request that any gateway of use takes: twice as many as a key may have
 _MOST_HELD = 10  # times as many, for each table, as are ever held by itself
 _SHAPES = 128  # sets of columns of one table in a batch
 _WHOLE = 10  # rows: when as many are copied and all are refused, it is no row's fault
 REFERENCES = {"23503", "23505", "23P01", "23001"}  # speak of other rows
+SLOW, LOCKED = "57014", "55P03"  # a statement took too long, or waited too long for a lock
 ACTS = "OB005"  # gear 2 was needed, and a foreign key that deletes or empties rows forbids it
 
 
@@ -82,8 +87,8 @@ class Parcel:
 class Load:
     """What of a parcel is to be sent, and the plan for it. `left_out`: changes that nobody waits for, because a copy
     will bring their rows. `kept`: ids of those of its changes that wait. `unpruned`: rows that the source does not
-    have, and the target does not let go. `singly`: row by row all of it fits. `refused`: how it was
-    refused last."""
+    have, and the target does not let go. `singly`: row by row all of it fits. `slow`: a row of it took the target too
+    long, and is held. `refused`: how it was refused last."""
 
     parcel: Parcel
     flow: Sheaves
@@ -91,6 +96,7 @@ class Load:
     kept: set[int] = field(default_factory=set)
     unpruned: int = 0
     singly: bool = False
+    slow: bool = False
     refused: TargetError | None = None
     hold: set[Key] = field(default_factory=set)
     release: set[Key] = field(default_factory=set)
@@ -134,6 +140,11 @@ class Delivery:
         self._types: Mapping[str, Types] = {}
         # How often in a row a table, or its copy, was refused, and no row of it.
         self._unblamed: Counter[tuple[str, bool]] = Counter()
+
+        self.slow: dict[str, set[Key]] = {}  # keys of a table that are held because the target takes too long for them
+        self._slowed: dict[str, list[float]] = {}  # when a table had such a key
+        self._tries: tuple[Key | None, int] = (None, 0)  # of the change that took it too long last
+        self._locks = 0  # batches in a row that were refused because of somebody's lock
 
     def learn_tables(self, described: Mapping[str, Any]) -> None:
         """The order of the target's tables, parents first, from its own foreign keys."""
@@ -185,7 +196,7 @@ class Delivery:
         held = self.held - again if again else self.held
         strangers = self._strangers(parcel)
         if not parcel.letters:
-            require_few_shapes(parcel.sheaves, self.captured())
+            await self._require_few_shapes(parcel.sheaves)
         parted = part(parcel.sheaves, held | strangers if strangers else held, self._row_bytes)
         self._bound({(letter.change.table, name_of(letter.change.key)) for letter in parted.letters})
         load = Load(parcel, parted.flow, release=set(again | parted.freed))
@@ -207,6 +218,22 @@ class Delivery:
                 return load.planned, replace(answer, more={**answer.more, "gear": 3}) if earlier else answer
         assert load.refused is not None
         raise await self._nobodys(load.refused, load)
+
+    async def _require_few_shapes(self, sheaves: Sheaves) -> None:
+        """The target composes a statement for each set of columns, while all others wait. One table's that is altered again and
+        again a copy can bring; what is emitted goes as letters then, some at a time. Raises what leads there."""
+        kinds = {(sheaf.table, sheaf.shape) for sheaf in sheaves if sheaf.op == "upsert"}
+        for table, many in Counter(table for table, _ in kinds).items():
+            if many <= _SHAPES:
+                continue
+            said = f"rows of {table} come with more than {_SHAPES} sets of columns at once: it is out, and "
+            if table in self.captured():
+                said += "copied anew"
+            elif await self.spares(table):
+                said += "they go some at a time"
+            else:
+                raise TargetError(Kind.SIZE, f"rows of {table} come with more than {_SHAPES} sets of columns at once")
+            raise TargetError(Kind.CONTRACT, said, Refusal("OB014", table=table, message=said))
 
     def _plan(self, load: Load) -> None:
         started, notes = time.monotonic(), load.parcel.notes
@@ -294,8 +321,9 @@ class Delivery:
         reach("before_send")
         try:
             answer = await self._target.apply(
-                load.planned, parcel.cursor, parcel.epoch, parcel.batch_no, after=parcel.after, singly=load.singly
-            )
+                load.planned, parcel.cursor, parcel.epoch, parcel.batch_no, after=parcel.after, singly=load.singly,
+                gently=self._gently(load),
+            )  # fmt: skip
         except TargetError as exc:
             load.refused = exc
             refused = await self._refused(exc, load)
@@ -316,22 +344,24 @@ class Delivery:
         """Which keys the target refuses; or its answer, when it stands elsewhere by now. Raises `exc` when no row can
         be blamed for it. A foreign key that acts is to blame for rows that gear 2 would write, not for those that nothing would."""
         parcel, planned, flow = load.parcel, load.planned, load.flow
+        if exc.kind is Kind.SIZE and exc.refusal.sqlstate == SLOW:
+            return await self._too_slow(exc, load)
         if exc.kind is Kind.SIZE and count(flow) == 1 and not load.hold:
-            (change,) = unbind(flow)
-            kind, size = alone(exc, change.size), change.size + len(change.key)
-            # A gateway that takes others' rows: they must not wait behind this one for good.
-            if kind is Kind.CONTRACT and await self._target.takes(_USEFUL, parcel.epoch):
-                kind = Kind.DATA
-            if kind is not Kind.DATA:
-                raise TargetError(kind, f"{exc}, for a single change", exc.refusal) from None
-            too_large = Why(f"the target refuses a row of {change.size or size} bytes as too large ({exc})", "54000")
-            return {key_of(change): too_large}
-        if exc.kind is not Kind.DATA and exc.refusal.sqlstate != ACTS:
+            return await self._too_large(exc, load)
+        locked = exc.refusal.sqlstate == LOCKED and self._waited(exc, load)
+        if exc.kind is not Kind.DATA and exc.refusal.sqlstate != ACTS and not locked:
             raise exc
-        answer = await self._target.isolate(planned, parcel.cursor, parcel.epoch, parcel.batch_no, after=parcel.after)
+        try:
+            answer = await self._target.isolate(
+                planned, parcel.cursor, parcel.epoch, parcel.batch_no, after=parcel.after
+            )
+        except TargetError as slow:
+            if slow.kind is not Kind.SIZE or slow.refusal.sqlstate != SLOW:
+                raise
+            return await self._too_slow(slow, load)
         if answer.what != "isolated":
             return answer
-        refused = _read(answer.more["refused"], planned, exc)
+        refused = _read(answer.more["refused"], planned, exc, locked=locked)
         exc = _of_rows(exc, refused)
         if not refused:
             if load.singly:
@@ -340,6 +370,75 @@ class Delivery:
         if not parcel.retried:  # those are held already
             await self._judge(exc, load, refused)
         return refused
+
+    async def _too_large(self, exc: TargetError, load: Load) -> dict[Key, Why]:
+        """The one change that something in between refuses for its size. Raises where that takes nothing at all."""
+        (change,) = unbind(load.flow)
+        kind, size = alone(exc, change.size), change.size + len(change.key)
+        # A gateway that takes others' rows: they must not wait behind this one for good.
+        if kind is Kind.CONTRACT and await self._target.takes(_USEFUL, load.parcel.epoch):
+            kind = Kind.DATA
+        if kind is not Kind.DATA:
+            raise TargetError(kind, f"{exc}, for a single change", exc.refusal) from None
+        why = f"the target refuses a row of {change.size or size} bytes as too large ({exc})"
+        return {key_of(change): Why(why, "54000")}
+
+    async def _too_slow(self, exc: TargetError, load: Load) -> dict[Key, Why]:
+        """The one change that the target takes too long for, although it answers others: they must not wait behind it for
+        good. Raises where it may pass, where a smaller batch may do, and where it is the table's matter."""
+        parcel, flow, tables = load.parcel, load.flow, {sheaf.table for sheaf in load.flow}
+        one, table = count(flow) == 1, next(iter(tables), "")
+        often = len(tables) == 1 and not parcel.retried and self._often_slow(table)
+        if load.hold or not (one or often):
+            raise exc
+        passing = TargetError(Kind.TRANSIENT, f"{exc}, for a single change", exc.refusal) if one else exc
+        asked = time.monotonic()
+        if not await self._target.takes(_USEFUL, parcel.epoch) or time.monotonic() > asked + _QUICK:
+            raise passing from None  # slow for all: no row is to blame
+        if often:
+            raise _slow_table(exc, table)
+        (change,) = unbind(flow)
+        key = key_of(change)
+        self._tries = key, self._tries[1] + 1 if self._tries[0] == key else 1
+        if self._tries[1] < _SLOW and not parcel.letters:
+            raise passing from None
+        self._tries = None, 0
+        if change.op == "truncate":
+            raise _slow_table(exc, table)
+        why = f"the target takes too long for the {change.op} of this row, and answers others ({exc}): an index or a trigger of its table there"
+        if not parcel.retried:
+            await self._judge(TargetError(Kind.DATA, str(exc), exc.refusal), load, {key})
+            self._slowed.setdefault(table, []).append(time.monotonic())
+        self.slow.setdefault(table, set()).add(key)
+        load.slow = True
+        return {key: Why(why, exc.refusal.sqlstate)}
+
+    def _often_slow(self, table: str) -> bool:
+        """Had it so many such keys lately, also if they went again, that the others are not to wait for one more?"""
+        lately = [at for at in self._slowed.get(table, ()) if at > time.monotonic() - _LATELY]
+        if lately:
+            self._slowed[table] = lately
+        return len(lately) >= _SLOW
+
+    def _gently(self, load: Load) -> bool:
+        """Is a lock of others to be waited for shortly? By letters; by a change that took too long, which may have been waiting;
+        and once it is known that somebody does not let go."""
+        one = unbind(load.flow) if self._tries[0] and count(load.flow) == 1 else []
+        tried = any(key_of(change) == self._tries[0] for change in one)
+        return load.parcel.letters or tried or self._locks >= _LOCKED - 1
+
+    def _waited(self, exc: TargetError, load: Load) -> bool:
+        """Has somebody's lock on the target been waited for long enough? The others do not wait for as long as it pleases.
+        Raises where a whole table is locked: that one is out."""
+        table, said = exc.refusal.table, exc.refusal.message
+        if table is None:
+            return False
+        self._locks += not load.parcel.letters
+        if self._locks < _LOCKED and not load.parcel.letters:
+            return False
+        if said:
+            raise TargetError(Kind.CONTRACT, said, Refusal(LOCKED, table=table, message=said))
+        return True
 
     async def _nobodys(self, exc: TargetError, load: Load) -> TargetError:
         """The target refuses it, and names no row that it refuses: it has changed meanwhile, or, if that goes on, it is the
@@ -429,6 +528,9 @@ class Delivery:
             for sheaf in load.flow:
                 self._unblamed.pop((sheaf.table, load.parcel.copied), None)
         self.held = (self.held | load.hold) - load.release
+        for key in load.release if self.slow else ():
+            self.slow.get(key[0], set()).discard(key)
+        self._locks *= load.parcel.letters or not load.flow
         self.holds += bool(load.hold)
         self._listener.keys_held(len(self.held))
         if load.release:
@@ -437,14 +539,22 @@ class Delivery:
             reach("after_release")
 
 
-def require_few_shapes(sheaves: Sheaves, tables: Collection[str]) -> None:
-    """Of these tables, which a copy can bring: one that is altered again and again has its rows in ever other sets of columns,
-    and the target composes a statement for each."""
-    kinds = {(sheaf.table, sheaf.shape) for sheaf in sheaves if sheaf.op == "upsert" and sheaf.table in tables}
-    for table, many in Counter(table for table, _ in kinds).items():
-        if many > _SHAPES:
-            said = f"rows of {table} come with more than {_SHAPES} sets of columns at once: it is out, and copied anew"
-            raise TargetError(Kind.CONTRACT, said, Refusal("OB014", table=table, message=said))
+def _slow_table(exc: TargetError, table: str) -> TargetError:
+    """The others must not wait for each row of it."""
+    said = f"changes of {table} take the target too long, one by one ({exc}): an index or a trigger there takes long; it is out until its rows fit"
+    return TargetError(Kind.CONTRACT, said, Refusal(SLOW, table=table, message=said))
+
+
+def few_shapes(changes: Iterable[Change]) -> tuple[Change, ...]:
+    """The first of these changes, of one table, with as many sets of columns as go at once."""
+    seen: set[int | None] = set()
+    few: list[Change] = []
+    for change in changes:
+        seen.add(change.shape)
+        if len(seen) > _SHAPES:
+            break
+        few.append(change)
+    return tuple(few)
 
 
 def told(letters: Sequence[Letter], strangers: Collection[Key]) -> list[Letter]:
@@ -458,15 +568,20 @@ def told(letters: Sequence[Letter], strangers: Collection[Key]) -> list[Letter]:
     ]
 
 
-def _read(refused: Collection[Mapping[str, Any]], planned: Plan, exc: TargetError) -> dict[Key, Why]:
-    """The target's list of refused rows, by key. Raises when what refuses one is no matter of the row."""
+def _read(
+    refused: Collection[Mapping[str, Any]], planned: Plan, exc: TargetError, *, locked: bool = False
+) -> dict[Key, Why]:
+    """The target's list of refused rows, by key. Raises when what refuses one is no matter of the row. `locked`: so are those
+    that somebody has locked; else they are not refused for good."""
     found: dict[Key, Why] = {}
     keys = {part: _group(planned, part).keys for part in {one["part"] for one in refused}}
     for one in refused:
         group, why = _group(planned, one["part"]), one["why"]
         names = Refusal(why.get("sqlstate"), None, why.get("table") or group.table, why.get("constraint"), why.get("column"), why.get("message"))  # fmt: skip
+        if names.sqlstate == LOCKED and not locked:
+            continue
         kind = classify(names.sqlstate)
-        if kind is not Kind.DATA:
+        if kind is not Kind.DATA and names.sqlstate != LOCKED:
             raise TargetError(kind, f"the target refused the batch ({names.sqlstate})", names)
         if group.op == "truncate":
             raise exc  # nobody can hold one row of it
@@ -490,6 +605,12 @@ def _group(planned: Plan, part: int) -> Group:
 
 
 def _why(names: Refusal, op: str, relative: Mapping[str, Any], planned: Plan) -> Why:
+    if names.sqlstate == LOCKED:
+        who = (
+            names.message
+            or "another session on the target has this row locked: its pg_locks and pg_stat_activity name it"
+        )
+        return Why(f"{who}; it is tried again by itself", LOCKED)
     cause = names.constraint or (f"column {names.column}" if names.column else "its values")
     reason = f"the target refuses the {op} because of {cause} ({names.sqlstate})"
     if not relative:

@@ -331,7 +331,9 @@ def alone(error: TargetError, size: int) -> Kind:
 def advice(kind: Kind, refusal: Refusal) -> str:
     """One sentence for the operator: what to do about it."""
     code = refusal.sqlstate or ""
-    if refusal.message and (code.startswith("OB") or (kind is Kind.CONTRACT and refusal.table)):  # the door's words
+    if refusal.message and (
+        code.startswith("OB") or code == "55P03" or (kind is Kind.CONTRACT and refusal.table)
+    ):  # the door's words
         return refusal.message
     if code == "42501" and refusal.hint:
         return f"a right is missing on the target: {refusal.hint}"

@@ -239,6 +239,10 @@ class Letters:
         async with self._source.connected() as conn:
             await conn.execute(query("letters_wake"), {"states": None if states is None else sorted(states)})
 
+    async def wake_hurdles(self, most: int) -> set[Key]:
+        """Have some of those sent again that took the target too long, or were locked there: which?"""
+        return set(await self._source.ask("letters_hurdles", {"most": most}))
+
     async def settle(self, held: Collection[Key], out: Collection[str], cursor: Cursor) -> None:
         """Remove letters that the cursor has passed, of keys that are not held, but for those of tables that are out."""
         known = {"out": list(out), "tables": [table for table, _ in held], "keys": [_hashed(key) for _, key in held]}

@@ -17,7 +17,7 @@ from daemon.identity import Identity
 from daemon.main import NAME, open_door
 from daemon.settings import Settings
 from daemon.source import Source
-from daemon.target import Standing, Target, require_known
+from daemon.target import Standing, Target, require_known, require_reached
 from outbox import Cursor
 
 _PATIENCE = 600.0  # seconds for one statement: the outbox is read, or written, as a whole
@@ -76,6 +76,7 @@ async def rebase(settings: Settings) -> tuple[Outlook, Standing | None]:
         kept = None if found.again else found.standing.cursor
         answer = await target.rebase(kept or found.source.beginning(found.pruned), found.held, above=epoch)
         stands = answer.standing
+        require_reached(stands, found.standing.batch_no)
         await source.remember(target.relay, stands.epoch, stands.batch_no, stands.cursor, target.place())
         return found, stands
 

@@ -30,7 +30,7 @@ from daemon.ranges import Ranges
 from daemon.retries import Place, Retries
 from daemon.sizing import Sizing
 from daemon.source import Source
-from daemon.target import Answer, Target, require_known, require_schema
+from daemon.target import Answer, Target, require_known, require_reached, require_schema
 from daemon.tracing import Tracing
 from daemon.verifier import Verifier
 from daemon.wakeup import Bell, Pace
@@ -145,6 +145,7 @@ class Relay:
             await self._forget()
             if isinstance(exc, (TargetError, CaptureLost)) and await self._spared(exc):
                 self._observer.turn_failed(str(exc.kind) if isinstance(exc, TargetError) else "source")
+                self._sizing.forgive()
                 return True  # the others go on without that table
             raise
 
@@ -215,6 +216,7 @@ class Relay:
         identity = await self._source.identify(to_read=True)
         if self._claimed:
             answer = await self._target.cursor()
+            require_reached(answer.standing, self.status.batch_no)
         else:
             answer = await self._claim(identity.beginning())
         self._told = time.monotonic()
@@ -239,7 +241,7 @@ class Relay:
         standing = (await self._target.cursor()).standing
         require_known(standing, self._target.place(), (epoch, batch_no, place))
         await self._source.begin(standing.cursor or beginning)
-        answer = await self._target.claim(above=epoch)
+        answer = await self._target.claim(above=epoch, since=max(batch_no, standing.batch_no))
         require_schema(answer)
         self._claimed = True
         reach("after_claim")
@@ -319,7 +321,11 @@ class Relay:
             aside=outgoing.aside, vacates=outgoing.vacates,
             reasons={table: self.copier.copies[table].reason or "" for table in self.copier.out},
         )  # fmt: skip
-        load = await self._delivery.prepare(parcel)
+        try:
+            load = await self._delivery.prepare(parcel)
+        except TargetError as exc:
+            self._too_large(batch, exc)
+            raise
         self._flights.launch(batch, load, self._delivery.send(load))
 
     async def _succeeds(self, batch: Batch) -> None:
@@ -367,6 +373,8 @@ class Relay:
             return
         if not alone(batch):  # a heartbeat does not keep anybody awake
             self._pace.found(time.monotonic())
+            if flight.load.slow:
+                self._sizing.forgive()
             self._sizing.applied(batch.count, batch.size, seconds, time.monotonic())
         if batch.copied is not None:
             await self._copied(batch.copied, seconds, flight.load.unpruned)

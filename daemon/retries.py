@@ -17,7 +17,7 @@ import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
@@ -25,7 +25,7 @@ import structlog
 
 from daemon.copier import Copier
 from daemon.copies import Copy, note
-from daemon.delivery import REFERENCES, Delivery, Load, Parcel
+from daemon.delivery import REFERENCES, SLOW, Delivery, Load, Parcel, few_shapes
 from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnfit, TargetError, advice
 from daemon.hold import STRANGER, Identity, Key, Letter, Why, is_digest, key_of, names
 from daemon.letters import LEFT, OUT, Letters, Wanted
@@ -38,6 +38,7 @@ log = structlog.get_logger()
 
 _RETRIED = 100  # keys that go into one retry
 _DRAINED = 1000  # letters of a table that was out that go at once
+_SELDOM = 4  # times `recheck` between two tries of what takes long, though the target's tables change all the time
 _LONGEST = 64  # times `recheck` that letters wait at most for another try, while changes arrive
 
 RESTORED = Why("the target was restored to when this was a dead letter; it is sent again", "OB012")
@@ -63,6 +64,38 @@ class Place:
         return Parcel(sheaves, shapes, self.cursor, self.epoch, self.batch_no, self.after, letters=True)
 
 
+@dataclass(slots=True)
+class Hurdles:
+    """When letters are tried again that took the target too long, or that somebody had locked: that may end without any change.
+    All that is behind them waits with each try, so that nothing but their own success makes these more frequent."""
+
+    recheck: float
+    most: int = 1
+    _keys: set[Key] = field(default_factory=set)
+    _due: float | None = None
+    _pause: float = 0.0
+    _at: float = float("-inf")
+
+    def due(self, now: float, held: Collection[Key]) -> bool:
+        if self._keys and self._keys.isdisjoint(held):
+            self._keys, self._pause, self._due, self.most = set(), 0.0, now, min(_RETRIED, 2 * self.most)
+        if self._due is None:
+            self._due = now + self.recheck
+        return now >= self._due
+
+    def tried(self, now: float, keys: set[Key]) -> None:
+        if self._keys:
+            self.most = 1
+        self._keys, self._at = keys, now
+        self._pause = min(max(2 * self._pause, self.recheck), _LONGEST * self.recheck)
+        self._due = now + self._pause
+
+    def hasten(self, now: float) -> None:
+        """What took long may be another by now."""
+        if self._due is not None:
+            self._due = max(now, min(self._due, self._at + _SELDOM * self.recheck))
+
+
 class Retries:
     """Sends letters again when it is asked to, and once they may fit. `structured` tells one state of the target's tables
     from another; `cover` is told of letters on their way."""
@@ -81,11 +114,13 @@ class Retries:
         self._at_once = _RETRIED
         self._orphans: set[Key] = set()  # keys that were held without a letter when it was looked last
         self._tried: dict[str, float] = {}  # when a table that is out was tried last, also if that brought it back
+        self._slow: dict[str, float] = {}  # seconds that a table that is out waits, where its letters took too long
         self._left: dict[str, float] = {}  # when letters of a table that nobody sends were looked for last
         self._structure: str | None = None  # of the target's tables, when it was looked at last
         self._holds = 0
         self._looked = self._due = float("-inf")
         self._pause = recheck
+        self._hurdles = Hurdles(recheck)
         self._sent = 0  # batches of letters of which none arrived
         self._woken_at = 0  # the target's number without these, when letters were woken
 
@@ -159,6 +194,7 @@ class Retries:
         now, holds = time.monotonic(), self._delivery.holds
         if not self._delivery.held:
             self._holds, self._due, self._pause = holds, float("-inf"), self._recheck
+            self._hurdles = Hurdles(self._recheck)
             return
         if self._due == float("-inf"):
             self._due = now + self._recheck
@@ -169,10 +205,13 @@ class Retries:
                 log.info("letters_woken", because="the target's tables have changed")
                 await self._letters.wake(None)
                 self._pause, self._due = self._recheck, now + self._recheck
+                self._hurdles.hasten(now)
         if now >= self._due and (arrived := place.batch_no - self._sent) != self._woken_at:
             await self._letters.wake({*REFERENCES, str(STRANGER.sqlstate)})
             self._due, self._woken_at = now + self._pause, arrived
             self._pause = min(2 * self._pause, _LONGEST * self._recheck)
+        if self._hurdles.due(now, self._delivery.held):
+            self._hurdles.tried(now, await self._letters.wake_hurdles(self._hurdles.most))
 
     # -- of keys that are held -----------------------------------------------------------------------------
 
@@ -194,9 +233,11 @@ class Retries:
         copied -= {heir for heir in heirs if not await self._inherited(heir)}
         obsolete = {key for key, table in others.items() if table in copied} | await self._letters.obsolete(copied)
         obsolete |= await self._adopted(others.keys())
-        wanted = await self._letters.wanted(
-            place.cursor, self._at_once, self._copier.renewed | unsure, others.keys() | self._later(identities)
-        )
+        asking, not_now = self._copier.renewed | unsure, others.keys() | self._later(identities)
+        slow: set[Key] = set().union(*delivery.slow.values()) - not_now
+        wanted = await self._letters.wanted(place.cursor, self._at_once, asking, not_now | slow)
+        if slow and not (wanted.retry or wanted.discard):  # by itself: what went with it would be refused, too
+            wanted = await self._letters.wanted(place.cursor, 1, asking, not_now)
         retried = {key_of(change) for change in wanted.retry}
         asked = retried | wanted.discard | obsolete
         if stale := asked - delivery.held:
@@ -222,12 +263,12 @@ class Retries:
             done = await sending
         except (TargetError, CaptureLost) as exc:
             if isinstance(exc, TargetError) and exc.kind is Kind.SIZE:
-                self._at_once = max(1, self._at_once // 2)
+                self._at_once = 1 if exc.refusal.sqlstate == SLOW else max(1, self._at_once // 2)
             if not await self._stay(exc, changes):
                 raise
             await self._renew(changes, shapes, identities)
             return None
-        self._at_once = _RETRIED
+        self._at_once = min(_RETRIED, 2 * self._at_once)
         if len(delivery.held) < before:  # what arrived may be what others wait for
             self._pause = self._recheck
             self._due = min(self._due, time.monotonic() + self._recheck)
@@ -320,7 +361,8 @@ class Retries:
         for table, retry, discard in waiting:
             if discard:
                 await self._letters.drop(table, self._delivery.held)
-            due = retry or discard or time.monotonic() >= self._tried.get(table, float("-inf")) + self._recheck
+            pause = self._slow.get(table, self._recheck)
+            due = retry or discard or time.monotonic() >= self._tried.get(table, float("-inf")) + pause
             if (heir := self._heir(table, identities[table])) is not None:
                 done = await self._ended_by(heir, table, place)
             else:
@@ -365,7 +407,8 @@ class Retries:
     async def _drain(self, table: str, identity: Identity, place: Place) -> Done | None:
         """Send the first of a table's letters; without any left the table is back. None: it does not fit yet, or those that
         are left are to be discarded."""
-        parked = await self._letters.parked(table, self._delivery.held, place.cursor, _DRAINED)
+        most = 1 if table in self._slow else _DRAINED  # so that what is too slow is found
+        parked = await self._letters.parked(table, self._delivery.held, place.cursor, most)
         if not parked.changes:
             if identity.left_over and await self._letters.remain(table, self._delivery.held):
                 self._copier.stays_out(table, LEFT_OVER)
@@ -373,7 +416,7 @@ class Retries:
             return await self._come_back(table, place)
         # By one key at a time: which row of another one is the same nobody knows, so that the later ones come later.
         named = names(parked.changes[0].key)
-        changes = tuple(takewhile(lambda one: names(one.key) == named, parked.changes))
+        changes = few_shapes(takewhile(lambda one: names(one.key) == named, parked.changes))
         try:
             parcel = place.parcel(bind(changes), dict(parked.shapes))
             load = await self._delivery.prepare(replace(parcel, called=called({table: identity})))
@@ -382,9 +425,12 @@ class Retries:
             reason = await self._unfit(exc, table)
             if reason is None:
                 raise
+            if isinstance(exc, TargetError) and (exc.kind is Kind.SIZE or exc.refusal.sqlstate == SLOW):
+                self._slow[table] = min(2 * self._slow.get(table, self._recheck / 2), _LONGEST * self._recheck)
             self._copier.stays_out(table, reason)
             await self._letters.stay(table, f"{table} is out: {reason}")
             return None
+        self._slow.pop(table, None)
         if done[1].what != "mismatch":
             await self._letters.delivered([one.id for one in changes if one.id not in load.kept])
         return done
@@ -394,6 +440,8 @@ class Retries:
         row (a TRUNCATE) is nothing that the other tables have to wait for, unless its owner wants the relay to halt."""
         if isinstance(exc, TargetError) and exc.kind is Kind.DATA and await self._delivery.spares(table):
             return f"{exc}: {advice(exc.kind, exc.refusal)}"
+        if isinstance(exc, TargetError) and exc.kind is Kind.SIZE and await self._delivery.spares(table):
+            return f"{exc}, for what waits of {table}: it is sent one by one"
         return _misfit(exc)
 
     async def _come_back(self, table: str, place: Place) -> Done | None:

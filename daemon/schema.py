@@ -28,9 +28,11 @@ def plan(
     watched: Sequence[Watched],
     audiences: Mapping[str, Audience],
     only: Collection[str] | None = None,
+    *,
+    others: Collection[str] = (),
 ) -> Plan:
     """What the target lacks for the watched tables, or for `only` some of them. A table that cannot be planned is named,
-    and keeps none of the others from it."""
+    and keeps none of the others from it. `others`: are watched too, and nothing is known of them now."""
     everything = project(source, watched, audiences, target.place)
     chosen = [one for one in everything if only is None or one.watched.name in only]
     here = tuple(one for one in everything if one in chosen or one.name in target.tables)
@@ -50,7 +52,7 @@ def plan(
             notes += audience_notes(one, target.tables.get(one.name))
     steps += _publication(chosen, target)
     if only is None:
-        steps += orphan_steps(target, watched)
+        steps += [step for step in orphan_steps(target, watched) if step.table not in others]
     once: dict[tuple[str, str], Step] = {}
     for step in steps:  # two tables may need the same type or schema
         once.setdefault((step.sql, step.phase), step)

@@ -129,16 +129,23 @@ def _planned(
     require(source, "source")
     watched = catalog.read_watched(source)
     chosen = _chosen(watched, only)
-    here = catalog.read_source(source, watched)
+    locked = catalog.read_locked(source, "source")
     there: Catalogue = EMPTY_PROJECT
     if target is not None:
         require(target, "target")
-        there = catalog.read_target(target, [one.target for one in watched], here.types)
+        for name, said in catalog.read_locked(target, "target").items():
+            locked[name] = f"{locked[name]}, and {said}" if name in locked else said
+    everything, watched = watched, [one for one in watched if one.name not in locked]
+    here = catalog.read_source(source, watched)
+    if target is not None:
+        there = catalog.read_target(target, [one.target for one in watched], here.types, locked)
     recorded = catalog.read_audiences(source)
     names = [one.name for one in watched]
     audiences = {one.name: _audience(said_of(tables, one.name, names), recorded.get(one.name)) for one in watched}
-    found = plan(here, there, watched, audiences, chosen)
-    return replace(found, notes=(*_odd(watched, tables, chosen), *found.notes))
+    found = plan(here, there, watched, audiences, chosen, others=locked)
+    left = [f"{said}; it is left out until then" for name, said in sorted(locked.items()) if name in (chosen or {name})]
+    notes = (*_odd(everything, tables, chosen), *found.notes)
+    return replace(found, notes=notes, problems=(*left, *found.problems))
 
 
 def _audience(said: TableSettings | None, recorded: Audience | None) -> Audience:

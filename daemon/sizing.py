@@ -53,6 +53,10 @@ class Sizing:
         )
         self._ceiling_until = now + _REMEMBERED
 
+    def forgive(self) -> None:
+        """What was refused was one row's or one table's matter: that size may be tried again."""
+        self._ceiling_until = float("-inf")
+
     def suspected(self, changes: int, size: int) -> None:
         """A batch may have been too large: half of it next."""
         self.changes = max(1, min(self.changes, changes) // 2)

@@ -83,6 +83,12 @@ def require_known(standing: Standing, place: str, known: tuple[int, int, str]) -
         )
 
 
+def require_reached(standing: Standing, batch_no: int) -> None:
+    """Can it have come there from where it stood last?"""
+    if standing.batch_no - batch_no > answers.REACH:
+        raise TargetError(Kind.AMBIGUOUS, "the target's answer is not one of outboxd's (batch_no)")
+
+
 def unknown(standing: Standing, place: str, known: tuple[int, int, str]) -> str | None:
     """Why this target is not the one that the source knows; None: it is, as far as can be told. One that stands nowhere is
     a new one, and may be meant: whoever claims it begins there."""
@@ -138,9 +144,11 @@ class Target:
         """The name under which the target keeps the cursor."""
         return self._relay
 
-    async def claim(self, above: int = 0) -> Answer:
-        """Become the one writer, with an epoch above this one: an older claimant is fenced from now on."""
-        return await self._ask({"mode": "claim", "relay": self._relay, "epoch_above": above})
+    async def claim(self, above: int = 0, since: int | None = None) -> Answer:
+        """Become the one writer, with an epoch above this one: an older claimant is fenced from now on. `since`: the batch at which it
+        stood just now; None: that is not known."""
+        stood = {} if since is None else {"batch_no": since}
+        return await self._ask({"mode": "claim", "relay": self._relay, "epoch_above": above, **stood})
 
     async def rebase(self, cursor: Cursor, keep: Sequence[tuple[str, str]], above: int = 0) -> Answer:
         """Begin anew from this cursor: whoever writes is fenced, and of the held keys only `keep` stay held."""
@@ -178,14 +186,17 @@ class Target:
         return await self._ask({"mode": "spell", "relay": self._relay, "table": table}, keys, many=many)
 
     async def apply(
-        self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None, singly: bool = False
-    ) -> Answer:
+        self, plan: Plan, cursor: Cursor, epoch: int, batch_no: int, *, after: str | None = None, singly: bool = False,
+        gently: bool = False,
+    ) -> Answer:  # fmt: skip
         """Lead the target to `cursor` by this plan: applied, duplicate or mismatch. Raises Fenced or TargetError.
 
         `after` is the digest of the batch that this one was read behind; None: whatever it was. `singly`: row by row.
+        `gently`: it waits for locks of others no longer than a second.
         """
         header = {**self._header("apply", plan, cursor, epoch, batch_no), **_behind(after)}
-        return await self._ask({**header, "singly": True} if singly else header, plan.pieces, plan=plan)
+        how = {name: True for name, asked in (("singly", singly), ("gently", gently)) if asked}
+        return await self._ask({**header, **how}, plan.pieces, plan=plan)
 
     async def takes(self, size: int, epoch: int) -> bool:
         """Does a request of so many bytes come through, whatever it says? This one has the number of no batch."""

@@ -176,7 +176,7 @@ create table if not exists outbox.shape (
 create index if not exists shape_table_name on outbox.shape (table_name);
 
 -- Sets of columns of one table that emit may bring: the target composes a statement for each, which takes longer than a
--- thousand rows. Counted are those above `shapes_above`, which is set when the table is watched or mapped anew.
+-- thousand rows. They are counted anew when the table is watched or mapped anew: `shapes_above` tells one count from the next.
 alter table outbox.watched add column if not exists shapes_above int not null default 0;
 
 -- A name for a command that a person pastes into a shell.

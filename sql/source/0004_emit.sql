@@ -44,6 +44,58 @@ language sql immutable
 set search_path = pg_catalog, pg_temp
 return 100;
 
+-- How many more sets of columns a table may come with by emit: a row for each, and one more, by which those who bring sets take
+-- turns. Whoever brings one takes its row away. So those that are not committed yet count, too, and nobody has to wait for whoever
+-- brings them, nor for the row in outbox.watched. `above` is of which count they are: shapes_above.
+create table if not exists outbox.shape_left (
+  watched_id int not null,
+  above      int not null,
+  number     int not null,  -- 0: whose turn it is
+  primary key (watched_id, above, number)
+);
+
+create or replace function outbox.count_shapes(of_id int, from_above int) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from outbox.shape_left l
+   where (l.watched_id, l.above, l.number) in (select o.watched_id, o.above, o.number from outbox.shape_left o
+                                                where o.watched_id = of_id and o.above is distinct from from_above for update skip locked);
+  insert into outbox.shape_left
+  select of_id, from_above, n from generate_series(0, outbox.shapes_limit()) n
+   where from_above is not null and not exists (select from outbox.shape_left l where l.watched_id = of_id and l.above = from_above);
+end
+$$;
+
+-- As the table's owner, whoever watches or maps.
+create or replace function outbox.recount_shapes() returns trigger
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform outbox.count_shapes(coalesce(new.id, old.id), new.shapes_above);
+  return null;
+end
+$$;
+
+drop trigger if exists recount_shapes on outbox.watched;
+create trigger recount_shapes after insert or delete or update of shapes_above on outbox.watched for each row execute function outbox.recount_shapes();
+
+do $$ begin perform outbox.count_shapes(w.id, w.shapes_above) from outbox.watched w; end $$;
+
+-- Wait for others who bring sets of columns of this table: theirs may be the same. Not for long: they may not end.
+create or replace function outbox.await_shapes(w outbox.watched) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp set lock_timeout = '250ms'
+as $$
+begin
+  perform from outbox.shape_left l where l.watched_id = w.id and l.above = w.shapes_above and l.number = 0 for update;
+exception when lock_not_available then
+  null;
+end
+$$;
+
 -- Which columns an emitted row has: a set that is known, or one more, as far as there may be more.
 create or replace function outbox.emitted_shape(w outbox.watched, columns text[]) returns int
 language plpgsql volatile
@@ -57,7 +109,17 @@ begin
   elsif cardinality(columns) > 1600 or exists (select from unnest(columns) c where octet_length(c) > 63) then
     raise exception 'emit for %: no table has more than 1600 columns, nor one whose name has more than 63 bytes', w.table_name
       using errcode = 'program_limit_exceeded', hint = 'emit the columns that the target table has';
-  elsif (select count(*) from outbox.shape s where s.table_name = w.table_name and s.id > w.shapes_above) >= outbox.shapes_limit() then
+  end if;
+  perform outbox.await_shapes(w);
+  known := (select min(s.id) from outbox.shape s where s.table_name = w.table_name and s.columns = emitted_shape.columns);
+  if known is not null then
+    return known;
+  end if;
+  delete from outbox.shape_left l
+   where (l.watched_id, l.above, l.number) = (select o.watched_id, o.above, o.number from outbox.shape_left o
+                                               where o.watched_id = w.id and o.above = w.shapes_above and o.number > 0
+                                               order by o.number limit 1 for update skip locked);
+  if not found then
     raise exception 'emit for %: its rows have come with % different sets of columns, and that is the most', w.table_name, outbox.shapes_limit()
       using errcode = 'program_limit_exceeded',
             hint = format('emit whole rows, or the same columns each time; where these were meant: %s counts anew',

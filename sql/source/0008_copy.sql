@@ -625,7 +625,7 @@ as $$
     types as (select distinct t.type from (select distinct atttypid from columns where atttypid::int8 >= 16384) c, outbox.types_within(c.atttypid) t(type))
   select jsonb_build_object(
     'columns', coalesce((select jsonb_object_agg(c.attnum, jsonb_build_array(
-                         c.attname, c.atttypid::int8, c.atttypmod, pg_get_expr(c.adbin, c.attrelid), c.xmin::text,
+                         c.attname, c.atttypid::int8, c.atttypmod, md5(c.adbin::text), c.xmin::text,
                          case when w.mapping -> 'needs' ? c.attname or c.attname = any ((select names from keyed)::text[]) then c.attcollation::int8 end)) from columns c), '{}'),
     'types', coalesce((select jsonb_object_agg(made.type::text, made.of)
                 from (select e.enumtypid as type, jsonb_object_agg(e.oid::text, e.enumlabel) as of
@@ -720,36 +720,48 @@ $$;
 -- Which watched tables have rows that were given values, or have left or come, without a statement that was captured. They
 -- are to be copied again, with `prune` where rows may have left; where triggers sleep, once they are awake again (until then
 -- `uncaptured` tells).
+-- By the catalogue alone; but a size waits for whoever has the relation locked: that table is left for the next look.
 create or replace function outbox.notice(of_table text default null) returns setof text
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  w     outbox.watched;
-  seen  jsonb;
-  since record;
+  w       outbox.watched;
+  seen    jsonb;
+  since   record;
+  patient text := current_setting('lock_timeout');
 begin
+  if of_table is null then  -- for watch there is no next look
+    perform set_config('lock_timeout', '100ms', true);
+  end if;
   for w in
     select * from outbox.watched k
      where k.capture and (of_table is null or k.table_name = of_table) and outbox.table_named(k.table_name) is not null
      order by k.id
   loop
-    seen := outbox.layout_of(w);
-    continue when seen = w.layout;
-    perform from outbox.watched k where k.id = w.id and k.layout is not distinct from w.layout for update skip locked;
-    continue when not found;
-    if w.layout is not null then
-      since := outbox.compared(w, w.layout, seen);
-      if since.given or since.gone or since.came then
-        perform outbox.ask_copy(w.table_name, since.gone, true);
-        return next w.table_name;
+    begin
+      seen := outbox.layout_of(w);
+      continue when seen = w.layout;
+      perform from outbox.watched k where k.id = w.id and k.layout is not distinct from w.layout for update skip locked;
+      continue when not found;
+      if w.layout is not null then
+        since := outbox.compared(w, w.layout, seen);
+        if since.given or since.gone or since.came then
+          perform outbox.ask_copy(w.table_name, since.gone, true);
+          return next w.table_name;
+        end if;
+        if since.named then  -- its letters are of something else, though all is called as it was: see notice_aims, outbox.installed
+          update outbox.watched k set aimed = '' where k.id = w.id;
+        end if;
       end if;
-      if since.named then  -- its letters are of something else, though all is called as it was: see notice_aims, outbox.installed
-        update outbox.watched k set aimed = '' where k.id = w.id;
+      update outbox.watched k set layout = seen where k.id = w.id;
+    exception when lock_not_available then
+      if of_table is not null then
+        raise;
       end if;
-    end if;
-    update outbox.watched k set layout = seen where k.id = w.id;
+    end;
   end loop;
+  perform set_config('lock_timeout', patient, true);
   if of_table is null then  -- whoever watches a table notes it (outbox.installed)
     return query select outbox.notice_aims();
   end if;

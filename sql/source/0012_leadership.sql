@@ -17,7 +17,7 @@ $$;
 -- Locks of outboxd's that are held, or waited for, by somebody who may not lead.
 --   lead   the leader's; until a daemon tries to lead, which changes its number
 --   ring   K, so that no writer gets it: every commit of a watched table notifies
---   wake   K, so that the relay does not get it: it polls. A writer holds it as well: it has a transaction id, too
+--   wake   K, so that the relay does not get it: it polls. A writer holds it as well, and what it has written to of outboxd's, too
 --   other  a number of before, or one that nobody asks for: nothing comes of it
 create or replace function outbox.strangers() returns table (what text, who text, remedy text)
 language sql stable
@@ -25,14 +25,16 @@ set search_path = pg_catalog, pg_temp
 as $$
   with locks as materialized (
     select l.* from pg_locks l
-     where l.locktype = 'transactionid'
+     where (l.locktype = 'relation' and l.granted and l.mode = 'RowExclusiveLock'
+            and l.database = (select d.oid from pg_database d where d.datname = current_database())
+            and l.relation in (select c.oid from pg_class c where c.relnamespace = 'outbox'::regnamespace and c.relkind in ('r', 'p')))
         or (l.locktype = 'advisory' and l.objsubid = 2 and l.classid in (1869968482, 1869968483, 1869968484)
             and l.database = (select d.oid from pg_database d where d.datname = current_database()))
   ), judged as (
     select case when l.classid = 1869968483 and l.granted and l.objid = (select k.key from outbox.leadership k)::oid then 'lead'
                 when l.classid <> 1869968482 or l.objid <> 1 then 'other'
                 when l.mode = 'ExclusiveLock' then 'ring'
-                when not exists (select from locks x where x.locktype = 'transactionid' and x.granted and x.virtualtransaction = l.virtualtransaction) then 'wake' end as what,
+                when not exists (select from locks x where x.locktype = 'relation' and x.virtualtransaction = l.virtualtransaction) then 'wake' end as what,
            l.pid, l.virtualtransaction
       from locks l left join pg_stat_activity a on a.pid = l.pid
      where l.locktype = 'advisory' and (l.pid is null or a.pid is not null and not outbox.may_lead(a.usesysid)))  -- one that has just come is judged at the next look

@@ -12,10 +12,13 @@ begin
   drop table if exists outbox.mask_key;  -- one of its columns is made by a function
   select string_agg(format('outbox.%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid)), ', ') into routines
     from pg_proc p where p.pronamespace = to_regnamespace('outbox');
+  if to_regclass('outbox.watched') is not null then
+    drop trigger if exists recount_shapes on outbox.watched;
+  end if;
   if routines is not null then
     execute 'drop routine ' || routines;
   end if;
-  drop table if exists outbox.change, outbox.pruned, outbox.watched, outbox.shape, outbox.held, outbox.relay, outbox.copy,
+  drop table if exists outbox.change, outbox.pruned, outbox.watched, outbox.shape, outbox.shape_left, outbox.held, outbox.relay, outbox.copy,
     outbox.audience, outbox.travelled, outbox.unwatched, outbox.verification, outbox.heartbeat, outbox.migration, outbox.installation,
     outbox.leadership, outbox.turn;
   drop sequence if exists outbox.slot, outbox.change_id_seq, outbox.wish_seq;

@@ -156,6 +156,35 @@ as $$
                              and line ~ ('^SQL function "' || f.proname || '" (statement \d+|during startup|during inlining)$')))
 $$;
 
+-- Mirrored tables (null: all) that nobody else can write, and who has them locked: as a whole, or a partition, or a table that
+-- they refer to. Where a lock was waited for and there is no such, it was one of a row.
+create or replace function outboxd.locked(name text default null) returns table (table_name text, said text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  with recursive held as materialized (
+    select distinct l.relation, l.pid, l.virtualtransaction from pg_locks l
+     where l.locktype = 'relation' and l.granted and l.pid is distinct from pg_backend_pid()
+       and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+       and l.database = (select d.oid from pg_database d where d.datname = current_database())
+  ), above as (
+    select h.relation, coalesce(i.indrelid, h.relation) as oid, h.pid, h.virtualtransaction from held h left join pg_index i on i.indexrelid = h.relation
+    union
+    select a.relation, i.inhparent, a.pid, a.virtualtransaction from above a join pg_inherits i on i.inhrelid = a.oid
+  ), needed as (
+    select a.oid, a.pid, a.virtualtransaction from above a
+    union select k.conrelid, a.pid, a.virtualtransaction from above a join pg_constraint k on k.contype = 'f' and k.confrelid = a.oid
+  )
+  select m.table_name, format('%I.%I is locked on the target by %s', m.target_schema, m.target_table, string_agg(
+           case when n.pid is null then 'a prepared transaction: pg_prepared_xacts names it'
+                else format('process %s (role %s): select pg_terminate_backend(%s) ends it', n.pid, coalesce(s.usename, '?'), n.pid) end, ', '))
+    from outboxd.mirror m
+    join lateral (select distinct on (n.pid, n.virtualtransaction) n.* from needed n where n.oid = outboxd.place_of(m) order by n.pid, n.virtualtransaction limit 3) n on true
+    left join pg_stat_activity s on s.pid = n.pid
+   where locked.name is null or m.table_name = locked.name
+   group by m.table_name, m.target_schema, m.target_table
+$$;
+
 -- Why a batch was refused. Postgres' own texts, and names that a trigger may have made up, can carry values of
 -- the row (promise I10): only our own sentences travel, and names that the catalogue knows. A missing right is the
 -- matter of one table, unless the door lacks one that is its own (OB009).
@@ -169,7 +198,8 @@ as $$
       'message', case when own is not null then 'function outboxd lacks a right of its own on the target: ' || own
                       when state like 'OB%' then case when outboxd.is_ours(context) then message end
                       when state = '42501' then outboxd.missing_right(n.name)
-                      when state in ('42P01', '42703', '42704', '42883') then outboxd.blind_triggers(n.name) end,
+                      when state in ('42P01', '42703', '42704', '42883') then outboxd.blind_triggers(n.name)
+                      when state = '55P03' then (select l.said from outboxd.locked(n.name) l) end,
       'constraint', (select k.relname from pg_class k where k.relname = refused.constraint_name and k.relkind in ('i', 'I')
                       union select k.conname from pg_constraint k where k.conname = refused.constraint_name limit 1),
       'column', (select a.attname from pg_attribute a join pg_class k on k.oid = a.attrelid
@@ -369,6 +399,8 @@ begin
       c := stands.c;
       if gentle then
         perform set_config('lock_timeout', '200ms', true);  -- a repair can wait, the changes behind it cannot
+      elsif header -> 'gently' is not null then
+        perform set_config('lock_timeout', '1s', true);  -- so that what takes long is told from what waits
       end if;
     end if;
     exit when state is not null;

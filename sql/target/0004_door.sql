@@ -1,6 +1,7 @@
 -- The door: one function, one document, one transaction.
 
--- What tells one state of the mirrors from another: what of the catalogue decides whether a row is taken. Rows do not matter.
+-- What tells one state of the mirrors from another: what of the catalogue decides whether a row is taken. Rows do not matter. By
+-- the catalogue alone: what is printed of a constraint waits for whoever has its table locked.
 create or replace function outboxd.structure() returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -14,7 +15,7 @@ as $$
     union all select concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.attidentity, a.attgenerated, a.attacl, md5(d.adbin::text))
                 from mirrors m join pg_attribute a on a.attrelid = m.oid and not a.attisdropped
                 left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
-    union all select concat_ws(' ', k.oid, k.convalidated, k.condeferrable, pg_get_constraintdef(k.oid))
+    union all select concat_ws(' ', k.oid, k.convalidated, k.condeferrable, k.conname, k.contype, k.conrelid, k.contypid, k.conkey, k.confrelid, k.confkey, k.confupdtype, k.confdeltype, k.confmatchtype, k.conexclop, md5(k.conbin::text))
                 from pg_constraint k where k.contypid <> 0 or k.conrelid in (select oid from mirrors) or k.confrelid in (select oid from mirrors)
     union all select concat_ws(' ', i.indexrelid, i.indisunique, i.indisvalid, i.indimmediate) from mirrors m join pg_index i on i.indrelid = m.oid
     union all select concat_ws(' ', e.enumtypid, e.enumlabel) from pg_enum e
@@ -41,7 +42,7 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
   with mirrors as (
-    select m.*, outboxd.place_of(m) as oid from outboxd.mirror m
+    select m.*, outboxd.place_of(m) as oid, l.said as locked from outboxd.mirror m left join outboxd.locked() l using (table_name)
   )
   select json_build_object(
     'version', current_setting('server_version_num')::int,
@@ -72,6 +73,7 @@ as $$
         'hides_rows', (select c.relrowsecurity and not r.rolsuper and not r.rolbypassrls
                               and (c.relforcerowsecurity or not pg_has_role(c.relowner, 'usage'))
                          from pg_class c, pg_roles r where c.oid = m.oid and r.rolname = current_user),
+        'locked', m.locked,
         'row_security', (select relrowsecurity from pg_class where oid = m.oid),
         'triggers', (select coalesce(json_agg(t.tgname), '[]') from pg_trigger t
                       where t.tgrelid = m.oid and not t.tgisinternal and t.tgenabled in ('O', 'A'))

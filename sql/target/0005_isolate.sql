@@ -239,6 +239,7 @@ begin
     return stands.answer;
   end if;
   c := stands.c;
+  perform set_config('lock_timeout', '200ms', true);  -- a row that somebody has locked: it is one of many, and is named
   select array_agg(e.part order by e.part, e.pos), array_agg(e.pos order by e.part, e.pos), array_agg(e.entry order by e.part, e.pos)
     into of_part, of_pos, entries from outboxd.entries(parts) e;
   statements := outboxd.row_statements(parts);
@@ -246,7 +247,7 @@ begin
     -- 1. Rows whose own values are refused, whatever else is in the batch: one by one, on the state before it.
     tried := outboxd.try_alone(c.relay, parts, statements, of_part, entries, array(select generate_series(1, cardinality(entries))), false);
     for l in 1 .. coalesce(cardinality(entries), 0) loop
-      if tried[l] ->> 'sqlstate' ~ '^(22...|23502|23514)$' then
+      if tried[l] ->> 'sqlstate' ~ '^(22...|23502|23514|55P03)$' then
         left_now := left_now || l;
         whys[l] := tried[l];
       else

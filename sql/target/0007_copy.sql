@@ -209,7 +209,7 @@ $$;
 -- The same as an answer; whatever is the matter with the table concerns that table.
 create or replace function outboxd.look_for_extra(relay_name text, name text, place text, held json) returns json
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
+set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'
 as $$
 declare
   state   text;
@@ -217,7 +217,7 @@ declare
   context text;
 begin
   return outboxd.answer('extra', null, outboxd.extra(relay_name, name, place, held));
-exception when others then
+exception when query_canceled or others then
   get stacked diagnostics state = returned_sqlstate, message = message_text, context = pg_exception_context;
   return outboxd.refused(null, 1, name, state, message, context, null, null, null, null);
 end

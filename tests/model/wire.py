@@ -356,6 +356,7 @@ _STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]]
     "held_orphans": _copy_wanted,
     "on_error": _on_error,
     "letters_wake": _on_error,
+    "letters_hurdles": _copy_wanted,
     "copy_wanted": _copy_wanted,
     "copy_met": _copy_wanted,
     "copy_notice": _copy_wanted,

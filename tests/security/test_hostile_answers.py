@@ -227,6 +227,10 @@ CLAIMED = {"answer": "claimed", "epoch": LAST, "more": {"tables": [], "reference
 LIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the last epoch there is": ({"answer": "cursor", "more": {}}, CLAIMED),
     "a batch out of reach": ({"answer": "cursor", "batch_no": LAST, "epoch": 1, "more": {}}, CLAIMED | {"epoch": 1}),
+    "a claim at a batch out of reach": (
+        {"answer": "cursor", "more": {}},
+        CLAIMED | {"epoch": 1, "batch_no": LAST, "digest": "x", "cursor": {"snapshot": "3:3:", "floor_id": 0}},
+    ),
     "held is a string": ({"answer": "cursor", "more": {"held": "x"}}, CLAIMED),
     "a held key is a number": ({"answer": "cursor", "more": {"held": [["public.x", 1]]}}, CLAIMED),
     "a lone surrogate": ({"answer": "cursor", "more": {"held": [["public.x", "\ud800"]]}}, CLAIMED),
@@ -265,7 +269,7 @@ def test_what_a_wrong_target_says_of_itself_is_not_believed(rest: Pair, between:
     assert unread(rest)[0] == epoch < 100
 
 
-@pytest.mark.parametrize("lie", ["the last epoch there is", "a batch out of reach"])
+@pytest.mark.parametrize("lie", ["the last epoch there is", "a batch out of reach", "a claim at a batch out of reach"])
 def test_a_lie_at_the_first_meeting_is_no_memory(rest: Pair, between: Hostile, start: Start, lie: str) -> None:
     """The source's first note of its target is the true one's."""
     first, second = LIES[lie]

@@ -36,6 +36,7 @@ from tests.databases import SETTINGS, Database, clone, source_template
 from tests.pairs import Pair as Plain
 from tests.pairs import reading
 from tests.relaying import assembled, install, running, same, until
+from tests.security.tenants import Tenants
 
 KEY = "select key from outbox.leadership"
 WAITS = "select count(*) = 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' and query ~ 'outbox.lead'"
@@ -283,6 +284,18 @@ async def test_who_holds_the_bells_lock_delays_nothing_and_is_named(
         assert (one.what, one.who, one.remedy) == (what, of(stranger), f"select pg_terminate_backend({pid(stranger)})")
 
 
+async def test_a_transaction_id_makes_no_writer_of_a_stranger(source: Database, stranger: Connection) -> None:
+    """Any role gets one: pg_current_xact_id() is everybody's. A writer has written to something of outboxd's as well."""
+    with source.connect() as app:
+        app.execute("create table item (id int primary key, n int)")
+        watch(app, "item")
+        with stranger.transaction():
+            stranger.execute("select pg_current_xact_id(), pg_advisory_xact_lock_shared(1869968482, 1)")
+            async with reading(source) as reader:
+                [one] = await strangers(reader)
+            assert (one.what, one.who) == ("wake", of(stranger))
+
+
 async def test_a_writer_is_no_stranger_though_it_holds_the_bells_lock(source: Database, stranger: Connection) -> None:
     """An application's role with an open transaction, and a daemon that leads and sleeps."""
     bell = Bell(source.dsn)
@@ -417,3 +430,22 @@ async def test_a_lower_role_of_the_target_stops_no_batch_and_is_named_by_apply(p
         with pytest.raises(SchemaUnfit, match=ends):
             apply(pair.source.dsn, pair.target.dsn, {}, patience=0.1)
     pair.target.cluster.execute(f"drop role {role}")
+
+
+def test_a_lock_on_a_new_partition_keeps_nobody_elses_copy(tenants: Tenants, source: Database) -> None:
+    """Who: an owner of one watched partitioned table. Steps: attach a partition with rows, commit; `lock table p_2 in access exclusive
+    mode` in a transaction that stays open. came_filled asks pg_relation_size, which waits for that lock, and outbox.notice goes through
+    all tables in one statement: it hangs, is cut off, and hangs again. Gain: a neighbour's rows that were given a column with a default (any
+    migration) are not noticed and differ on the target, with /readyz 200 and no line in the log, as long as he likes.
+    Right: as outbox.tree has it, who looks at all tables waits for none: lock_timeout, and that table left for the next look."""
+    tenants.tenant.execute("create table p (id int primary key) partition by range (id)")
+    tenants.tenant.execute("create table p_1 partition of p for values from (0) to (100); select outbox.watch('p')")
+    tenants.mirror.execute("create table p (id int primary key); select outboxd.map('p'); alter table item add k int")
+    tenants.run()
+    with source.connect(autocommit=False) as holder:
+        holder.execute("create table p_2 (id int primary key); insert into p_2 values (150)")
+        holder.execute("alter table p attach partition p_2 for values from (100) to (200)")
+        holder.commit()
+        holder.execute("lock table p_2 in access exclusive mode")
+        tenants.tenant.execute("alter table item add k int not null default 7")
+        wait_until(lambda: tenants.there("select count(*) from item where k is null") == [(0,)], 20)
