@@ -13,22 +13,24 @@ _NAMES = (
     r"|scram_(?:client|server)_key|supabase_key|service_role_key)"
 )
 
+_IS = r"(?:=>|:=|[=:])"
+
 
 def _quoted(number: int) -> str:
-    """A value in quotes, with two groups from that number on. One in quotes that do not end goes on to the end of the text, which may have
+    """A value in quotes, of SQL's kinds, too, with two groups from that number on. One in quotes that do not end goes on to the end of the text, which may have
     been cut. Quotes that are doubled, or have more backslashes before them than the first, are within."""
     run, quote = rf"\{number}", rf"\{number + 1}"
     return (
         rf"""(?:(\\++)(["'])(?:[^\\]++|\\++(?!{quote})|(?={run}\\)\\++{quote})*+(?:\\++{quote}|\Z)"""
-        r"""|'(?:[^'\\]|\\.|'')*+(?:'|\Z)|"(?:[^"\\]|\\.|"")*+(?:"|\Z))"""
+        r"""|(?:[ebx]|u&)?'(?:[^'\\]|\\.|'')*+(?:'|\Z)|"(?:[^"\\]|\\.|"")*+(?:"|\Z)|\$\$(?:[^$]|\$(?!\$))*+(?:\$\$|\Z))"""
     )
 
 
 def _value(number: int) -> str:
     """A value, with the groups of `_quoted` from that number on. Of one that is another option, or has one within, what that one's value
     is: `password= password='a b'`."""
-    inner = rf"""{_NAMES}[\w.-]{{0,30}}(?:\\*+["']?\s*+[=:]\s*+|\s++(?=\\*+["']))(?:{_quoted(number + 2)})?+"""
-    ahead = r"""(?:[\w.-]++\\*+["']?\s*+[=:]\s*+|(?:basic|bearer|digest|negotiate)\s++)*+"""
+    inner = rf"""{_NAMES}[\w.\[\]-]{{0,30}}(?:\\*+["']?\s*+{_IS}\s*+|\s++(?=\\*+["']))(?:{_quoted(number + 2)})?+"""
+    ahead = rf"""(?:[\w.-]++\\*+["']?\s*+{_IS}\s*+|(?:basic|bearer|digest|negotiate|token|apikey)\s++)*+"""
     return rf"""{ahead}(?:{_quoted(number)}|(?:{inner}|\\\W|\S)++)"""
 
 
@@ -38,7 +40,7 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"eyJ[\w-]{6,}(?:\.[\w-]*)*"), "eyJ***"),
     # Bounded, as below: of a long word each letter could begin a name, and the search would take its length squared.
     (
-        re.compile(rf"""({_NAMES}[\w.-]{{0,30}})(\\*["']?\s*[=:]\s*){_value(3)}""", re.IGNORECASE | re.DOTALL),
+        re.compile(rf"""({_NAMES}[\w.\[\]-]{{0,30}})(\\*["']?\s*{_IS}\s*){_value(3)}""", re.IGNORECASE | re.DOTALL),
         r"\1\2***",
     ),
     (re.compile(rf"({_NAMES}[\w.-]{{0,30}})(\s++){_quoted(3)}", re.IGNORECASE | re.DOTALL), r"\1\2***"),

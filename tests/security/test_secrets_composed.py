@@ -103,3 +103,22 @@ def test_of_a_planted_secret_nothing_is_left(line: str) -> None:
 def test_what_is_behind_a_secret_is_still_read(form: str) -> None:
     """Masking all of a line would be no use to anybody."""
     assert mask(f"before {FORMS[form]('password', f'{WORD} {WORD}', '')} behind").endswith(" behind")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "password => 'a secret'",
+        "password := a-secret",
+        "Authorization: Token a-secret",
+        "Authorization: ApiKey a-secret",
+        "token[]=a-secret&page=1",
+        "password = E'a \\' secret'",
+        "password=b'a secret'",
+        "password=$$a $ secret$$",
+        "alter role x password u&'a secret'",
+    ],
+)
+def test_other_languages_spell_an_option_otherwise(line: str) -> None:
+    assert "secret" not in mask(line)
+    assert "***" in mask(line)
