@@ -325,6 +325,11 @@ def test_of_a_key_that_was_widened(direct: Pair, start: Start) -> None:
     daemon = synced(direct, start)
     assert Cli(direct.settings)("watch", "tag").code == 0
     assert Cli(direct.settings)("schema", "apply", "--yes").code == 0
+    with direct.source.connect() as conn:
+        conn.execute("insert into tag values (7, 'z')")
+        wait_until(lambda: direct.ask(direct.target, "select tenant from tag") == [("z",)])  # it is known there by now
+        conn.execute("delete from tag")
+    wait_until(lambda: direct.ask(direct.target, "select tenant from tag") == [])
     well(direct, daemon)
     with direct.source.connect() as conn:
         conn.execute("insert into tag values (1, 'a')")

@@ -22,6 +22,7 @@ def locked(tenants: Tenants, source: Database) -> Iterator[tuple[Tenants, int]]:
         " create table p_1 partition of p for values from (0) to (100); create index on p ((v + 1)) where v > 3; select outbox.watch('p')"
     )
     apply(tenants.source.dsn, tenants.target.dsn, {})
+    tenants.mirror.execute("alter function public.outboxd(text) set lock_timeout = '200ms'")  # instead of 6 s
     with source.connect(autocommit=False) as holder, tenants.target.connect(autocommit=False) as there:
         holder.execute("lock table p, p_1 in access exclusive mode")
         there.execute("lock table p in access exclusive mode")
