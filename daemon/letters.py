@@ -212,7 +212,8 @@ class Letters:
 
     async def wanted(self, cursor: Cursor, limit: int, out: Collection[str], others: Collection[Key] = ()) -> Wanted:
         """What is wanted, for up to `limit` keys, and about as many bytes as a batch may have. Of keys that have letters to
-        be dropped and others, the first are removed. Nothing is sent of the keys `others`."""
+        be dropped and others, the first are removed, and the others wanted until they have been sent. Nothing is sent
+        of the keys `others`."""
         limits = self._source.limits
         asked = {
             "limit": limit, "bytes": limits.bytes, "row_bytes": limits.row_bytes, "out": list(out),
@@ -252,10 +253,13 @@ class Letters:
                 asked = {**known, **_passed(cursor), "after": after, "page": _PAGE}
                 [(after,)] = await (await conn.execute(query("held_settle"), asked)).fetchall()
 
-    async def forget(self, keys: Collection[Key], cursor: Cursor, *, wake: bool = True) -> None:
-        """Remove letters that the cursor has passed, of keys the target no longer holds; with `wake`, ask for those
-        that waited for one of these rows."""
-        pairs = {"tables": [table for table, _ in keys], "keys": [key for _, key in keys], "wake": wake}
+    async def forget(
+        self, keys: Collection[Key], cursor: Cursor, *, wake: bool = True, upto: Mapping[Key, int] | None = None
+    ) -> None:
+        """Remove letters that the cursor has passed, of keys the target no longer holds (`upto`: as far as the id of what
+        freed each of them); with `wake`, ask for those that waited for one of these rows."""
+        last = [(upto or {}).get(key) for key in keys]
+        pairs = {**_pairs(keys), "last": last, "wake": wake}
         gone = _PAGE
         async with self._source.connected() as conn:
             while gone == _PAGE:

@@ -396,11 +396,14 @@ def _hold_again(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callabl
 
 
 def _forget(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[], None]]:
-    keys, passed = set(zip(p["tables"], p["keys"], strict=True)), _passed(p)
+    last = dict(zip(zip(p["tables"], p["keys"], strict=True), p["last"], strict=True))
+    passed = _passed(p)
     gone = [
         id_
         for id_, held in database.letters.items()
-        if (held.change.table, held.change.key) in keys and passed(held.change)
+        if (key := (held.change.table, held.change.key)) in last
+        and passed(held.change)
+        and (last[key] is None or id_ <= last[key])
     ]
 
     def effect() -> None:
