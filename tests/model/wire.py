@@ -292,6 +292,10 @@ def _remembered(database: Database, _: Mapping[str, Any]) -> list[Statement]:
     return [lambda: [(*note, "") for _, note in database.notes[-1:]]]
 
 
+def _still_leads(database: Database, p: Mapping[str, Any]) -> list[Statement]:
+    return [lambda: [(all(epoch <= p["epoch"] for _, (epoch, _) in database.notes),)]]
+
+
 def _remember(database: Database, p: Mapping[str, Any]) -> list[Statement]:
     def run() -> Rows:
         database.note((p["epoch"], p["batch_no"]))
@@ -366,6 +370,7 @@ _STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]]
     "pruned": _pruned,
     "remembered": _remembered,
     "remember": _remember,
+    "still_leads": _still_leads,
     "mark_sum": _mark_sum,
     "mark_named": _mark_named,
 }
