@@ -106,26 +106,39 @@ def mark(
     table: str | None = None,
 ) -> dict[int, int]:
     """Ask for something, for whole keys; of each its newest letter, and how many there are. All at once: of a key that is marked
-    in part some letters would be dropped, and others sent."""
-    asked: dict[tuple[str, str], tuple[int, int]] = {}
-    behind: tuple[str, str, int] | None = ("", "", -(2**63))
+    in part some letters would be dropped, and others sent.
+
+    Whoever asks for a retry looks again once the newest letters are its own: until then another session may have marked all
+    of a key to be dropped, which is seen only once it has committed. From there on such a session waits for this one.
+    """
     about = {"ids": None if letters is None else list(letters), "table": table, "wanted": wanted, "page": _PAGE}
     with conn.transaction():
         conn.execute("set local enable_sort = off")  # each page by the index, or it would look at all letters
-        while behind is not None:
-            after = dict(zip(("after_table", "after_hash", "after"), behind, strict=True))
-            behind = None
-            for of_table, hashed, newest, many, marked in conn.execute(
-                query("letters_page"), {**about, **after}
-            ).fetchall():
-                asked[of_table, hashed] = newest, many + asked.get((of_table, hashed), (0, 0))[1]
-                behind = of_table, hashed, newest
-                if marked:
-                    conn.execute(query("letters_want"), {"wanted": wanted, "ids": marked})
+        asked, _ = _pages(conn, about)
         ids = [newest for newest, _ in asked.values()]
         for first in range(0, len(ids), _PAGE):
             conn.execute(query("letters_want"), {"wanted": wanted, "ids": ids[first : first + _PAGE]})
+        while wanted == "retry" and _pages(conn, about)[1]:
+            pass
     return dict(sorted(asked.values()))
+
+
+def _pages(
+    conn: psycopg.Connection[Any], about: Mapping[str, Any]
+) -> tuple[dict[tuple[str, str], tuple[int, int]], int]:
+    """Mark what each page says is to be marked. Of each key the newest letter, and how many there are; and how many were marked."""
+    asked: dict[tuple[str, str], tuple[int, int]] = {}
+    behind: tuple[str, str, int] | None = ("", "", -(2**63))
+    marked = 0
+    while behind is not None:
+        after = dict(zip(("after_table", "after_hash", "after"), behind, strict=True))
+        behind = None
+        for of_table, hashed, newest, many, ids in conn.execute(query("letters_page"), {**about, **after}).fetchall():
+            asked[of_table, hashed] = newest, many + asked.get((of_table, hashed), (0, 0))[1]
+            behind = of_table, hashed, newest
+            if ids:
+                marked += conn.execute(query("letters_want"), {"wanted": about["wanted"], "ids": ids}).rowcount
+    return asked, marked
 
 
 def _outcome(asked: Mapping[int, int], left: Sequence[Any]) -> Outcome:

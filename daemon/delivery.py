@@ -88,7 +88,7 @@ class Load:
     """What of a parcel is to be sent, and the plan for it. `left_out`: changes that nobody waits for, because a copy
     will bring their rows. `kept`: ids of those of its changes that wait. `unpruned`: rows that the source does not
     have, and the target does not let go. `singly`: row by row all of it fits. `slow`: a row of it took the target too
-    long, and is held. `refused`: how it was refused last."""
+    long, and is held. `refused`: how it was refused last. `emptied`: held keys whose table a TRUNCATE of this id empties."""
 
     parcel: Parcel
     flow: Sheaves
@@ -100,6 +100,7 @@ class Load:
     refused: TargetError | None = None
     hold: set[Key] = field(default_factory=set)
     release: set[Key] = field(default_factory=set)
+    emptied: Mapping[Key, int] = field(default_factory=dict)
     planned: Plan = field(init=False)
 
     @property
@@ -199,7 +200,8 @@ class Delivery:
             await self._require_few_shapes(parcel.sheaves)
         parted = part(parcel.sheaves, held | strangers if strangers else held, self._row_bytes)
         self._bound({(letter.change.table, name_of(letter.change.key)) for letter in parted.letters})
-        load = Load(parcel, parted.flow, release=set(again | parted.freed))
+        emptied = {key: parted.emptied[key[0]] for key in parted.freed if key[0] in parted.emptied}
+        load = Load(parcel, parted.flow, release=set(again | parted.freed), emptied=emptied)
         await self._keep(load, told(parted.letters, strangers))
         if parcel.aside:
             load.left_out = await self._set_aside(parcel)
@@ -533,10 +535,16 @@ class Delivery:
         self._locks *= load.parcel.letters or not load.flow
         self.holds += bool(load.hold)
         self._listener.keys_held(len(self.held))
-        if load.release:
-            reach("before_release")
-            await self._letters.forget(load.release, cursor)
-            reach("after_release")
+        if not (load.release or load.emptied):
+            return
+        reach("before_release")
+        # What is parked behind a TRUNCATE was not sent with it; and what came before it is of no row, also where its key is held again.
+        upto = {key: at for key, at in load.emptied.items() if load.parcel.letters or key not in load.release}
+        if whole := load.release - upto.keys():
+            await self._letters.forget(whole, cursor)
+        if upto:
+            await self._letters.forget(upto, cursor, upto=upto)
+        reach("after_release")
 
 
 def _slow_table(exc: TargetError, table: str) -> TargetError:

@@ -9,7 +9,7 @@ too large. So nothing of such a row is on the target, and its delete has nothing
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from daemon.sheaf import GLUE, Change, Sheaf, Sheaves, bind, unbind
 
@@ -64,11 +64,13 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Parted:
-    """A batch's changes: those that `flow`, those that wait as `letters`, and keys a TRUNCATE has `freed`."""
+    """A batch's changes: those that `flow`, those that wait as `letters`, and keys a TRUNCATE has `freed`. `emptied`: the id of the
+    last TRUNCATE of each table."""
 
     flow: Sheaves
     letters: tuple[Letter, ...] = ()
     freed: frozenset[Key] = frozenset()
+    emptied: Mapping[str, int] = field(default_factory=dict)
 
 
 def names(key: str) -> frozenset[str] | None:
@@ -133,7 +135,10 @@ def part(sheaves: Sheaves, held: Collection[Key], row_bytes: int) -> Parted:
             flow.append(change)
     others = tuple(sheaf for sheaf in sheaves if sheaf.table not in touched)
     return Parted(
-        (*others, *bind(flow)), tuple(letters), frozenset(key for key in held if key[0] in emptied or key in gone)
+        (*others, *bind(flow)),
+        tuple(letters),
+        frozenset(key for key in held if key[0] in emptied or key in gone),
+        {table: changes[at].id for table, at in emptied.items()},
     )
 
 

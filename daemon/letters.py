@@ -5,12 +5,13 @@ relay says. Rows are copied inside Postgres; they come here only to be sent agai
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from daemon.connection import Link
-from daemon.errors import SourceUnavailable
+from daemon.errors import Fenced, SourceUnavailable
 from daemon.hold import BEHIND, Identity, Key, Letter, Why
 from daemon.session import query
 from daemon.sheaf import GLUE, Change, Sheaf
@@ -48,10 +49,35 @@ class Parked:
 
 
 class Letters:
-    """Dead letters on the source, on the connection that reads."""
+    """Dead letters on the source, on the connection that reads. `term`: the relay and the epoch with which it leads; whoever does
+    not write needs none.
 
-    def __init__(self, source: Source) -> None:
+    Promise I6: each transaction that writes proves first that nobody leads since. One that was frozen meanwhile would leave letters
+    of what has arrived, or remove those of others.
+    """
+
+    def __init__(self, source: Source, term: Callable[[], tuple[str, int]] | None = None) -> None:
         self._source = source
+        self._term = term
+
+    @asynccontextmanager
+    async def _writing(self, *, durably: bool = False) -> AsyncIterator[Link]:
+        """A transaction that writes letters. Raises Fenced where another one leads by now."""
+        assert self._term is not None
+        relay, epoch = self._term()
+        async with self._source.connected() as conn, conn.transaction():
+            if durably:
+                await conn.execute("set local synchronous_commit = on")
+            proof = await conn.execute(query("still_leads"), {"relay": relay, "epoch": epoch})
+            if await proof.fetchone() != (True,):
+                raise Fenced("another process has claimed this relay since, by what the source was told")
+            yield conn
+
+    async def _write(self, name: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """One statement that writes letters; its rows, if it has any."""
+        async with self._writing() as conn:
+            done = await conn.execute(query(name), parameters)
+            return await done.fetchall() if done.description else []
 
     async def hold(self, letters: Sequence[Letter]) -> None:
         """Copy changes to the letters, durably: only then may the target's cursor move past them (promise I1)."""
@@ -63,8 +89,7 @@ class Letters:
         await self._hold(ids, [letter.why for letter in letters])
 
     async def _hold(self, ids: Mapping[str, object], whys: Sequence[Why]) -> None:
-        async with self._source.connected() as conn, conn.transaction():
-            await conn.execute("set local synchronous_commit = on")
+        async with self._writing(durably=True) as conn:
             done = await conn.execute(query("hold"), {**ids, **_columns(whys)})
             if done.rowcount != len(whys):
                 raise SourceUnavailable("the source no longer has the changes that are to be held: reading anew")
@@ -82,8 +107,7 @@ class Letters:
     async def hold_skipped(self, table: str, reason: str, since: Cursor, cursor: Cursor) -> None:
         """Changes of a table that were skipped while it was out, for a copy was to bring their rows, become letters, durably."""
         known = {f"from_{name}": value for name, value in _passed(since).items()} | _passed(cursor)
-        async with self._source.connected() as conn, conn.transaction():
-            await conn.execute("set local synchronous_commit = on")
+        async with self._writing(durably=True) as conn:
             await conn.execute(query("hold_skipped"), {**known, "table": table, "state": OUT, "reason": reason})
 
     async def uncopied(self, tables: Collection[str]) -> dict[str, bool]:
@@ -105,8 +129,7 @@ class Letters:
 
     async def stay(self, table: str, reason: str) -> None:
         """A table is out still: nobody waits for its letters any more."""
-        async with self._source.connected() as conn:
-            await conn.execute(query("held_stay"), {"table": table, "state": OUT, "reason": reason})
+        await self._write("held_stay", {"table": table, "state": OUT, "reason": reason})
 
     async def parked(self, table: str, held: Collection[Key], cursor: Cursor, limit: int) -> Parked:
         """The first letters of a table that is out, without those of keys that are held themselves."""
@@ -125,8 +148,7 @@ class Letters:
 
     async def delivered(self, ids: Collection[int]) -> None:
         """These letters have arrived."""
-        async with self._source.connected() as conn:
-            await conn.execute(query("held_delivered"), {"ids": list(ids)})
+        await self._write("held_delivered", {"ids": list(ids)})
 
     async def hold_gone(self, letters: Sequence[Letter], cursor: Cursor) -> None:
         """Rows that the source does not have as of the cursor and the target keeps, or of which nothing is known: letters that
@@ -137,16 +159,14 @@ class Letters:
             "keys": [one.change.key for one in letters],
             "ops": [one.change.op for one in letters],
         }
-        async with self._source.connected() as conn, conn.transaction():
-            await conn.execute("set local synchronous_commit = on")
+        async with self._writing(durably=True) as conn:
             await conn.execute(query("hold_gone"), {**keys, **whys, **_passed(cursor)})
 
     async def hold_again(self, letters: Sequence[Letter]) -> None:
         """A retry came to nothing."""
         ids = {"ids": [one.change.id for one in letters], "keys": [one.change.key for one in letters]}
         parameters = {**ids, "behind": BEHIND.reason, **_columns([one.why for one in letters])}
-        async with self._source.connected() as conn:
-            await conn.execute(query("hold_again"), parameters)
+        await self._write("hold_again", parameters)
 
     async def identities(self, tables: Collection[str]) -> dict[str, Identity]:
         """What of these tables decides which of their letters still mean something."""
@@ -159,12 +179,15 @@ class Letters:
     async def leave(self, tables: Collection[str]) -> None:
         """Of these tables, which no copy brings any more: let letters that nobody sends say so."""
         asked = {"tables": sorted(tables), "state": LEFT.sqlstate, "reason": LEFT.reason, "page": _PAGE}
-        while (await self._source.ask("held_left", asked))[0][0] == _PAGE:
+        while (await self._write("held_left", asked))[0][0] == _PAGE:
             pass
 
     async def _all(self, name: str, parameters: Mapping[str, Any]) -> None:
-        async with self._source.connected() as conn:
-            await _removed(conn, name, parameters)
+        """Remove letters, so many at once that no statement grows with how many there are."""
+        gone = _PAGE
+        while gone == _PAGE:
+            async with self._writing() as conn:
+                gone = (await conn.execute(query(name), {**parameters, "page": _PAGE})).rowcount
 
     async def remain(self, table: str, held: Collection[Key]) -> bool:
         """Are there letters of a table that is out, but for those of keys that are held themselves?"""
@@ -186,7 +209,7 @@ class Letters:
     async def ask(self, keys: Collection[Key]) -> None:
         """Have the letters of these keys sent again."""
         if keys:
-            await self._source.ask("held_ask", _pairs(keys))
+            await self._write("held_ask", _pairs(keys))
 
     async def restore(self, table: str, keys: Collection[str] | None, why: Why, cursor: Cursor) -> None:
         """Make letters again, durably, of what the outbox still has of a table that no copy can bring."""
@@ -196,8 +219,7 @@ class Letters:
             "state": why.sqlstate,
             "reason": why.reason,
         }
-        async with self._source.connected() as conn, conn.transaction():
-            await conn.execute("set local synchronous_commit = on")
+        async with self._writing(durably=True) as conn:
             await conn.execute(query("held_restored"), {**asked, **_passed(cursor)})
 
     async def missing(self, table: str, keys: Collection[str]) -> set[str]:
@@ -212,7 +234,8 @@ class Letters:
 
     async def wanted(self, cursor: Cursor, limit: int, out: Collection[str], others: Collection[Key] = ()) -> Wanted:
         """What is wanted, for up to `limit` keys, and about as many bytes as a batch may have. Of keys that have letters to
-        be dropped and others, the first are removed. Nothing is sent of the keys `others`."""
+        be dropped and others, the first are removed, and the others wanted until they have been sent. Nothing is sent
+        of the keys `others`."""
         limits = self._source.limits
         asked = {
             "limit": limit, "bytes": limits.bytes, "row_bytes": limits.row_bytes, "out": list(out),
@@ -222,13 +245,13 @@ class Letters:
             found = await conn.execute(query("held_wanted"), {**asked, **_passed(cursor)}, binary=True)
             rows = await found.fetchall()
             retry = tuple(Change._make(row[:-1]) for row in rows if row[1] is not None)
-            if dropped := {(row[2], row[5]) for row in rows if row[1] is not None and row[-1]}:
-                keys = {"tables": [table for table, _ in dropped], "keys": [_hashed(key) for _, key in dropped]}
-                await _removed(conn, "held_dropped", {**keys, **_passed(cursor)})
             said: list[tuple[str, int]] = []
             if self._source.traced and retry:
                 ids = {"ids": [change.id for change in retry]}
                 said = await (await conn.execute(query("letters_headers"), ids)).fetchall()
+        if dropped := {(row[2], row[5]) for row in rows if row[1] is not None and row[-1]}:
+            keys = {"tables": [table for table, _ in dropped], "keys": [_hashed(key) for _, key in dropped]}
+            await self._all("held_dropped", {**keys, **_passed(cursor)})
         shapes = await self._source.shapes({change.shape for change in retry if change.shape is not None})
         discard = frozenset((row[2], row[5]) for row in rows if row[1] is None and row[-1])
         left_out = said[0][1] - len(said) if said else 0
@@ -236,31 +259,30 @@ class Letters:
 
     async def wake(self, states: Collection[str] | None) -> None:
         """Have letters sent again that are refused for one of these SQLSTATEs; None: for whatever."""
-        async with self._source.connected() as conn:
-            await conn.execute(query("letters_wake"), {"states": None if states is None else sorted(states)})
+        await self._write("letters_wake", {"states": None if states is None else sorted(states)})
 
     async def wake_hurdles(self, most: int) -> set[Key]:
         """Have some of those sent again that took the target too long, or were locked there: which?"""
-        return set(await self._source.ask("letters_hurdles", {"most": most}))
+        return set(await self._write("letters_hurdles", {"most": most}))
 
     async def settle(self, held: Collection[Key], out: Collection[str], cursor: Cursor) -> None:
         """Remove letters that the cursor has passed, of keys that are not held, but for those of tables that are out."""
         known = {"out": list(out), "tables": [table for table, _ in held], "keys": [_hashed(key) for _, key in held]}
         after: int | None = _BEFORE_ALL
-        async with self._source.connected() as conn:
-            while after is not None:
-                asked = {**known, **_passed(cursor), "after": after, "page": _PAGE}
-                [(after,)] = await (await conn.execute(query("held_settle"), asked)).fetchall()
+        while after is not None:
+            asked = {**known, **_passed(cursor), "after": after, "page": _PAGE}
+            [(after,)] = await self._write("held_settle", asked)
 
-    async def forget(self, keys: Collection[Key], cursor: Cursor, *, wake: bool = True) -> None:
-        """Remove letters that the cursor has passed, of keys the target no longer holds; with `wake`, ask for those
-        that waited for one of these rows."""
-        pairs = {"tables": [table for table, _ in keys], "keys": [key for _, key in keys], "wake": wake}
+    async def forget(
+        self, keys: Collection[Key], cursor: Cursor, *, wake: bool = True, upto: Mapping[Key, int] | None = None
+    ) -> None:
+        """Remove letters that the cursor has passed, of keys the target no longer holds (`upto`: as far as the id of what
+        freed each of them); with `wake`, ask for those that waited for one of these rows."""
+        last = [(upto or {}).get(key) for key in keys]
+        pairs = {**_pairs(keys), "last": last, "wake": wake}
         gone = _PAGE
-        async with self._source.connected() as conn:
-            while gone == _PAGE:
-                asked = {**pairs, **_passed(cursor), "page": _PAGE}
-                [(gone, _)] = await (await conn.execute(query("held_forget"), asked)).fetchall()
+        while gone == _PAGE:
+            [(gone, _)] = await self._write("held_forget", {**pairs, **_passed(cursor), "page": _PAGE})
 
     async def touch(self, table: str, keys: Sequence[str]) -> None:
         """Have rows recorded as changed, as they are."""
@@ -275,12 +297,6 @@ class Letters:
         async with self._source.connected() as conn:
             rows = await (await conn.execute(query("on_error"), {"tables": list(tables)})).fetchall()
         return {table for (table,) in rows}
-
-
-async def _removed(conn: Link, name: str, parameters: Mapping[str, Any]) -> None:
-    """Remove letters, so many at once that no statement grows with how many there are."""
-    while (await conn.execute(query(name), {**parameters, "page": _PAGE})).rowcount == _PAGE:
-        pass
 
 
 def _columns(whys: Sequence[Why]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Relay:
         self._restored = (
             False  # does the target stand behind where it stood, and what that means for letters is still to be done?
         )
-        self._letters = letters = Letters(source)
+        self._letters = letters = Letters(source, lambda: (target.relay, self.status.epoch))
         self._delivery = Delivery(target, letters, observer, row_bytes=source.limits.row_bytes)
         self._delivery.captured = lambda: self.copier.captured
         self.copier.held_of = self._delivery.held_of
@@ -241,9 +241,9 @@ class Relay:
         standing = (await self._target.cursor()).standing
         require_known(standing, self._target.place(), (epoch, batch_no, place))
         await self._source.begin(standing.cursor or beginning)
+        term = self._term
         answer = await self._target.claim(above=epoch, since=max(batch_no, standing.batch_no))
         require_schema(answer)
-        self._claimed = True
         reach("after_claim")
         self._learn(answer)
         log.info("target_claimed", epoch=answer.standing.epoch, batch_no=answer.standing.batch_no)
@@ -256,6 +256,8 @@ class Relay:
             log.warning("target_restored", batch_no=answer.standing.batch_no, remembered=batch_no, batches=behind)
         # Whoever leads after this one died is to see it, too: what was lost with the letters may not be made good yet.
         await self._remember(answer.standing.epoch, max(batch_no, answer.standing.batch_no), answer.standing.cursor)
+        # Not before: from here on nobody of an earlier epoch writes letters, and they are looked at next.
+        self._claimed = term == self._term
         return answer
 
     async def _remember(self, epoch: int, batch_no: int, cursor: Cursor | None) -> None:

@@ -38,6 +38,22 @@ $$;
 
 revoke all on function outbox.confirm(text, bigint, bigint, text, text) from public;
 
+-- Does nobody lead with a later epoch? Asked in the transaction that writes letters down: whoever leads next has confirmed its epoch
+-- before it looks at them, and waits for this transaction, so that nothing of one that was frozen comes behind that (promise I6).
+create or replace function outbox.still_leads(relay text, epoch bigint) returns boolean
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  latest bigint;
+begin
+  select r.epoch into latest from outbox.relay r where r.relay = still_leads.relay for share;
+  return coalesce(latest <= still_leads.epoch, true);
+end
+$$;
+
+revoke all on function outbox.still_leads(text, bigint) from public;
+
 -- One look of a relay that is up to date: the window after the one that it read to its end, and that window's changes. As
 -- window_open.sql, in one statement whose plans a session keeps: to plan them anew cost more than all the rest. Read
 -- committed: each statement in here sees with a snapshot of its own, newer than those before it. In any other transaction,

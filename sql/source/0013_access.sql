@@ -42,7 +42,7 @@ as $$
   select case
            when kind = 'schema' then '{usage,create}'
            when kind = 'sequence' then '{usage,select}'
-           when kind = 'routine' then case when (select p.proname from pg_proc p where p.oid = routine) = any ('{prune,confirm,lead,heartbeat,look,copy_of}')
+           when kind = 'routine' then case when (select p.proname from pg_proc p where p.oid = routine) = any ('{prune,confirm,still_leads,lead,heartbeat,look,copy_of}')
                                            then '{}' else '{execute}' end
            when kind = 'type' then '{usage}'
            when object = 'outbox.change' then '{insert}'

@@ -36,5 +36,5 @@ grant execute on function outbox.lead(), outbox.may_lead(oid), outbox.strangers(
 grant execute on function outbox.copy_of(text, text, text[], int, bigint, bigint), outbox.ask_copy(text, boolean, boolean), outbox.ask_verification(text, boolean),
   outbox.notice(text), outbox.fit_of(text[]), outbox.known(text), outbox.aims(text[]), outbox.identities(text[]), outbox.left_home(outbox.watched),
   outbox.tree(regclass) to outboxd;
-grant execute on function outbox.ring(), outbox.knock(text), outbox.confirm(text, bigint, bigint, text, text), outbox.heartbeat(text, bigint, text),
+grant execute on function outbox.ring(), outbox.knock(text), outbox.confirm(text, bigint, bigint, text, text), outbox.still_leads(text, bigint), outbox.heartbeat(text, bigint, text),
   outbox.look(bigint, xid8[], xid8[], bigint, int, bigint, bigint) to outboxd;

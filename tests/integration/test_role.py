@@ -69,6 +69,7 @@ async def test_the_role_can_do_the_daemons_work(source: Database, least: str) ->
             conn.execute(query(name))
         conn.execute("select outbox.ask_copy('public.story')")
         conn.execute("select outbox.confirm('main', 1, 1, null)")
+        assert value(conn, "select outbox.still_leads('main', 1)")
         assert conn.execute(query("heartbeat"), {"relay": "main", "epoch": 1, "snapshot": "3:3:"}).fetchone() != (None,)
         listen(conn)
         assert value(conn, "select pg_try_advisory_lock(1869968482, 1)")

@@ -292,6 +292,10 @@ def _remembered(database: Database, _: Mapping[str, Any]) -> list[Statement]:
     return [lambda: [(*note, "") for _, note in database.notes[-1:]]]
 
 
+def _still_leads(database: Database, p: Mapping[str, Any]) -> list[Statement]:
+    return [lambda: [(all(epoch <= p["epoch"] for _, (epoch, _) in database.notes),)]]
+
+
 def _remember(database: Database, p: Mapping[str, Any]) -> list[Statement]:
     def run() -> Rows:
         database.note((p["epoch"], p["batch_no"]))
@@ -366,6 +370,7 @@ _STATEMENTS: dict[str, Callable[[Database, Mapping[str, Any]], list[Statement]]]
     "pruned": _pruned,
     "remembered": _remembered,
     "remember": _remember,
+    "still_leads": _still_leads,
     "mark_sum": _mark_sum,
     "mark_named": _mark_named,
 }
@@ -396,11 +401,14 @@ def _hold_again(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callabl
 
 
 def _forget(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[], None]]:
-    keys, passed = set(zip(p["tables"], p["keys"], strict=True)), _passed(p)
+    last = dict(zip(zip(p["tables"], p["keys"], strict=True), p["last"], strict=True))
+    passed = _passed(p)
     gone = [
         id_
         for id_, held in database.letters.items()
-        if (held.change.table, held.change.key) in keys and passed(held.change)
+        if (key := (held.change.table, held.change.key)) in last
+        and passed(held.change)
+        and (last[key] is None or id_ <= last[key])
     ]
 
     def effect() -> None:
