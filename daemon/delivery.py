@@ -431,7 +431,7 @@ class Delivery:
         """Has somebody's lock on the target been waited for long enough? The others do not wait for as long as it pleases.
         Raises where a whole table is locked: that one is out."""
         table, said = exc.refusal.table, exc.refusal.message
-        if table is None:
+        if exc.refusal.gear is None:  # not what it was writing: the cursor's own row
             return False
         self._locks += not load.parcel.letters
         if self._locks < _LOCKED and not load.parcel.letters:

@@ -107,6 +107,7 @@ class Refusal:
     column: str | None = None
     message: str | None = None
     hint: str | None = None  # the statement that the target itself says would mend it
+    gear: int | None = None  # in which the door was writing rows, when Postgres refused them
 
 
 class TargetError(DaemonError):
