@@ -262,8 +262,9 @@ class Retries:
                 self._cover(sending, wanted, load)
             done = await sending
         except (TargetError, CaptureLost) as exc:
-            if isinstance(exc, TargetError) and exc.kind is Kind.SIZE:
-                self._at_once = 1 if exc.refusal.sqlstate == SLOW else max(1, self._at_once // 2)
+            if isinstance(exc, TargetError) and exc.kind is Kind.SIZE and len(asked) > 1 and self._at_once > 1:
+                self._at_once = 1 if exc.refusal.sqlstate == SLOW else self._at_once // 2
+                return await self._asked(place)
             if not await self._stay(exc, changes):
                 raise
             await self._renew(changes, shapes, identities)
@@ -284,6 +285,8 @@ class Retries:
         reason = _misfit(exc)
         if reason is None and isinstance(exc, TargetError) and exc.kind is Kind.DATA:
             reason, table = f"the target refuses it together with others ({state})", None
+        if reason is None and isinstance(exc, TargetError) and _alive(exc):
+            reason, table, state = f"{exc}, when it was tried again", None, state or "54000"
         if reason is None:
             return False
         why = Why(reason, state)
@@ -478,6 +481,11 @@ def vacated(
             change = change._replace(shape=shape, row=f"{change.row.rstrip()[:-1]},{nulls}}}")  # noqa: PLW2901
         made.append(change)
     return made, known
+
+
+def _alive(exc: TargetError) -> bool:
+    """Did the target look at the letters and not take them, so that the others need not wait for them?"""
+    return exc.kind is Kind.SIZE or exc.refusal.gear is not None or exc.refusal.sqlstate == SLOW
 
 
 def _misfit(exc: DaemonError) -> str | None:
