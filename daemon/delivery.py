@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import structlog
 
 from daemon.copies import Copy, note
-from daemon.errors import Kind, Refusal, TargetError, alone, classify
+from daemon.errors import Kind, Refusal, TargetError, alone, classify, of_rows
 from daemon.failpoint import reach
 from daemon.hold import BEHIND, STRANGER, Key, Letter, Why, key_of, name_of, names, part, refuse
 from daemon.letters import Letters
@@ -344,8 +344,8 @@ class Delivery:
         """Which keys the target refuses; or its answer, when it stands elsewhere by now. Raises `exc` when no row can
         be blamed for it. A foreign key that acts is to blame for rows that gear 2 would write, not for those that nothing would."""
         parcel, planned = load.parcel, load.planned
-        if exc.kind is Kind.SIZE and exc.refusal.sqlstate == SLOW:
-            return await self._too_slow(exc, load)
+        if of_rows(exc) or (exc.kind is Kind.SIZE and exc.refusal.sqlstate == SLOW):  # the one change is looked for
+            return await self._too_slow(TargetError(Kind.SIZE, str(exc), exc.refusal), load)
         if exc.kind is Kind.SIZE and _one(load) and not load.hold:
             return await self._too_large(exc, load)
         locked = exc.refusal.sqlstate == LOCKED and self._waited(exc, load)
@@ -406,7 +406,8 @@ class Delivery:
         self._tries = None, 0
         if change.op == "truncate":
             raise _slow_table(exc, table)
-        why = f"the target takes too long for the {change.op} of this row, and answers others ({exc}): an index or a trigger of its table there"
+        said = "takes too long for" if exc.refusal.sqlstate == SLOW else "fails at"
+        why = f"the target {said} the {change.op} of this row, and answers others ({exc}): an index or a trigger of its table there"
         if not parcel.retried:
             await self._judge(TargetError(Kind.DATA, str(exc), exc.refusal), load, {key})
             self._slowed.setdefault(table, []).append(time.monotonic())
@@ -549,7 +550,8 @@ def _one(load: Load) -> bool:
 
 def _slow_table(exc: TargetError, table: str) -> TargetError:
     """The others must not wait for each row of it."""
-    said = f"changes of {table} take the target too long, one by one ({exc}): an index or a trigger there takes long; it is out until its rows fit"
+    how, what = ("take the target too long", "takes long") if exc.refusal.sqlstate == SLOW else ("fail", "fails")
+    said = f"changes of {table} {how}, one by one ({exc}): an index or a trigger there {what}; it is out until its rows fit"
     return TargetError(Kind.CONTRACT, said, Refusal(SLOW, table=table, message=said))
 
 

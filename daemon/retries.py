@@ -265,7 +265,7 @@ class Retries:
             done = await sending
         except (TargetError, CaptureLost) as exc:
             if isinstance(exc, TargetError) and exc.kind is Kind.SIZE and len(asked) > 1 and self._at_once > 1:
-                self._at_once = 1 if exc.refusal.sqlstate == SLOW else self._at_once // 2
+                self._at_once = 1 if exc.refusal.sqlstate is not None else self._at_once // 2
                 return await self._asked(place)
             if not await self._stay(exc, changes):
                 raise
