@@ -175,7 +175,7 @@ class Copier:
         if copy.table not in self._unasked and not await self._unwritten(copy):
             return None
         extra, place = self._unasked[copy.table]
-        some = self._most.get(copy.table, len(extra))
+        some = min(self._most.get(copy.table, len(extra)), self._source.limits.changes)
         if left := extra[some:]:
             place = copy.after
         question = Question(copy.table, "missing", extra[:some], aim=copy.aim)

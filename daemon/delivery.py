@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import structlog
 
 from daemon.copies import Copy, note
-from daemon.errors import Kind, Refusal, TargetError, alone, classify
+from daemon.errors import Kind, Refusal, TargetError, alone, classify, of_rows
 from daemon.failpoint import reach
 from daemon.hold import BEHIND, STRANGER, Key, Letter, Why, key_of, name_of, names, part, refuse
 from daemon.letters import Letters
@@ -345,10 +345,10 @@ class Delivery:
     async def _refused(self, exc: TargetError, load: Load) -> Answer | dict[Key, Why]:
         """Which keys the target refuses; or its answer, when it stands elsewhere by now. Raises `exc` when no row can
         be blamed for it. A foreign key that acts is to blame for rows that gear 2 would write, not for those that nothing would."""
-        parcel, planned, flow = load.parcel, load.planned, load.flow
-        if exc.kind is Kind.SIZE and exc.refusal.sqlstate == SLOW:
-            return await self._too_slow(exc, load)
-        if exc.kind is Kind.SIZE and count(flow) == 1 and not load.hold:
+        parcel, planned = load.parcel, load.planned
+        if of_rows(exc) or (exc.kind is Kind.SIZE and exc.refusal.sqlstate == SLOW):  # the one change is looked for
+            return await self._too_slow(TargetError(Kind.SIZE, str(exc), exc.refusal), load)
+        if exc.kind is Kind.SIZE and _one(load) and not load.hold:
             return await self._too_large(exc, load)
         locked = exc.refusal.sqlstate == LOCKED and self._waited(exc, load)
         if exc.kind is not Kind.DATA and exc.refusal.sqlstate != ACTS and not locked:
@@ -375,21 +375,22 @@ class Delivery:
 
     async def _too_large(self, exc: TargetError, load: Load) -> dict[Key, Why]:
         """The one change that something in between refuses for its size. Raises where that takes nothing at all."""
-        (change,) = unbind(load.flow)
-        kind, size = alone(exc, change.size), change.size + len(change.key)
+        changes = unbind(load.flow)
+        change, size = changes[-1], sum(one.size for one in changes)
+        kind = alone(exc, size)
         # A gateway that takes others' rows: they must not wait behind this one for good.
         if kind is Kind.CONTRACT and await self._target.takes(_USEFUL, load.parcel.epoch):
             kind = Kind.DATA
         if kind is not Kind.DATA:
             raise TargetError(kind, f"{exc}, for a single change", exc.refusal) from None
-        why = f"the target refuses a row of {change.size or size} bytes as too large ({exc})"
+        why = f"the target refuses a row of {size or len(change.key)} bytes as too large ({exc})"
         return {key_of(change): Why(why, "54000")}
 
     async def _too_slow(self, exc: TargetError, load: Load) -> dict[Key, Why]:
         """The one change that the target takes too long for, although it answers others: they must not wait behind it for
         good. Raises where it may pass, where a smaller batch may do, and where it is the table's matter."""
         parcel, flow, tables = load.parcel, load.flow, {sheaf.table for sheaf in load.flow}
-        one, table = count(flow) == 1, next(iter(tables), "")
+        one, table = _one(load), next(iter(tables), "")
         often = len(tables) == 1 and not parcel.retried and self._often_slow(table)
         if load.hold or not (one or often):
             raise exc
@@ -399,7 +400,7 @@ class Delivery:
             raise passing from None  # slow for all: no row is to blame
         if often:
             raise _slow_table(exc, table)
-        (change,) = unbind(flow)
+        change = unbind(flow)[-1]
         key = key_of(change)
         self._tries = key, self._tries[1] + 1 if self._tries[0] == key else 1
         if self._tries[1] < _SLOW and not parcel.letters:
@@ -407,7 +408,8 @@ class Delivery:
         self._tries = None, 0
         if change.op == "truncate":
             raise _slow_table(exc, table)
-        why = f"the target takes too long for the {change.op} of this row, and answers others ({exc}): an index or a trigger of its table there"
+        said = "takes too long for" if exc.refusal.sqlstate == SLOW else "fails at"
+        why = f"the target {said} the {change.op} of this row, and answers others ({exc}): an index or a trigger of its table there"
         if not parcel.retried:
             await self._judge(TargetError(Kind.DATA, str(exc), exc.refusal), load, {key})
             self._slowed.setdefault(table, []).append(time.monotonic())
@@ -433,7 +435,7 @@ class Delivery:
         """Has somebody's lock on the target been waited for long enough? The others do not wait for as long as it pleases.
         Raises where a whole table is locked: that one is out."""
         table, said = exc.refusal.table, exc.refusal.message
-        if table is None:
+        if exc.refusal.gear is None:  # not what it was writing: the cursor's own row
             return False
         self._locks += not load.parcel.letters
         if self._locks < _LOCKED and not load.parcel.letters:
@@ -547,9 +549,17 @@ class Delivery:
         reach("after_release")
 
 
+def _one(load: Load) -> bool:
+    """Is there no smaller part of it? Letters of a key go together: several may decide what is left of it."""
+    if count(load.flow) == 1 or not load.parcel.retried:
+        return count(load.flow) == 1
+    return len({key for sheaf in load.flow for key in sheaf.named()}) == 1 == len({sheaf.table for sheaf in load.flow})
+
+
 def _slow_table(exc: TargetError, table: str) -> TargetError:
     """The others must not wait for each row of it."""
-    said = f"changes of {table} take the target too long, one by one ({exc}): an index or a trigger there takes long; it is out until its rows fit"
+    how, what = ("take the target too long", "takes long") if exc.refusal.sqlstate == SLOW else ("fail", "fails")
+    said = f"changes of {table} {how}, one by one ({exc}): an index or a trigger there {what}; it is out until its rows fit"
     return TargetError(Kind.CONTRACT, said, Refusal(SLOW, table=table, message=said))
 
 

@@ -107,6 +107,7 @@ class Refusal:
     column: str | None = None
     message: str | None = None
     hint: str | None = None  # the statement that the target itself says would mend it
+    gear: int | None = None  # in which the door was writing rows, when Postgres refused them
 
 
 class TargetError(DaemonError):
@@ -297,11 +298,19 @@ def passes(kind: Kind) -> bool:
     return kind in {Kind.TRANSIENT, Kind.AMBIGUOUS, Kind.THROTTLE}
 
 
+def of_rows(error: TargetError) -> bool:
+    """Did the door itself answer that what it wrote failed so? A trigger may raise what else says that the target is away. Not
+    where others write the same rows, nor where its disk is full."""
+    refusal = error.refusal
+    alive = rule_for(refusal.sqlstate).alive
+    return error.kind is Kind.TRANSIENT and refusal.gear is not None and not alive and refusal.sqlstate != "53100"
+
+
 def counts(error: TargetError) -> bool:
     """Is it a failure of the target's, as the breaker sees it? One that answers in its senses is alive."""
     refusal = error.refusal
     return error.kind is Kind.AMBIGUOUS or (
-        error.kind is Kind.TRANSIENT and not rule_for(refusal.sqlstate, refusal.status).alive
+        error.kind is Kind.TRANSIENT and not rule_for(refusal.sqlstate, refusal.status).alive and not of_rows(error)
     )
 
 

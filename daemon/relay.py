@@ -98,6 +98,7 @@ class Relay:
         self._sizing = Sizing(source.limits.changes, source.limits.bytes)
         self._letters_seen = float("-inf")
         self._failures = 0
+        self._without_letters = False  # did the turn before fail with letters, before anything was read?
         self._ahead: asyncio.Future[Batch | None] | None = None  # the next batch, read while others are on their way
         self._ahead_term = 0
         self._rewinding: str | None = None
@@ -151,13 +152,16 @@ class Relay:
 
     async def _begin(self, term: int) -> None:
         """Let go of what is out of date. What keeps failing may wait for a row that is held: then nothing but its letter
-        leads on."""
+        leads on. Or it is a letter that keeps failing: each second turn goes without."""
         if (self._ahead is not None and self._ahead_term != term) or time.monotonic() >= self._told + _TOLD_EVERY:
             await self._forget()
-        if self._failures and self._delivery.held:
+        without, self._without_letters = self._without_letters, False
+        if self._failures and self._delivery.held and not without:
             if self._cursor is None or not self._claimed:
                 await self._resume()
+            self._without_letters = True
             await self._retry()
+            self._without_letters = False
 
     async def _spared(self, exc: TargetError | CaptureLost) -> bool:
         """May the others go on without the table that is to blame?"""

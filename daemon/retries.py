@@ -31,6 +31,7 @@ from daemon.hold import STRANGER, Identity, Key, Letter, Why, is_digest, key_of,
 from daemon.letters import LEFT, OUT, Letters, Wanted
 from daemon.plan import Plan
 from daemon.sheaf import Change, Sheaves, bind
+from daemon.sizing import Portion
 from daemon.target import Answer
 from outbox import Cursor
 
@@ -115,6 +116,7 @@ class Retries:
         self._orphans: set[Key] = set()  # keys that were held without a letter when it was looked last
         self._tried: dict[str, float] = {}  # when a table that is out was tried last, also if that brought it back
         self._slow: dict[str, float] = {}  # seconds that a table that is out waits, where its letters took too long
+        self._portions: dict[str, Portion] = {}  # letters of such a table that go at once
         self._left: dict[str, float] = {}  # when letters of a table that nobody sends were looked for last
         self._structure: str | None = None  # of the target's tables, when it was looked at last
         self._holds = 0
@@ -262,8 +264,9 @@ class Retries:
                 self._cover(sending, wanted, load)
             done = await sending
         except (TargetError, CaptureLost) as exc:
-            if isinstance(exc, TargetError) and exc.kind is Kind.SIZE:
-                self._at_once = 1 if exc.refusal.sqlstate == SLOW else max(1, self._at_once // 2)
+            if isinstance(exc, TargetError) and exc.kind is Kind.SIZE and len(asked) > 1 and self._at_once > 1:
+                self._at_once = 1 if exc.refusal.sqlstate is not None else self._at_once // 2
+                return await self._asked(place)
             if not await self._stay(exc, changes):
                 raise
             await self._renew(changes, shapes, identities)
@@ -284,6 +287,8 @@ class Retries:
         reason = _misfit(exc)
         if reason is None and isinstance(exc, TargetError) and exc.kind is Kind.DATA:
             reason, table = f"the target refuses it together with others ({state})", None
+        if reason is None and isinstance(exc, TargetError) and _alive(exc):
+            reason, table, state = f"{exc}, when it was tried again", None, state or "54000"
         if reason is None:
             return False
         why = Why(reason, state)
@@ -407,8 +412,8 @@ class Retries:
     async def _drain(self, table: str, identity: Identity, place: Place) -> Done | None:
         """Send the first of a table's letters; without any left the table is back. None: it does not fit yet, or those that
         are left are to be discarded."""
-        most = 1 if table in self._slow else _DRAINED  # so that what is too slow is found
-        parked = await self._letters.parked(table, self._delivery.held, place.cursor, most)
+        portion = self._portions.setdefault(table, Portion(_DRAINED))
+        parked = await self._letters.parked(table, self._delivery.held, place.cursor, portion.now)
         if not parked.changes:
             if identity.left_over and await self._letters.remain(table, self._delivery.held):
                 self._copier.stays_out(table, LEFT_OVER)
@@ -426,11 +431,13 @@ class Retries:
             if reason is None:
                 raise
             if isinstance(exc, TargetError) and (exc.kind is Kind.SIZE or exc.refusal.sqlstate == SLOW):
+                portion.refused(len(changes), time.monotonic())
                 self._slow[table] = min(2 * self._slow.get(table, self._recheck / 2), _LONGEST * self._recheck)
             self._copier.stays_out(table, reason)
             await self._letters.stay(table, f"{table} is out: {reason}")
             return None
         self._slow.pop(table, None)
+        portion.arrived(time.monotonic())
         if done[1].what != "mismatch":
             await self._letters.delivered([one.id for one in changes if one.id not in load.kept])
         return done
@@ -453,6 +460,7 @@ class Retries:
         done = await self._delivery.send(load)
         if done[1].what != "mismatch":
             self._copier.came_back(back)
+            self._portions.pop(table, None)
         return done
 
 
@@ -478,6 +486,11 @@ def vacated(
             change = change._replace(shape=shape, row=f"{change.row.rstrip()[:-1]},{nulls}}}")  # noqa: PLW2901
         made.append(change)
     return made, known
+
+
+def _alive(exc: TargetError) -> bool:
+    """Did the target look at the letters and not take them, so that the others need not wait for them?"""
+    return exc.kind is Kind.SIZE or exc.refusal.gear is not None or exc.refusal.sqlstate == SLOW
 
 
 def _misfit(exc: DaemonError) -> str | None:

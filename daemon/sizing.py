@@ -61,3 +61,30 @@ class Sizing:
         """A batch may have been too large: half of it next."""
         self.changes = max(1, min(self.changes, changes) // 2)
         self.bytes = max(self.least_bytes, min(self.bytes, size) // 2)
+
+
+@dataclass(slots=True)
+class Portion:
+    """How many of what is waiting go at once, where the first try of all was too much: one, then twice as many after each
+    success, up to three quarters of what has failed, which is remembered for a while."""
+
+    most: int
+    now: int = field(init=False)
+    _ceiling: int = field(init=False)
+    _ceiling_until: float = field(init=False, default=float("-inf"))
+
+    def __post_init__(self) -> None:
+        self.now = self._ceiling = self.most
+
+    def arrived(self, now: float) -> None:
+        """So many went through."""
+        if now >= self._ceiling_until:
+            self._ceiling = self.most
+        self.now = min(2 * self.now, self._ceiling)
+
+    def refused(self, many: int, now: float) -> None:
+        """So many were too much. The first time that says little: one of them may be, so that it is looked for from the beginning."""
+        first = now >= self._ceiling_until
+        self._ceiling = max(1, (many * 3) // 4)
+        self._ceiling_until = now + _REMEMBERED
+        self.now = 1 if first else max(1, many // 2)

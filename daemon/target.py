@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import psycopg
@@ -267,7 +267,7 @@ def _answer(text: str, header: Mapping[str, Any], many: int, plan: Plan | None) 
         raise Fenced("another process has claimed this relay on the target since")
     if what == "refused":
         named = (more.get(name) for name in ("table", "constraint", "column", "message"))
-        names = Refusal(more["sqlstate"], None, *named)
+        names = replace(Refusal(more["sqlstate"], None, *named), gear=more.get("gear"))
         raise TargetError(classify(names.sqlstate), f"the target refused the batch ({names.sqlstate})", names)
     cursor = Cursor.from_json(json.dumps(given["cursor"])) if given["cursor"] else None
     return Answer(what, Standing(given["epoch"], given["batch_no"], cursor, given["digest"]), more)

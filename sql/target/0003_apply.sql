@@ -199,7 +199,7 @@ as $$
                       when state like 'OB%' then case when outboxd.is_ours(context) then message end
                       when state = '42501' then outboxd.missing_right(n.name)
                       when state in ('42P01', '42703', '42704', '42883') then outboxd.blind_triggers(n.name)
-                      when state = '55P03' then (select l.said from outboxd.locked(n.name) l) end,
+                      when state = '55P03' and n.name is not null then (select l.said from outboxd.locked(n.name) l) end,
       'constraint', (select k.relname from pg_class k where k.relname = refused.constraint_name and k.relkind in ('i', 'I')
                       union select k.conname from pg_constraint k where k.conname = refused.constraint_name limit 1),
       'column', (select a.attname from pg_attribute a join pg_class k on k.oid = a.attrelid
@@ -491,6 +491,9 @@ begin
 
   if state is not null then
     state := case state when 'OB014' then '23001' else state end;  -- no gear 2 for it, which would lead to the same
+    if state = '55P03' and at is null then  -- a lock that is met where constraints are checked: whose, only the catalogue says
+      at := (select min(l.table_name) from outboxd.locked() l where l.table_name in (select h ->> 'table' from unnest(heads) h));
+    end if;
     return outboxd.refused(c, gear, at, state, message, context, wrong_schema, wrong_table, wrong_column, wrong_constraint);
   end if;
   for given in

@@ -4,6 +4,7 @@ import psycopg
 import pytest
 
 from daemon.progress import Timing
+from tests.integration.test_out_emitted import on_target
 from tests.pairs import Pair
 from tests.security.relayed import turned_until
 from tests.security.tenants import Tenants
@@ -121,3 +122,45 @@ def test_a_locked_row_is_told_from_one_that_takes_long(tenants: Tenants) -> None
         tenants.flows()
         assert tenants.here(LETTERS) == [("55P03",)]
     wait_until(lambda: tenants.there("select v from slow where id = 1") == [(3,)], 40)
+
+
+@pytest.mark.parametrize(
+    ("lock", "letter"),
+    [
+        ("select from slow where id = 1 for update", [("55P03",)]),
+        ("lock table slow in access exclusive mode", []),
+    ],
+    ids=["row", "table"],
+)
+async def test_a_locked_parent_is_met_where_constraints_are_checked(
+    slow: Pair, lock: str, letter: list[tuple[object, ...]]
+) -> None:
+    """The mirror's foreign keys are checked at the end of a batch, where it is at no table."""
+    async with slow.relay(timing=SOON) as parts:
+        await turned_until(parts, lambda: there(slow, "select count(*) from slow") == [(2,)])
+        on_target(slow, "alter table child alter constraint child_slow_id_fkey deferrable")
+        with psycopg.connect(slow.target.dsn) as holder:
+            holder.execute(lock.encode())
+            slow.write("insert into child values (1, 1), (2, 2)", "insert into item values (1)")
+            await turned_until(parts, lambda: there(slow, "select count(*) from item") == [(1,)])
+            assert letters(slow) == letter
+            assert parts.relay.copier.out == (set() if letter else {"public.child"})
+        await turned_until(parts, lambda: there(slow, "select count(*) from child") == [(2,)])
+        await turned_until(parts, lambda: not parts.relay.copier.out)
+    slow.assert_equal("slow", "child", "item")
+    assert letters(slow) == []
+
+
+async def test_a_unique_value_that_is_checked_late_and_that_somebody_has_not_committed(pair: Pair) -> None:
+    pair.create("create table item (id int primary key)", "item")
+    pair.create("create table slow (id int primary key, v int unique deferrable initially deferred)", "slow")
+    on_target(pair, "alter function public.outboxd(text) set lock_timeout = '200ms'")
+    async with pair.relay(timing=SOON) as parts:
+        with psycopg.connect(pair.target.dsn) as holder:
+            holder.execute("insert into slow values (9, 1)")
+            pair.write("insert into slow values (1, 1), (2, 2)", "insert into item values (1)")
+            await turned_until(parts, lambda: there(pair, "select count(*) from item") == [(1,)])
+            assert letters(pair) == [("55P03",)]
+            holder.rollback()
+        await turned_until(parts, lambda: not letters(pair))
+    pair.assert_equal("slow", "item")
