@@ -108,7 +108,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
-    select md5(string_agg(format('%s %s %s', u.name, a.atttypid, i.indkey), ',' order by u.n))
+    select md5(string_agg(format('%s %s %s %s', u.name, a.atttypid, a.attcollation, i.indkey), ',' order by u.n))
       from unnest(outbox.column_names(tbl)) with ordinality u(name, n)
       left join pg_attribute a on a.attrelid = tbl and a.attnum = u.n
       left join pg_index i on i.indrelid = tbl and i.indisprimary and a.attnum = any (i.indkey)

@@ -54,14 +54,16 @@ create table if not exists outbox.shape_left (
   primary key (watched_id, above, number)
 );
 
-create or replace function outbox.count_shapes(of_id int, from_above int) returns void
+-- The count before stays until the next one: who began under it, or does not see yet that there is another, has to find its rows.
+create or replace function outbox.count_shapes(of_id int, from_above int, above_before int) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
   delete from outbox.shape_left l
    where (l.watched_id, l.above, l.number) in (select o.watched_id, o.above, o.number from outbox.shape_left o
-                                                where o.watched_id = of_id and o.above is distinct from from_above for update skip locked);
+                                                where o.watched_id = of_id and o.above is distinct from from_above and o.above is distinct from above_before
+                                                  for update skip locked);
   insert into outbox.shape_left
   select of_id, from_above, n from generate_series(0, outbox.shapes_limit()) n
    where from_above is not null and not exists (select from outbox.shape_left l where l.watched_id = of_id and l.above = from_above);
@@ -74,7 +76,7 @@ language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform outbox.count_shapes(coalesce(new.id, old.id), new.shapes_above);
+  perform outbox.count_shapes(coalesce(new.id, old.id), new.shapes_above, case when tg_op = 'UPDATE' then old.shapes_above end);
   return null;
 end
 $$;
@@ -82,7 +84,7 @@ $$;
 drop trigger if exists recount_shapes on outbox.watched;
 create trigger recount_shapes after insert or delete or update of shapes_above on outbox.watched for each row execute function outbox.recount_shapes();
 
-do $$ begin perform outbox.count_shapes(w.id, w.shapes_above) from outbox.watched w; end $$;
+do $$ begin perform outbox.count_shapes(w.id, w.shapes_above, w.shapes_above) from outbox.watched w; end $$;
 
 -- Wait for others who bring sets of columns of this table: theirs may be the same. Not for long: they may not end.
 create or replace function outbox.await_shapes(w outbox.watched) returns void
@@ -91,8 +93,48 @@ set search_path = pg_catalog, pg_temp set lock_timeout = '250ms'
 as $$
 begin
   perform from outbox.shape_left l where l.watched_id = w.id and l.above = w.shapes_above and l.number = 0 for update;
-exception when lock_not_available then
+exception when lock_not_available or deadlock_detected or serialization_failure then
   null;
+end
+$$;
+
+-- Take one set's row away: false where there is none to be had. A snapshot that is older than others' sets shows rows that are gone:
+-- they are met last, and are nobody's failure. `w`: as it is read again, in case somebody counts anew meanwhile. Whoever sees
+-- nothing but rows that are gone counts what it sees of the sets themselves: of that it may be the first to see the rest.
+create or replace function outbox.take_shape(w outbox.watched) returns boolean
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  one  int;
+  gone boolean := false;
+  now  int;
+begin
+  loop
+    for one in
+      select o.number from outbox.shape_left o where o.watched_id = w.id and o.above = w.shapes_above and o.number > 0
+       order by o.xmax = '0'::xid desc, o.number
+    loop
+      begin
+        delete from outbox.shape_left l
+         where (l.watched_id, l.above, l.number) = (select o.watched_id, o.above, o.number from outbox.shape_left o
+                                                     where o.watched_id = w.id and o.above = w.shapes_above and o.number = one for update skip locked);
+        if found then
+          return true;
+        end if;
+      exception when serialization_failure then
+        gone := true;
+      end;
+    end loop;
+    if gone then
+      return (select count(*) from outbox.shape s where s.table_name = w.table_name and s.id > w.shapes_above) < outbox.shapes_limit();
+    end if;
+    select k.shapes_above into now from outbox.watched k where k.id = w.id;
+    if now is null or now = w.shapes_above then
+      return false;
+    end if;
+    w.shapes_above := now;
+  end loop;
 end
 $$;
 
@@ -115,11 +157,7 @@ begin
   if known is not null then
     return known;
   end if;
-  delete from outbox.shape_left l
-   where (l.watched_id, l.above, l.number) = (select o.watched_id, o.above, o.number from outbox.shape_left o
-                                               where o.watched_id = w.id and o.above = w.shapes_above and o.number > 0
-                                               order by o.number limit 1 for update skip locked);
-  if not found then
+  if not outbox.take_shape(w) then
     raise exception 'emit for %: its rows have come with % different sets of columns, and that is the most', w.table_name, outbox.shapes_limit()
       using errcode = 'program_limit_exceeded',
             hint = format('emit whole rows, or the same columns each time; where these were meant: %s counts anew',

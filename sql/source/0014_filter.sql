@@ -3,6 +3,9 @@
 -- It runs as whoever watches, and its text is read anew in each session. So no name in it, and nothing that a name is
 -- resolved by (casts, overloads), may be another's: who owned a type, a function or its schema could put anything in its place,
 -- and that would run with the watcher's rights. A column whose type belongs to another is handed over as its text, or not at all.
+--
+-- A parameter of plpgsql has no collation of its own, but that of the call, which all arguments choose together. Where columns have
+-- different ones the function says each column's itself; else that of the call follows the table's.
 
 -- How a filter's function is given a column of this type, and as what:
 --   plain    as it is, without its domains
@@ -42,31 +45,50 @@ begin
 end
 $$;
 
+-- By which collation a column is compared that is handed over so, as SQL: its own, or the database's, as that of its text. `named`: as
+-- the filter's function says it; it names none of another role's, and no fit filter compares by one.
+create or replace function outbox.collated(by oid, way text, named boolean, whose name) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
+as $$
+begin
+  if by = 0 and way in ('plain', 'own', 'read') then
+    return '';
+  end if;
+  return coalesce((select format(' collate %I.%I', n.nspname, c.collname) from pg_collation c join pg_namespace n on n.oid = c.collnamespace
+                    where c.oid = by and way in ('plain', 'own', 'read')
+                      and (not named or outbox.is_trusted(c.collowner, whose) and outbox.is_trusted(n.nspowner, whose))), ' collate pg_catalog."default"');
+end
+$$;
+
 -- The columns of a table as a filter of this role's sees them, in their order.
 create or replace function outbox.filter_columns(tbl regclass, whose name)
-returns table (n bigint, name text, of_type oid, way text, type text, collated text)
+returns table (n bigint, name text, of_type oid, way text, type text, collation oid)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
   return query
-    select row_number() over (order by a.attnum), a.attname::text, outbox.base_type(a.atttypid), h.way, h.type,
-           case when l.oid is not null and a.attcollation <> 'default'::regcollation and h.way is not distinct from 'plain'
-                then format(' collate %I.%I', l.collnamespace::regnamespace::name, l.collname) else '' end
-      from pg_attribute a cross join lateral outbox.handed(a.atttypid, whose) h left join pg_collation l on l.oid = a.attcollation
+    select row_number() over (order by a.attnum), a.attname::text, outbox.base_type(a.atttypid), h.way, h.type, a.attcollation
+      from pg_attribute a cross join lateral outbox.handed(a.atttypid, whose) h
      where a.attrelid = tbl and a.attnum > 0 and not a.attisdropped
      order by 1;
 end
 $$;
 
--- How these columns are handed to the filter's function, as the mapping keeps it.
+-- How these columns are handed to the filter's function, and compared there, as the mapping keeps it.
 create or replace function outbox.read_types(tbl regclass, needs jsonb, whose name) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return (select jsonb_object_agg(a.attname, jsonb_build_array(h.way, h.type))
-            from pg_attribute a cross join lateral outbox.handed(a.atttypid, whose) h where a.attrelid = tbl and a.attnum > 0 and needs ? a.attname);
+  return (
+    with read as (
+      select a.attname, a.attcollation, h.*, min(nullif(k.by, 0)) over () <> max(nullif(k.by, 0)) over () or bool_or(h.way = 'read' and k.by <> 0) over () as mixed
+        from pg_attribute a cross join lateral outbox.handed(a.atttypid, whose) h
+       cross join lateral (select case when h.way in ('plain', 'own', 'read') then a.attcollation else 'default'::regcollation end) k(by)
+       where a.attrelid = tbl and a.attnum > 0 and needs ? a.attname)
+    select jsonb_object_agg(r.attname, jsonb_build_array(r.way, r.type, case when r.mixed then outbox.collated(r.attcollation, r.way, true, whose) else '' end)) from read r);
 end
 $$;
 
@@ -210,6 +232,14 @@ begin
   if bad is not null then
     return format('it calls %s, which may answer otherwise each time', bad);
   end if;
+  -- Not those of columns by which nothing is compared.
+  select string_agg(distinct format('%s, which %s owns', c.oid::regcollation, c.collowner::regrole), ', ') into bad
+    from regexp_matches(tree, ':(?!varcollid )\w*coll\w* (?:\(o )?([\d ]+)', 'g') m cross join lateral unnest(string_to_array(trim(m[1]), ' ')) k(id)
+    join pg_collation c on c.oid = k.id::oid join pg_namespace n on n.oid = c.collnamespace
+   where not outbox.is_trusted(c.collowner, whose) or not outbox.is_trusted(n.nspowner, whose);
+  if bad is not null then
+    return format('it compares by the collation %s: name one of the system''s, as in  kind collate "C" = ''new'', or watch as its owner', bad);
+  end if;
   bad := outbox.foreign_code(tree, whose);
   if bad is not null then
     return format('it uses %s: whatever takes its place would run as %I. Leave it out, or watch as its owner', bad, whose);
@@ -246,8 +276,9 @@ set search_path = pg_catalog, pg_temp set standard_conforming_strings = on set q
 as $$
 declare
   title  text := (select quote_ident(c.relname) from pg_class c where c.oid = tbl);
-  given  text := (select string_agg(format('null::%s%s as %I', c.type, c.collated, c.name), ', ' order by c.n) from outbox.filter_columns(tbl, current_user::name) c);
-  actual text := (select string_agg(format('null::%s%s as %I', case when c.way like 'label%' then format_type(c.of_type, -1) else c.type end, c.collated, c.name), ', ' order by c.n)
+  given  text := (select string_agg(format('null::%s%s as %I', c.type, outbox.collated(c.collation, c.way, false, current_user::name), c.name), ', ' order by c.n) from outbox.filter_columns(tbl, current_user::name) c);
+  actual text := (select string_agg(format('null::%s%s as %I', case when c.way like 'label%' then format_type(c.of_type, -1) else c.type end,
+                               case when c.way like 'label%' then '' else outbox.collated(c.collation, c.way, false, current_user::name) end, c.name), ', ' order by c.n)
                     from outbox.filter_columns(tbl, current_user::name) c);
   tree   text;
   bad    text;
@@ -303,14 +334,15 @@ declare
                                 where m[1]::oid <> all ('{bool,int2,int4,int8,numeric,text,varchar,bpchar,name,uuid,jsonb,unknown}'::regtype[]))
                    and not exists (select from outbox.called_by(tree) f where f.provolatile <> 'i')
                    and tree !~ '\{(SQLVALUEFUNCTION|COERCEVIAIO|XMLEXPR)' and filter !~ '\\';
+  handed jsonb := outbox.read_types(tbl, to_jsonb(needs), current_user::name);
   types oid[];
   args  text;
   body  text;
 begin
   select array_agg(case when c.way in ('plain', 'own') then c.of_type else 'text'::regtype end order by c.n),
          string_agg(case when c.way in ('plain', 'own') then c.type else 'text' end, ', ' order by c.n),
-         string_agg(format(case c.way when 'read' then '(select v from json_to_record(json_build_object(''v'', $%1$s)) x(v %3$s)) as %2$I'
-                                      when 'labels' then '$%1$s::text[] as %2$I' else '$%s as %I' end, u.n, c.name, c.type), ', ' order by c.n)
+         string_agg(format(case c.way when 'read' then '((select v from json_to_record(json_build_object(''v'', $%1$s)) x(v %3$s))%4$s) as %2$I'
+                                      when 'labels' then '($%1$s::text[]%4$s) as %2$I' else '($%1$s%4$s) as %2$I' end, u.n, c.name, c.type, coalesce(handed -> c.name ->> 2, '')), ', ' order by c.n)
     into types, args, body
     from outbox.filter_columns(tbl, current_user::name) c join unnest(needs) with ordinality u(name, n) on u.name = c.name;
   execute format(

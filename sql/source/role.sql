@@ -28,7 +28,7 @@ grant select on all sequences in schema outbox to outboxd;
 grant execute on function outbox.signature(regclass), outbox.primary_key(regclass), outbox.row_columns(regclass, text[], text[]),
   outbox.unfit(regclass, text[], text[], text[], name), outbox.draws(regclass), outbox.is_key(regclass, text[]), outbox.column_names(regclass),
   outbox.base_type(oid), outbox.projected(text[], jsonb), outbox.projected_columns(regclass, text[], text[], jsonb),
-  outbox.mapping_holds(regclass, text[], text[], jsonb), outbox.read_types(regclass, jsonb, name), outbox.handed(oid, name), outbox.is_trusted(oid, name), outbox.types_within(oid), outbox.functions_of(int), outbox.own_functions(outbox.watched), outbox.watcher_of(outbox.watched), outbox.table_named(text), outbox.word(text),
+  outbox.mapping_holds(regclass, text[], text[], jsonb), outbox.read_types(regclass, jsonb, name), outbox.handed(oid, name), outbox.collated(oid, text, boolean, name), outbox.is_trusted(oid, name), outbox.types_within(oid), outbox.functions_of(int), outbox.own_functions(outbox.watched), outbox.watcher_of(outbox.watched), outbox.table_named(text), outbox.word(text),
   outbox.still_left_out(regclass, text[], jsonb), outbox.asleep(outbox.watched), outbox.uncaptured(), outbox.masked_sql(text, text, oid, int, text), outbox.foreign_grants(), outbox.grants(), outbox.watcher_needs(text, text, regprocedure), outbox.prune(bigint, interval) to outboxd;
 grant insert, update, delete on outbox.held to outboxd;
 grant update on outbox.leadership to outboxd;

@@ -133,3 +133,29 @@ def test_a_label_that_has_another_name_passes_no_filter(
     assert passed == {key for op, key in recorded if op == "upsert"} - {'{"id":1}'}
     assert ("resync", "{}") in recorded or "add" in rename
     assert ("upsert", '{"id":1}') not in recorded or "add" in rename
+
+
+def test_a_collation_of_another_role_is_compared_by_by_nobody(
+    source: Database, owner: Connection, watcher: Connection
+) -> None:
+    """Another may lie under its name by the time a filter is read. Where another is named, or nothing is compared, the column is read."""
+    owner.execute(
+        "create collation mine (provider = libc, locale = 'C'); create table t (id int primary key, kind text collate mine, tags text[] collate mine)"
+    )
+    for filter_ in (
+        "kind = 'a'",
+        "lower(kind) = 'a'",
+        "id > 0 and 'a' collate mine < 'b'",
+        "coalesce(kind, 'b') in ('a')",
+        "tags @> '{a}'",
+        "(kind, id) < ('b', 7)",
+    ):
+        with pytest.raises(
+            psycopg.errors.InvalidParameterValue,
+            match=f"collation (public.)?mine, which {owner.info.user} owns: name one of the system's",
+        ):
+            watch(watcher, "t", filter=filter_.replace("collate mine", "collate public.mine"))
+    watch(watcher, "t", filter="kind collate \"C\" = 'a' and tags is not null")
+    owner.execute("alter collation mine rename to was; create collation mine (provider = libc, locale = 'POSIX')")
+    owner.execute("insert into t values (1, 'a', '{}'), (2, 'b', '{}'), (3, 'a', null)")
+    assert ops(watcher) == ["upsert"]

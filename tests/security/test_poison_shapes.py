@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import psycopg
 import pytest
 
 from daemon.target import PostgresDoor
-from tests.captured import Connection, value
+from tests.captured import Connection, value, waits_for
 from tests.databases import Database
 from tests.pairs import Pair
 from tests.security.relayed import turned_until
@@ -54,6 +55,61 @@ def test_emit_takes_a_hundred_sets_of_columns_and_says_how_more_are_meant(tenant
     tenants.tenant.execute("delete from outbox.change where table_name = 'public.gone'")
     tenants.run()
     wait_until(lambda: tenants.there("select count(*), sum(c0) from wide") == [(101, sum(range(1, 100, 2)))], 30)
+
+
+def test_a_new_set_of_columns_does_not_fail_an_older_snapshot(source: Database) -> None:
+    """What others have brought since is no failure of a statement, nor that somebody has counted anew, once or twice. Whose snapshot
+    has all of the hundred brings no more."""
+    with source.connect() as conn, source.connect(autocommit=False) as old:
+        conn.execute("select outbox.map('public.wide', '{id}')")
+
+        def older() -> None:
+            old.rollback()
+            old.execute("set transaction isolation level repeatable read; select 1")
+
+        rows = list(sets())
+        older()
+        conn.execute("select outbox.emit('public.wide', 'upsert', %s)", (rows[0],))
+        old.execute("select outbox.emit('public.wide', 'upsert', %s)", (rows[100],))
+        older()
+        for row in rows[1:100]:
+            conn.execute("select outbox.emit('public.wide', 'upsert', %s)", (row,))
+        old.execute("select outbox.emit('public.wide', 'upsert', %s)", (rows[101],))
+        conn.execute("select outbox.map('public.wide', '{id}')")
+        older()
+        for row in rows[100:102]:
+            conn.execute("select outbox.emit('public.wide', 'upsert', %s)", (row,))
+            conn.execute("select outbox.map('public.wide', '{id}')")
+        old.execute("select outbox.emit('public.wide', 'upsert', %s)", (rows[200],))
+        for row in rows[102:202]:
+            conn.execute("select outbox.emit('public.wide', 'upsert', %s)", (row,))
+        older()
+        with pytest.raises(psycopg.errors.ProgramLimitExceeded):
+            old.execute("select outbox.emit('public.wide', 'upsert', %s)", (rows[300],))
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["maps", "is mapping"])
+def test_whoever_counts_anew_fails_nobody_who_brings_a_set(source: Database, *, ended: bool) -> None:
+    """Also while another waits for his turn, and where the transaction that counts anew has not ended."""
+    with (
+        source.connect() as conn,
+        source.connect(autocommit=False) as holder,
+        source.connect() as other,
+        source.connect(autocommit=False) as mapper,
+    ):
+        conn.execute("select outbox.map('public.wide', '{id}')")
+        conn.execute("""select outbox.emit('public.wide', 'upsert', '{"id": 1, "a": 1}')""")
+        holder.execute("""select outbox.emit('public.wide', 'upsert', '{"id": 1, "b": 1}')""")
+        with ThreadPoolExecutor(1) as pool:
+            emits = pool.submit(other.execute, """select outbox.emit('public.wide', 'upsert', '{"id": 1, "c": 1}')""")
+            wait_until(lambda: waits_for(conn, other, holder))
+            mapper.execute("select outbox.map('public.wide', '{id}')")
+            if ended:
+                mapper.commit()
+            emits.result()
+        other.execute("""select outbox.emit('public.wide', 'upsert', '{"id": 1, "d": 1}')""")
+        mapper.commit()
+        other.execute("""select outbox.emit('public.wide', 'upsert', '{"id": 1, "e": 1}')""")
 
 
 @pytest.mark.parametrize("row", [{"x" * 64: 1}, {f"c{n}": 1 for n in range(1600)}], ids=["a name", "names"])
