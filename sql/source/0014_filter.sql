@@ -352,7 +352,7 @@ begin
         select pins.setting, lag(pins.setting) over (order by n) as name, n from unnest(outbox.spelling(null::regclass, null::text[])) with ordinality pins(setting, n)) p where p.n % 2 = 0)
       else '' end,
     -- Names of types are read once a plan: one that speaks of the table is made anew when the table is altered.
-    format(E'#variable_conflict use_column\nbegin\n  return (select coalesce((%s\n), false) from (select %s%s) %s);\nexception when others then\n  return null;\nend',
+    format(E'#variable_conflict use_column\nbegin\n  return (select coalesce((%s\n), false) from (select %s%s) %s);\nexception when others or assert_failure then\n  return null;\nend',
            filter, body, case when body like '%json_to_record%' then format(' where %L::regclass is not null', tbl::oid) end, title));
   -- By numbers: a name may have been another type's when it was read.
   if not exists (select from pg_proc p where p.oid = to_regprocedure(format('outbox.%I(%s)', name, args)) and array_to_string(p.proargtypes::oid[], ' ') = array_to_string(types, ' ')) then

@@ -386,7 +386,7 @@ begin
           perform outboxd.require_key(m, g, bodies[i]);
         end if;
       end loop;
-    exception when others then
+    exception when others or assert_failure then
       get stacked diagnostics state = returned_sqlstate, message = message_text, context = pg_exception_context, wrong_schema = schema_name,
         wrong_table = table_name, wrong_column = column_name, wrong_constraint = constraint_name;
     end;
@@ -476,11 +476,11 @@ begin
         end loop;
         at := null;
         set constraints all immediate;
-      exception when others then
+      exception when others or assert_failure then
         get stacked diagnostics state = returned_sqlstate, message = message_text, context = pg_exception_context, wrong_schema = schema_name,
           wrong_table = table_name, wrong_column = column_name, wrong_constraint = constraint_name;
       end;
-    when others then
+    when others or assert_failure then
       get stacked diagnostics state = returned_sqlstate, message = message_text, context = pg_exception_context, wrong_schema = schema_name,
         wrong_table = table_name, wrong_column = column_name, wrong_constraint = constraint_name;
     end;

@@ -101,7 +101,7 @@ begin
       elsif outboxd.renumbers_sql(m, names) is null then
         made[i] := outboxd.upsert_sql(m, names, outboxd.is_anew(m, g));
       end if;
-    exception when others then
+    exception when others or assert_failure then
       made[i] := null;
     end;
   end loop;
@@ -145,7 +145,7 @@ begin
     exception
       when sqlstate 'OB000' then
         null;
-      when others then
+      when others or assert_failure then
         get stacked diagnostics state = returned_sqlstate, schema_is = schema_name, table_is = table_name,
           column_is = column_name, constraint_is = constraint_name;
         at := parts[of_part[l]]::json ->> 'table';

@@ -98,6 +98,17 @@ def test_a_filter_that_fails_for_a_row_marks_the_table_and_not_the_statement(scr
     assert sorted(ops(scratch)) == ["delete", "delete"]
 
 
+def test_a_filter_that_asserts_marks_the_table_as_well(scratch: Connection) -> None:
+    """No `when others` sees a failed assertion of a function that the filter calls."""
+    scratch.execute(PEOPLE)
+    scratch.execute(
+        "create function sure(int) returns bool language plpgsql immutable as $$ begin assert $1 > 0; return true; end $$"
+    )
+    mapped(scratch, include=["id"], filter="public.sure(age)")
+    scratch.execute("insert into person (id, age) values (1, 2), (2, 0)")
+    assert sorted(ops(scratch)) == ["resync", "upsert"]
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a masked key": ({"mask": {"id": "hash"}}, "key column id cannot be masked"),
     "an unknown mask": ({"mask": {"email": "md5"}}, "null, hash or redact, not email = md5"),

@@ -1,4 +1,4 @@
-"""A row for which something on the target fails as if the target were away: it waits alone, or its table does."""
+"""A row for which something on the target fails as if the target were away, or as no `when others` sees: it waits alone, or its table does."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.security.test_poison_letters import items, states
 from tests.security.test_poison_slow import SOON
 
 
-@pytest.mark.parametrize("state", ["XX000", "08006", "58030", "53400"])
+@pytest.mark.parametrize("state", ["XX000", "08006", "58030", "53400", "P0004"])
 async def test_a_row_for_which_a_trigger_fails_as_if_the_target_were_away(pair: Pair, state: str) -> None:
     pair.create(STORY, "story")
     pair.create("create table item (id int primary key)", "item")
