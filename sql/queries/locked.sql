@@ -1,7 +1,8 @@
--- Watched tables that nobody can read, by the catalogue alone: who has them, a partition or an index of theirs locked?
+-- Watched tables that nobody can read, by the catalogue alone: who has them, a partition or an index of theirs locked? Or waits for
+-- that lock, which is as good: whoever comes later waits behind.
 with recursive held as materialized (
   select distinct l.relation, l.pid, l.virtualtransaction from pg_catalog.pg_locks l
-   where l.locktype = 'relation' and l.granted and l.mode = 'AccessExclusiveLock' and l.pid is distinct from pg_backend_pid()
+   where l.locktype = 'relation' and l.mode = 'AccessExclusiveLock' and l.pid is distinct from pg_backend_pid()
      and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())
 ), above as (
   select coalesce(i.indrelid, h.relation) as oid, h.pid, h.virtualtransaction from held h left join pg_catalog.pg_index i on i.indexrelid = h.relation

@@ -157,14 +157,14 @@ as $$
 $$;
 
 -- Mirrored tables (null: all) that nobody else can write, and who has them locked: as a whole, or a partition, or a table that
--- they refer to. Where a lock was waited for and there is no such, it was one of a row.
+-- they refer to. Who waits for such a lock is as good as who has it: whoever comes later waits behind, and it ends with either. Where a lock was waited for and there is no such, it was one of a row.
 create or replace function outboxd.locked(name text default null) returns table (table_name text, said text)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
   with recursive held as materialized (
     select distinct l.relation, l.pid, l.virtualtransaction from pg_locks l
-     where l.locktype = 'relation' and l.granted and l.pid is distinct from pg_backend_pid()
+     where l.locktype = 'relation' and l.pid is distinct from pg_backend_pid()
        and l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
        and l.database = (select d.oid from pg_database d where d.datname = current_database())
   ), above as (

@@ -1,5 +1,7 @@
 """Somebody on the target has a mirrored table, or a row of it, locked: the others wait a while for it, and no longer."""
 
+from contextlib import closing
+
 import psycopg
 import pytest
 
@@ -51,6 +53,22 @@ async def test_whoever_locks_a_mirror_is_named_and_stops_no_other_table(slow: Pa
         await turned_until(parts, lambda: there(slow, "select count(*) from child") == [(1,)])
     slow.assert_equal("slow", "child", "item")
     assert letters(slow) == []
+
+
+async def test_whoever_waits_for_a_lock_is_named_and_no_row_is_blamed(slow: Pair) -> None:
+    """One session reads the mirror and stays, another one asks for a lock: whoever comes later waits behind."""
+    async with slow.relay(timing=SOON) as parts:
+        await turned_until(parts, lambda: there(slow, "select count(*) from slow") == [(2,)])
+        with closing(psycopg.connect(slow.target.dsn)) as holder, closing(psycopg.connect(slow.target.dsn)) as waiter:
+            holder.execute("select from slow")
+            waiter.pgconn.send_query(b"begin; lock table slow in access exclusive mode")
+            slow.write("update slow set v = 2", "insert into item values (1)")
+            await turned_until(parts, lambda: there(slow, "select count(*) from item") == [(1,)])
+            assert f"process {waiter.info.backend_pid} " in str(parts.relay.copier.copies["public.slow"].reason)
+            assert letters(slow) == []
+            holder.rollback()
+        await turned_until(parts, lambda: not parts.relay.copier.out and not parts.relay.copier.asked)
+    slow.assert_equal("slow", "item")
 
 
 async def test_a_locked_row_waits_alone_and_goes_once_it_may(slow: Pair) -> None:

@@ -1,6 +1,7 @@
 """An owner keeps a table of his locked: whoever looks at all tables waits for none, and says who has it."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -12,6 +13,7 @@ from daemon.target import PostgresDoor, Target
 from tests.captured import value
 from tests.databases import Database
 from tests.security.tenants import Tenants
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -46,6 +48,21 @@ def test_whoever_looks_at_all_tables_waits_for_no_owners_lock(locked: tuple[Tena
     assert not [step for step in done.left if step.table == "public.p"], "it is watched still"
     assert any(f"process {pid} (role" in sentence for sentence in done.plan.problems), done.plan
     tenants.run()
+
+
+def test_schema_apply_leaves_out_what_somebody_waits_for(tenants: Tenants, source: Database) -> None:
+    """One session reads the table and stays, another one asks for a lock: what Postgres prints of the table waits behind."""
+    tenants.tenant.execute("create table p (id int primary key, v int check (v > 0)); select outbox.watch('p')")
+    apply(tenants.source.dsn, tenants.target.dsn, {})
+    with closing(source.connect(autocommit=False)) as holder, closing(source.connect(autocommit=False)) as waiter:
+        holder.execute("select from p")
+        waiter.pgconn.send_query(b"begin; lock table p in access exclusive mode")
+        tenants.tenant.execute("alter table item add note text")
+        wait_until(lambda: value(tenants.tenant, "select count(*) from pg_locks where not granted") == 1)
+        done = apply(tenants.source.dsn, tenants.target.dsn, {}, patience=1)
+        assert any(f"process {waiter.info.backend_pid} (role" in sentence for sentence in done.plan.problems), done.plan
+        holder.rollback()
+    assert [(step.table, step.kind) for step in done.steps] == [("public.item", "column")]
 
 
 async def test_check_names_who_has_a_table_locked(locked: tuple[Tenants, int]) -> None:
