@@ -52,8 +52,8 @@ class Letters:
     """Dead letters on the source, on the connection that reads. `term`: the relay and the epoch with which it leads; whoever does
     not write needs none.
 
-    Promise I6: each transaction that writes proves first that nobody leads since. One that was frozen meanwhile would leave letters
-    of what has arrived, or remove those of others.
+    Promise I6: each transaction that writes proves before its end that nobody leads since, and keeps it so until then.
+    One that was frozen meanwhile would leave letters of what has arrived, or remove those of others.
     """
 
     def __init__(self, source: Source, term: Callable[[], tuple[str, int]] | None = None) -> None:
@@ -68,10 +68,10 @@ class Letters:
         async with self._source.connected() as conn, conn.transaction():
             if durably:
                 await conn.execute("set local synchronous_commit = on")
+            yield conn
             proof = await conn.execute(query("still_leads"), {"relay": relay, "epoch": epoch})
             if await proof.fetchone() != (True,):
                 raise Fenced("another process has claimed this relay since, by what the source was told")
-            yield conn
 
     async def _write(self, name: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """One statement that writes letters; its rows, if it has any."""
