@@ -25,6 +25,7 @@ from daemon.source import Source
 from daemon.target import Target
 from daemon.window import Cut, Window
 from outbox import Cursor
+from tests.model import wire
 from tests.model.mirror import Applied, Group, Mirror
 
 
@@ -305,13 +306,15 @@ def flows_past_a_held_change() -> Iterator[None]:
 
 @contextmanager
 def letters_settled_without_the_cursor() -> Iterator[None]:
-    """Letters of keys that are not held are removed, though the attempt that holds them may still arrive."""
+    """Letters of keys that are not held are removed, though the attempt that holds them may still arrive. So may a leader
+    that was frozen, where nobody asks whether it still leads."""
     real = Letters.settle
 
     async def settle(self: Letters, held: Any, out: Any, _: Cursor) -> None:
         await real(self, held, out, Cursor("99999:99999:"))
 
-    with patch.object(Letters, "settle", settle):
+    leads = patch.dict(wire._STATEMENTS, still_leads=lambda *_: [lambda: [(True,)]])
+    with patch.object(Letters, "settle", settle), leads:
         yield
 
 
@@ -386,7 +389,9 @@ PLANTED = (
     Planted("windows cut by id", ("atomicity",), context=cut_by_id),
     Planted("batch numbers not compared", ("I1", "I3", "I4", "I5"), mirror=Uncounted),
     Planted("unflushed commits sent", ("I1", "I2", "I5"), seed=221, context=no_wait_for_the_disk),
-    Planted("the cursor beyond the disk", ("I1", "I2", "I5"), within=20_000, seed=3327, context=cursor_beyond_the_disk),
+    Planted(
+        "the cursor beyond the disk", ("I1", "I2", "I5"), within=20_000, seed=10126, context=cursor_beyond_the_disk
+    ),
     Planted("memory outlives a crash", ("I1", "I5"), within=5000, context=memory_outlives_a_crash),
     Planted("the floor without an xid", ("I1", "I5"), context=floor_without_an_xid),
     Planted("the floor at the ceiling", ("I1", "I5"), context=floor_at_the_ceiling),
@@ -403,7 +408,7 @@ PLANTED = (
         "letters settled without the cursor",
         ("I1",),
         within=20_000,
-        seed=596,
+        seed=1146,
         context=letters_settled_without_the_cursor,
     ),
     Planted("newest by transaction", ("I4", "I5"), context=newest_by_transaction),
