@@ -46,11 +46,8 @@ from daemon.target import Answer, Target
 log = structlog.get_logger()
 
 _ALL = {"OB005", "OB006"}  # speak of the door or of a reference, not of a table that does not fit
-_NO_STEP = {
-    "OB014",
-    "55P03",
-    "57014",
-}  # no step of a plan mends what a table has too much of, or that somebody has it locked
+# No step of a plan mends what a table has too much of, nor that somebody has it locked.
+_NO_STEP = {"OB014", "55P03", "57014"}
 _PASSES = {"55P03", "57014"}  # somebody has the table locked, or it takes too long
 _REASON = 1000  # characters: the target tells it in every answer that lists copies
 _LONGEST = 64  # times `recheck` that a table which goes out again and again is left alone at most
@@ -96,9 +93,8 @@ class Copier:
         self._telling: dict[str, Copy] = {}  # what batches on their way tell it: they may be refused for another table
         self._fit: set[str] = set()
         self._begun: set[str] = set()  # copies that the target has not yet said it knows of
-        self._hurdles: dict[
-            str, tuple[float, float]
-        ] = {}  # when a table kept all others waiting last, and its pause then
+        # When a table kept all others waiting last, and its pause then.
+        self._hurdles: dict[str, tuple[float, float]] = {}
         self._patience: dict[str, float] = {}  # how long a table that went out while it was copied is left alone
         self._mending: asyncio.Task[None] | None = None
         self._watched: set[str] | None = None  # None: not looked yet

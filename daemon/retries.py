@@ -68,7 +68,8 @@ class Place:
 @dataclass(slots=True)
 class Hurdles:
     """When letters are tried again that took the target too long, or that somebody had locked: that may end without any change.
-    All that is behind them waits with each try, so that nothing but their own success makes these more frequent."""
+    All that is behind them waits with each try, so that nothing makes these more frequent but
+    their own success, and a change of the target's tables (`hasten`)."""
 
     recheck: float
     most: int = 1

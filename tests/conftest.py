@@ -46,7 +46,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgres", type=int, help="run on this major version of PostgreSQL (default: 17)")
-    parser.addoption("--schedules", type=int, default=4000, help="schedules of the model (default: 4000)")
+    parser.addoption("--schedules", type=int, default=10_000, help="schedules of the model (default: 10000)")
     parser.addoption(
         "--changes", type=int, default=200_000, help="how many the soak test pushes through (default: 200000)"
     )
