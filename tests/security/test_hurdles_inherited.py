@@ -81,3 +81,21 @@ async def test_who_drops_a_table_and_watches_it_anew_sets_no_clock_back(pair: Pa
         await until_idle(parts)
         assert parts.relay.copier.out == {"public.note"}
         assert held(pair) == []
+
+
+async def test_how_long_letters_wait_ends_with_them(pair: Pair) -> None:
+    """Also where they are discarded, and none of them shows that its table takes no longer as long."""
+    pair.write("select outbox.map('public.card', array['id'])")
+    on_target(pair, "create table card (id int primary key, title text)", "select outboxd.map('card')")
+    async with pair.relay(timing=ASKED) as parts:
+        on_target(pair, "alter table card rename to away")
+        pair.write("""select outbox.emit('public.card', 'upsert', '{"id": 1, "title": "x"}')""")
+        await until_idle(parts)
+        assert parts.relay.copier.out == {"public.card"}
+        slow = parts.relay._retries._slow
+        slow["public.card"] = 900.0
+        on_target(pair, "alter table away rename to card")
+        pair.write("update outbox.held set wanted = 'discard'")
+        await until_idle(parts)
+        assert parts.relay.copier.out == set()
+        assert not slow
