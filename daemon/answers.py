@@ -73,7 +73,7 @@ QUESTIONS = {
 }
 _MOVES = {
     "apply": {"applied", "duplicate", "mismatch", "fenced", "refused"},
-    "isolate": {"isolated", "duplicate", "mismatch", "fenced"},
+    "isolate": {"isolated", "duplicate", "mismatch", "fenced", "refused"},
 }
 _SAME = ("epoch", "batch_no", "digest")
 

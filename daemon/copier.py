@@ -95,6 +95,7 @@ class Copier:
         self._begun: set[str] = set()  # copies that the target has not yet said it knows of
         # When a table kept all others waiting last, and its pause then.
         self._hurdles: dict[str, tuple[float, float]] = {}
+        self._numbers: dict[str, Any] = {}  # of the target's tables: one that is made anew has another
         self._patience: dict[str, float] = {}  # how long a table that went out while it was copied is left alone
         self._mending: asyncio.Task[None] | None = None
         self._watched: set[str] | None = None  # None: not looked yet
@@ -485,6 +486,12 @@ class Copier:
             self._mended_at = now
             self._mending = asyncio.create_task(self._mended(self._mend, due))
         described = (await self._target.describe()).more
+        for other in (one for one in described["tables"] if one["table"] in due):
+            table, number = other["table"], other.get("number")
+            if self._numbers.setdefault(table, number) != number:  # it has kept nobody waiting
+                self._hurdles.pop(table, None)
+                self._patience.pop(table, None)
+                self._numbers[table] = number
         for table, unfit, columns, key in await self._source.ask("copy_fit", {"tables": due}):
             reason = unfit or misfit(table, described, columns, key)
             if reason is None:

@@ -30,7 +30,8 @@ from outbox import Cursor
 log = structlog.get_logger()
 
 _UNBLAMED = 3  # times that a table is refused, and no row of it, until it is the table
-_SLOW = 3  # times that a change takes too long, until it is the change; and such keys, until it is the table
+_SLOW = 3  # times that a change takes too long, until it is the change
+_OFTEN = 3  # times that all others wait for slow or locked rows of a table, until it is the table
 _LATELY = 3600.0  # seconds
 _QUICK = 1.0  # seconds in which a target that is slow for one row alone answers a request without any, and commits
 _LOCKED = 3  # times in a row that somebody's lock is waited for, until what it is on is left behind
@@ -143,7 +144,9 @@ class Delivery:
         self._unblamed: Counter[tuple[str, bool]] = Counter()
 
         self.slow: dict[str, set[Key]] = {}  # keys of a table that are held because the target takes too long for them
-        self._slowed: dict[str, list[float]] = {}  # when a table had such a key
+        # When all others waited for rows of a table that were slow, or locked, and are held; and which table of the target that was.
+        self._hurdles: dict[str, list[tuple[float, int | None]]] = {}
+        self._numbers: Mapping[str, int | None] = {}  # of the target's tables: one that is made anew has another
         self._tries: tuple[Key | None, int] = (None, 0)  # of the change that took it too long last
         self._locks = 0  # batches in a row that were refused because of somebody's lock
 
@@ -152,6 +155,7 @@ class Delivery:
         references = [(reference["child"], reference["parent"]) for reference in described["references"]]
         self._types = types_of(described)
         self.places = {table["table"]: table.get("target", table["table"]) for table in described["tables"]}
+        self._numbers = {table["table"]: table.get("number") for table in described["tables"]}
         self.order = table_order([table["table"] for table in described["tables"]], references)
 
     async def learn_held(self, answer: Answer) -> None:
@@ -166,6 +170,7 @@ class Delivery:
             if not ends or len(held) > _MOST_HELD * self._limit * (len(self.places) + 1):
                 raise TargetError(Kind.AMBIGUOUS, "the target's list of held keys does not end")
         self.held = held
+        self.slow = {table: keys & self.held_of(table) for table, keys in self.slow.items()}
         self._listener.keys_held(len(self.held))
 
     async def out_since(self, table: str) -> Cursor:
@@ -350,18 +355,11 @@ class Delivery:
             return await self._too_slow(TargetError(Kind.SIZE, str(exc), exc.refusal), load)
         if exc.kind is Kind.SIZE and _one(load) and not load.hold:
             return await self._too_large(exc, load)
-        locked = exc.refusal.sqlstate == LOCKED and self._waited(exc, load)
+        locked = exc.refusal.sqlstate == LOCKED and await self._waited(exc, load)
         if exc.kind is not Kind.DATA and exc.refusal.sqlstate != ACTS and not locked:
             raise exc
-        try:
-            answer = await self._target.isolate(
-                planned, parcel.cursor, parcel.epoch, parcel.batch_no, after=parcel.after
-            )
-        except TargetError as slow:
-            if slow.kind is not Kind.SIZE or slow.refusal.sqlstate != SLOW:
-                raise
-            return await self._too_slow(slow, load)
-        if answer.what != "isolated":
+        answer = await self._isolate(load, locked=locked)
+        if not isinstance(answer, Answer) or answer.what != "isolated":
             return answer
         refused = _read(answer.more["refused"], planned, exc, locked=locked)
         exc = _of_rows(exc, refused)
@@ -370,8 +368,27 @@ class Delivery:
                 raise await self._nobodys(exc, load)
             load.singly = True
         if not parcel.retried:  # those are held already
+            tables = {table for (table, _), why in refused.items() if why.sqlstate == LOCKED}
+            await self._require_seldom(tables)
             await self._judge(exc, load, refused)
+            await self._hurdle(tables)
         return refused
+
+    async def _isolate(self, load: Load, *, locked: bool) -> Answer | dict[Key, Why]:
+        """The target's answer to which rows it refuses; or the one row of which it cannot say that in time. Raises where it finds too
+        many that are locked (`locked`: they have been waited for)."""
+        parcel = load.parcel
+        try:
+            return await self._target.isolate(
+                load.planned, parcel.cursor, parcel.epoch, parcel.batch_no, after=parcel.after
+            )
+        except TargetError as exc:
+            table = exc.refusal.table
+            if exc.refusal.sqlstate == LOCKED and table and (locked or await self._waited(exc, load)):
+                raise _locked_table(table) from None
+            if exc.kind is not Kind.SIZE or exc.refusal.sqlstate != SLOW:
+                raise
+            return await self._too_slow(exc, load)
 
     async def _too_large(self, exc: TargetError, load: Load) -> dict[Key, Why]:
         """The one change that something in between refuses for its size. Raises where that takes nothing at all."""
@@ -391,7 +408,7 @@ class Delivery:
         good. Raises where it may pass, where a smaller batch may do, and where it is the table's matter."""
         parcel, flow, tables = load.parcel, load.flow, {sheaf.table for sheaf in load.flow}
         one, table = _one(load), next(iter(tables), "")
-        often = len(tables) == 1 and not parcel.retried and self._often_slow(table)
+        often = len(tables) == 1 and not parcel.retried and await self._often(table)
         if load.hold or not (one or often):
             raise exc
         passing = TargetError(Kind.TRANSIENT, f"{exc}, for a single change", exc.refusal) if one else exc
@@ -412,17 +429,37 @@ class Delivery:
         why = f"the target {said} the {change.op} of this row, and answers others ({exc}): an index or a trigger of its table there"
         if not parcel.retried:
             await self._judge(TargetError(Kind.DATA, str(exc), exc.refusal), load, {key})
-            self._slowed.setdefault(table, []).append(time.monotonic())
+            await self._hurdle({table})
         self.slow.setdefault(table, set()).add(key)
         load.slow = True
         return {key: Why(why, exc.refusal.sqlstate)}
 
-    def _often_slow(self, table: str) -> bool:
-        """Had it so many such keys lately, also if they went again, that the others are not to wait for one more?"""
-        lately = [at for at in self._slowed.get(table, ()) if at > time.monotonic() - _LATELY]
-        if lately:
-            self._slowed[table] = lately
-        return len(lately) >= _SLOW
+    async def _require_seldom(self, tables: Collection[str]) -> None:
+        """Rows of these are locked. Raises where that is their table's matter."""
+        for table in sorted(tables):
+            if await self._often(table):
+                raise _locked_table(table)
+
+    async def _hurdle(self, tables: Collection[str]) -> None:
+        """All others have waited for rows of these tables, which are held."""
+        for table in tables:
+            number = await self._number(table)
+            self._hurdles.setdefault(table, []).append((time.monotonic(), number))
+
+    async def _often(self, table: str) -> bool:
+        """Was that so often lately, also if those rows went again, that the others are not to wait for one more? Not what was so of
+        another table of its name, or at another place: this one has its own triggers, and its own owner."""
+        lately = [one for one in self._hurdles.get(table, ()) if one[0] > time.monotonic() - _LATELY]
+        self._hurdles[table] = lately
+        if len(lately) < _OFTEN:
+            return False
+        number = await self._number(table)
+        return sum(there == number for _, there in lately) >= _OFTEN
+
+    async def _number(self, table: str) -> int | None:
+        """Which table of the target it goes to by now."""
+        self.learn_tables((await self._target.describe()).more)
+        return self._numbers.get(table)
 
     def _gently(self, load: Load) -> bool:
         """Is a lock of others to be waited for shortly? By letters; by a change that took too long, which may have been waiting;
@@ -431,17 +468,20 @@ class Delivery:
         tried = any(key_of(change) == self._tries[0] for change in one)
         return load.parcel.letters or tried or self._locks >= _LOCKED - 1
 
-    def _waited(self, exc: TargetError, load: Load) -> bool:
+    async def _waited(self, exc: TargetError, load: Load) -> bool:
         """Has somebody's lock on the target been waited for long enough? The others do not wait for as long as it pleases.
-        Raises where a whole table is locked: that one is out."""
+        Raises where that is its table's matter: that one is out."""
         table, said = exc.refusal.table, exc.refusal.message
         if exc.refusal.gear is None:  # not what it was writing: the cursor's own row
             return False
         self._locks += not load.parcel.letters
-        if self._locks < _LOCKED and not load.parcel.letters:
+        often = table is not None and not load.parcel.retried and await self._often(table)
+        if self._locks < _LOCKED and not load.parcel.letters and not often:
             return False
         if said:
             raise TargetError(Kind.CONTRACT, said, Refusal(LOCKED, table=table, message=said))
+        if table is not None and often:
+            raise _locked_table(table)
         return True
 
     async def _nobodys(self, exc: TargetError, load: Load) -> TargetError:
@@ -561,6 +601,12 @@ def _slow_table(exc: TargetError, table: str) -> TargetError:
     how, what = ("take the target too long", "takes long") if exc.refusal.sqlstate == SLOW else ("fail", "fails")
     said = f"changes of {table} {how}, one by one ({exc}): an index or a trigger there {what}; it is out until its rows fit"
     return TargetError(Kind.CONTRACT, said, Refusal(SLOW, table=table, message=said))
+
+
+def _locked_table(table: str) -> TargetError:
+    """The others must not wait for each row of it that somebody has locked."""
+    said = f"rows of {table} are locked on the target, very many at once or again and again: pg_locks and pg_stat_activity there name the sessions; it is out until its rows fit"
+    return TargetError(Kind.CONTRACT, said, Refusal(LOCKED, table=table, message=said))
 
 
 def few_shapes(changes: Iterable[Change]) -> tuple[Change, ...]:

@@ -180,7 +180,7 @@ _mirrored: Mapping[str, Form] = {
     "columns": _all(_column), "key_is_unique": _flag, "missing_grants": _names, "hides_rows": _flag, "row_security": _flag,
     "triggers": _names,
 }  # fmt: skip
-_mirror_may: Mapping[str, Form] = {"key_types": _names, "missing_usage": _name, "locked": _sentence}
+_mirror_may: Mapping[str, Form] = {"number": whole, "key_types": _names, "missing_usage": _name, "locked": _sentence}
 
 
 def _table(value: Any) -> bool:

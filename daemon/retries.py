@@ -462,6 +462,7 @@ class Retries:
         if done[1].what != "mismatch":
             self._copier.came_back(back)
             self._portions.pop(table, None)
+            self._slow.pop(table, None)  # also where nothing arrived, for it was discarded
         return done
 
 

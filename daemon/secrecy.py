@@ -27,11 +27,11 @@ def _quoted(number: int) -> str:
 
 
 def _value(number: int) -> str:
-    """A value, with the groups of `_quoted` from that number on. Of one that is another option, or has one within, what that one's value
-    is: `password= password='a b'`."""
-    inner = rf"""{_NAMES}[\w.\[\]-]{{0,30}}(?:\\*+["']?\s*+{_IS}\s*+|\s++(?=\\*+["']))(?:{_quoted(number + 2)})?+"""
-    ahead = rf"""(?:[\w.-]++\\*+["']?\s*+{_IS}\s*+|(?:basic|bearer|digest|negotiate|token|apikey)\s++)*+"""
-    return rf"""{ahead}(?:{_quoted(number)}|(?:{inner}|\\\W|\S)++)"""
+    """A value, with five groups from that number on. Of one that is another option, or has one within, what that one's value
+    is: `password= password='a b'`. The last of them may have none: else each would be looked through to the end, in vain."""
+    inner = rf"""{_NAMES}[\w.\[\]-]{{0,30}}(?:\\*+["']?\s*+{_IS}\s*+|\s++(?=\\*+["']))(?:{_quoted(number + 3)})?+"""
+    ahead = rf"""([\w.-]++\\*+["']?\s*+{_IS}\s*+|(?:basic|bearer|digest|negotiate|token|apikey)\s++)*+"""
+    return rf"""{ahead}(?:{_quoted(number + 1)}|(?:{inner}|\\\W|\S)++|(?({number})\Z|(?!)))"""
 
 
 # In time that grows as the text does: a run of backslashes is taken as a whole, and none is given back.

@@ -160,7 +160,7 @@ begin
      or not has_sequence_privilege(as_role, 'outbox.slot', 'usage') or not has_function_privilege(as_role, 'outbox.mark(text, text)', 'execute')
      or not has_function_privilege(as_role, 'outbox.told(text)', 'execute')
      or not has_function_privilege(as_role, 'outbox.knock(text)', 'execute') then
-    return format('the capture functions run as %1$I, which may not write the outbox: grant insert on outbox.change to %1$I; grant usage on all sequences in schema outbox to %1$I; grant execute on function outbox.mark(text, text), outbox.told(text), outbox.knock(text) to %1$I', as_role);
+    return format('the capture functions run as %1$I, which may not write the outbox: grant insert on outbox.change to %1$I; grant usage on sequence outbox.change_id_seq, outbox.slot to %1$I; grant execute on function outbox.mark(text, text), outbox.told(text), outbox.knock(text) to %1$I', as_role);
   end if;
   return null;
 end

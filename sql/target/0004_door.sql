@@ -53,6 +53,7 @@ as $$
     'tables', (select coalesce(json_agg(json_build_object(
         'table', m.table_name,
         'target', format('%I.%I', m.target_schema, m.target_table),
+        'number', m.oid::bigint,
         'exists', m.oid is not null,
         'key', m.key_columns,
         'key_types', (select array_agg(a.atttypid::regtype::text order by k.n)

@@ -41,6 +41,17 @@ as $$
                                       (1, case when parts[h.part]::json ->> 'op' in ('upsert', 'delete') then format('[%s]', e.entry) else parts[h.part + 1] end)) v(half, text)) p
 $$;
 
+-- Somebody's lock was waited for: the next one is waited for half as long, down to a millisecond. However many rows are locked,
+-- and whoever has each, all of these waits together take less than half a second, and a millisecond a row.
+create or replace function outboxd.wait_less() returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform set_config('lock_timeout', greatest(rtrim(current_setting('lock_timeout'), 'ms')::int / 2, 1) || 'ms', true);
+end
+$$;
+
 -- Apply some entries; null, or why they are refused. `header` is that of the batch whose number comes next. A trial: what only
 -- gear 2 can write is no row's fault, also where a foreign key that acts forbids gear 2.
 create or replace function outboxd.try_entries(relay_name text, parts text[], of_part int[], entries text[], chosen int[]) returns json
@@ -61,6 +72,9 @@ begin
     doc := doc || parts[g.part] || case when parts[g.part]::json ->> 'op' = 'truncate' then g.rows else '[' || g.rows || ']' end;
   end loop;
   said := outboxd.apply(header, doc);
+  if said #>> '{more,sqlstate}' = '55P03' then
+    perform outboxd.wait_less();
+  end if;
   return case when said ->> 'answer' = 'applied' then null else coalesce(said -> 'more', '{}') end;
 end
 $$;
@@ -110,7 +124,8 @@ end
 $$;
 
 -- Apply chosen entries one by one; for each null, or why it is refused. Gear 2 could not help a single row: it would
--- lead to the same state. Without `keep` each is taken back at once.
+-- lead to the same state. Without `keep` each is taken back at once. Raises OB015 where very many are locked: that is their
+-- table's matter, and is not found out row by row.
 create or replace function outboxd.try_alone(relay_name text, parts text[], statements text[], of_part int[], entries text[], chosen int[], keep boolean) returns json[]
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -122,6 +137,7 @@ declare
   reason text[];
   known  text[];
   said   json;
+  locked int := 0;
   state  text;
   schema_is     text;
   table_is      text;
@@ -132,30 +148,40 @@ begin
     l := chosen[n];
     if statements[of_part[l]] is null then
       whys[n] := case when keep then outboxd.try_entries(relay_name, parts, of_part, entries, chosen[n:n]) end;
-      continue;
-    end if;
-    begin
-      set constraints all deferred;
-      execute statements[of_part[l]] using ('[' || entries[l] || ']')::json;
-      set constraints all immediate;
-      whys[n] := null;
-      if not keep then
-        raise exception using errcode = 'OB000';
-      end if;
-    exception
-      when sqlstate 'OB000' then
-        null;
-      when others or assert_failure then
-        get stacked diagnostics state = returned_sqlstate, schema_is = schema_name, table_is = table_name,
-          column_is = column_name, constraint_is = constraint_name;
-        at := parts[of_part[l]]::json ->> 'table';
-        reason := array[at, state, schema_is, table_is, column_is, constraint_is];
-        if reason is distinct from known then  -- mostly the one before was refused for the same
-          said := outboxd.refused(null, 1, at, state, null, null, schema_is, table_is, column_is, constraint_is) -> 'more';
-          known := reason;
+    else
+      begin
+        set constraints all deferred;
+        execute statements[of_part[l]] using ('[' || entries[l] || ']')::json;
+        set constraints all immediate;
+        whys[n] := null;
+        if not keep then
+          raise exception using errcode = 'OB000';
         end if;
-        whys[n] := said;
-    end;
+      exception
+        when sqlstate 'OB000' then
+          null;
+        when others or assert_failure then
+          get stacked diagnostics state = returned_sqlstate, schema_is = schema_name, table_is = table_name,
+            column_is = column_name, constraint_is = constraint_name;
+          at := parts[of_part[l]]::json ->> 'table';
+          reason := array[at, state, schema_is, table_is, column_is, constraint_is];
+          if reason is distinct from known then  -- mostly the one before was refused for the same
+            said := outboxd.refused(null, 1, at, state, null, null, schema_is, table_is, column_is, constraint_is) -> 'more';
+            known := reason;
+          end if;
+          whys[n] := said;
+          if state = '55P03' then
+            perform outboxd.wait_less();
+          end if;
+      end;
+    end if;
+    if whys[n] ->> 'sqlstate' = '55P03' then
+      locked := locked + 1;
+      if locked > 1000 then
+        raise exception using errcode = 'OB015', table = (
+          select w ->> 'table' from unnest(whys) w where w ->> 'sqlstate' = '55P03' group by 1 order by count(*) desc limit 1);
+      end if;
+    end if;
   end loop;
   return whys;
 end
@@ -232,6 +258,8 @@ declare
   tries    int := 0;
   left_now int[] := '{}';
   left_before int[];
+  locked   int[] := '{}';
+  crowded  text;
   together int[];
 begin
   stands := outboxd.turn_away(header);
@@ -247,7 +275,10 @@ begin
     -- 1. Rows whose own values are refused, whatever else is in the batch: one by one, on the state before it.
     tried := outboxd.try_alone(c.relay, parts, statements, of_part, entries, array(select generate_series(1, cardinality(entries))), false);
     for l in 1 .. coalesce(cardinality(entries), 0) loop
-      if tried[l] ->> 'sqlstate' ~ '^(22...|23502|23514|55P03)$' then
+      if tried[l] ->> 'sqlstate' = '55P03' then
+        locked := locked || l;
+        whys[l] := tried[l];
+      elsif tried[l] ->> 'sqlstate' ~ '^(22...|23502|23514)$' then
         left_now := left_now || l;
         whys[l] := tried[l];
       else
@@ -272,13 +303,17 @@ begin
       tried := outboxd.try_alone(c.relay, parts, statements, of_part, entries, rest[lo:hi - 1], true);
       for n in lo .. hi - 1 loop
         if tried[n - lo + 1] is not null then
-          left_now := left_now || rest[n];
           whys[rest[n]] := tried[n - lo + 1];
+          if whys[rest[n]] ->> 'sqlstate' = '55P03' then
+            locked := locked || rest[n];
+          else
+            left_now := left_now || rest[n];
+          end if;
         end if;
       end loop;
     end loop;
     -- 3. Rows that needed others first; rows that only fit together (two that swap a unique value), which the same
-    -- constraint refuses one by one; and so on, as long as that helps.
+    -- constraint refuses one by one; and so on, as long as that helps. What is locked was waited for.
     loop
       left_before := array(select l from unnest(left_now) l order by l);
       tried := outboxd.try_alone(c.relay, parts, statements, of_part, entries, left_before, true);
@@ -300,9 +335,14 @@ begin
       exit when left_now = left_before;
     end loop;
     raise exception using errcode = 'OB000';
-  exception when sqlstate 'OB000' then
-    null;  -- all of it was a trial
+  exception
+    when sqlstate 'OB015' then  -- before the next one, which stands for all of its class
+      get stacked diagnostics crowded = table_name;
+      return outboxd.refused(c, 1, crowded, '55P03', null, null, null, null, null, null);
+    when sqlstate 'OB000' then
+      null;  -- all of it was a trial
   end;
+  left_now := array(select l from unnest(left_now || locked) l order by l);
   return outboxd.answer('isolated', c, json_build_object('refused', (
     select coalesce(json_agg(json_build_object('part', of_part[l], 'pos', of_pos[l], 'why', whys[l],
                                                'relative', outboxd.held_relative(c.relay, parts, of_part, of_pos, entries, left_now, l, whys[l])) order by l), '[]')

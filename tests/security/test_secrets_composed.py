@@ -122,3 +122,9 @@ def test_what_is_behind_a_secret_is_still_read(form: str) -> None:
 def test_other_languages_spell_an_option_otherwise(line: str) -> None:
     assert "secret" not in mask(line)
     assert "***" in mask(line)
+
+
+@pytest.mark.parametrize("ends", ["=", "= ", " => ", "=basic "])
+def test_options_without_end_and_without_a_value_are_looked_through_once(ends: str) -> None:
+    """Whatever is not masked whole is looked through again from the next name on: 18 kB took 1.3 s."""
+    assert len(mask(f"password{ends}" * 200)) < 30
