@@ -1,5 +1,6 @@
 """A letter of an attempt that came to nothing goes as soon as the target has accepted the change after all."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -38,9 +39,10 @@ def letters(pair: Pair) -> list[Any]:
 
 async def attempted(parts: Parts) -> None:
     """A key's letter is written, and the request that would hold it is lost."""
-    with pytest.raises(TargetError, match="no answer in time"):
-        while True:
-            await parts.relay.step()
+    with contextlib.suppress(TargetError):
+        while await parts.relay.step():
+            pass
+    assert not parts.relay._delivery.held
 
 
 @pytest.mark.parametrize("next_one", [False, True], ids=["the same", "the next leader"])
