@@ -137,6 +137,7 @@ class Delivery:
         self.order: Mapping[str, int] = {}
         self.held: set[Key] = set()
         self.holds = 0  # how often keys were held
+        self._attempted = 0  # letters of attempts that came to nothing so far
         self.captured: Callable[[], Collection[str]] = tuple  # tables whose keys the source's types have spelled
         self.places: Mapping[str, str] = {}  # which table of the target each one goes to
         self._types: Mapping[str, Types] = {}
@@ -189,7 +190,7 @@ class Delivery:
         The target does not hold their keys and its cursor has passed them: they were applied, or released. Those of
         tables that are `out` by its own word wait for their table.
         """
-        await self._letters.settle(self.held, out, cursor)
+        self._attempted = await self._letters.settle(self.held, out, cursor)
 
     async def prepare(self, parcel: Parcel) -> Load:
         """Part what flows from what waits, and plan it. What waits is written down on the source first."""
@@ -577,6 +578,8 @@ class Delivery:
         self._locks *= load.parcel.letters or not load.flow
         self.holds += bool(load.hold)
         self._listener.keys_held(len(self.held))
+        if self._attempted and load.flow and not load.parcel.letters:
+            self._attempted -= await self._letters.accepted(load.flow, cursor)
         if not (load.release or load.emptied):
             return
         reach("before_release")

@@ -14,7 +14,7 @@ from daemon.connection import Link
 from daemon.errors import Fenced, SourceUnavailable
 from daemon.hold import BEHIND, Identity, Key, Letter, Why
 from daemon.session import query
-from daemon.sheaf import GLUE, Change, Sheaf
+from daemon.sheaf import GLUE, Change, Sheaf, Sheaves, split
 from daemon.source import Source
 from outbox import Cursor
 
@@ -265,13 +265,25 @@ class Letters:
         """Have some of those sent again that took the target too long, or were locked there: which?"""
         return set(await self._write("letters_hurdles", {"most": most}))
 
-    async def settle(self, held: Collection[Key], out: Collection[str], cursor: Cursor) -> None:
-        """Remove letters that the cursor has passed, of keys that are not held, but for those of tables that are out."""
+    async def settle(self, held: Collection[Key], out: Collection[str], cursor: Cursor) -> int:
+        """Remove letters that the cursor has passed, of keys that are not held, but for those of tables that are out. Returns how
+        many are left of attempts whose changes may yet be accepted."""
         known = {"out": list(out), "tables": [table for table, _ in held], "keys": [_hashed(key) for _, key in held]}
         after: int | None = _BEFORE_ALL
+        left = 0
         while after is not None:
             asked = {**known, **_passed(cursor), "after": after, "page": _PAGE}
-            [(after,)] = await self._write("held_settle", asked)
+            [(after, attempted)] = await self._write("held_settle", asked)
+            left += attempted
+        return left
+
+    async def accepted(self, flow: Sheaves, cursor: Cursor) -> int:
+        """The target has taken these changes: letters that attempts left of them go. Returns how many."""
+        of_rows = [sheaf for sheaf in flow if sheaf.op != "truncate"]
+        keys = [(sheaf.table, _hashed(key)) for sheaf in of_rows for key in split(sheaf.keys)]
+        asked = {"ids": [id_ for sheaf in flow for id_ in sheaf.ids], **_pairs(keys), **_passed(cursor)}
+        [(gone,)] = await self._write("held_arrived", asked)
+        return int(gone)
 
     async def forget(
         self, keys: Collection[Key], cursor: Cursor, *, wake: bool = True, upto: Mapping[Key, int] | None = None

@@ -272,6 +272,7 @@ class Relay:
         self.described = answer.more
         self._delivery.learn_tables(answer.more)
         self.copier.order = self.verifier.order = self._delivery.order
+        self.verifier.places = self._delivery.places
         self._observer.tables_known(self._delivery.order)
         self._retries.learn(answer.more)
 

@@ -26,7 +26,7 @@ import structlog
 from daemon.copier import Copier
 from daemon.copies import Copy, note
 from daemon.delivery import REFERENCES, SLOW, Delivery, Load, Parcel, few_shapes
-from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnfit, TargetError, advice
+from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnfit, TargetError, advice, passes
 from daemon.hold import STRANGER, Identity, Key, Letter, Why, is_digest, key_of, names
 from daemon.letters import LEFT, OUT, Letters, Wanted
 from daemon.plan import Plan
@@ -98,6 +98,36 @@ class Hurdles:
             self._due = max(now, min(self._due, self._at + _SELDOM * self.recheck))
 
 
+@dataclass(slots=True)
+class Stumbles:
+    """Letters whose try met what may pass, or was lost: all others wait with each such try. They go one by one, by one clock that
+    doubles, and the one that was tried last waits twice as long as those beside it; other letters go on meanwhile."""
+
+    recheck: float
+    _dues: dict[Key, float] = field(default_factory=dict)
+    _due: float = float("-inf")
+    _pause: float = 0.0
+
+    def later(self, now: float) -> set[Key]:
+        """Those that are not to go now."""
+        return {key for key, due in self._dues.items() if now < max(due, self._due)}
+
+    def alone(self, now: float) -> set[Key]:
+        """Those of which one may go now, by itself."""
+        return self._dues.keys() - self.later(now)
+
+    def met(self, keys: Collection[Key], now: float) -> None:
+        self._pause = min(max(2 * self._pause, self.recheck), _LONGEST * self.recheck)
+        self._due = now + self._pause
+        self._dues |= dict.fromkeys(keys, now + 2 * self._pause)
+
+    def settle(self, held: Collection[Key], now: float) -> None:
+        """Some of them may have arrived: then the others may go as well."""
+        left = {key: due for key, due in self._dues.items() if key in held}
+        if len(left) < len(self._dues):
+            self._dues, self._pause, self._due = left, 0.0, now
+
+
 class Retries:
     """Sends letters again when it is asked to, and once they may fit. `structured` tells one state of the target's tables
     from another; `cover` is told of letters on their way."""
@@ -124,6 +154,7 @@ class Retries:
         self._looked = self._due = float("-inf")
         self._pause = recheck
         self._hurdles = Hurdles(recheck)
+        self._stumbles = Stumbles(recheck)
         self._sent = 0  # batches of letters of which none arrived
         self._woken_at = 0  # the target's number without these, when letters were woken
 
@@ -195,6 +226,7 @@ class Retries:
     async def _wake(self, place: Place) -> None:
         """Ask for letters whose cause may have gone."""
         now, holds = time.monotonic(), self._delivery.holds
+        self._stumbles.settle(self._delivery.held, now)
         if not self._delivery.held:
             self._holds, self._due, self._pause = holds, float("-inf"), self._recheck
             self._hurdles = Hurdles(self._recheck)
@@ -219,7 +251,7 @@ class Retries:
     # -- of keys that are held -----------------------------------------------------------------------------
 
     async def _asked(self, place: Place) -> Done | None:
-        delivery = self._delivery
+        delivery, now = self._delivery, time.monotonic()
         if not delivery.held:
             return None
         before = len(delivery.held)
@@ -236,8 +268,9 @@ class Retries:
         copied -= {heir for heir in heirs if not await self._inherited(heir)}
         obsolete = {key for key, table in others.items() if table in copied} | await self._letters.obsolete(copied)
         obsolete |= await self._adopted(others.keys())
-        asking, not_now = self._copier.renewed | unsure, others.keys() | self._later(identities)
-        slow: set[Key] = set().union(*delivery.slow.values()) - not_now
+        asking = self._copier.renewed | unsure
+        not_now = others.keys() | self._later(identities) | self._stumbles.later(now)
+        slow: set[Key] = self._stumbles.alone(now).union(*delivery.slow.values()) - not_now
         wanted = await self._letters.wanted(place.cursor, self._at_once, asking, not_now | slow)
         if slow and not (wanted.retry or wanted.discard):  # by itself: what went with it would be refused, too
             wanted = await self._letters.wanted(place.cursor, 1, asking, not_now)
@@ -291,6 +324,8 @@ class Retries:
         if reason is None and isinstance(exc, TargetError) and _alive(exc):
             reason, table, state = f"{exc}, when it was tried again", None, state or "54000"
         if reason is None:
+            if isinstance(exc, TargetError) and passes(exc.kind):
+                self._stumbles.met({key_of(change) for change in changes}, time.monotonic())
             return False
         why = Why(reason, state)
         letters = [Letter(change, why) for change in changes if table in {None, change.table}]

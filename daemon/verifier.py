@@ -48,6 +48,8 @@ _DOUBTFUL = 50  # rows that seem to differ from which on a share of them says so
 _ENOUGH, _FAR = 500, 40  # rows that seem to differ, ranges behind the first of them: then they are looked at again
 _NOTED = 5.0  # seconds until the target is told how far a pass has come that has nothing to be sent
 _UNANSWERED = 3
+_LOST, _WAITS = 5, 8  # comparisons that were lost, or took too long, while the pass got no further: it has failed
+_PAUSE = 15.0  # seconds between two of these, at most
 _AGAIN = 900.0  # seconds after which a pass that failed begins anew, at most
 _NOT_THERE = {"OB002", "OB003", "42P01"}  # the target does not know the table, or has it no longer
 _THERE = 15.0  # seconds until such a table is looked for again
@@ -95,6 +97,7 @@ class Verifier:
         self._verified = verified
         self._clock = clock
         self.order: Mapping[str, int] = {}
+        self.places: Mapping[str, str] = {}  # which table of the target each one goes to
         self.absent: Callable[[str], bool] = lambda _: False  # is this table out, or being copied?
         self.records: dict[str, Verification] = {}
         self.wanted: dict[str, Wanted] | None = None  # None: not looked yet
@@ -107,6 +110,9 @@ class Verifier:
         self._flying: deque[Checked] = deque()
         self._reading: object | None = None  # once it is another one, or none, what was being read counts no more
         self._unanswered = 0  # comparisons in a row
+        # Of a table: how many took too long, or were lost, since its pass was at its farthest, and where that was.
+        self._waits: dict[str, int] = {}
+        self._farthest: dict[str, tuple[bool, int]] = {}
         self._slow: set[str] = set()  # tables whose pass has met a range that took too long
         self._alone: set[str] = set()  # tables whose pass has begun here and met no row that the source may lack
         self._by_rows: set[str] = set()  # digests of these tables say nothing: the target writes the same otherwise
@@ -147,7 +153,8 @@ class Verifier:
         self._unsaved.clear()
         for table, record in failed.items():  # the target has not been told, and would have it go on
             there = self.records.get(table)
-            if there is None or (there.state == "running" and there.wish <= record.wish):
+            older = there is None or there.wish < record.wish or there.began_at < record.began_at
+            if there is None or older or (there.state == "running" and there.wish <= record.wish):
                 self.records[table], self._due[table] = record, before[table]
                 self._unsaved.add(table)
 
@@ -252,7 +259,8 @@ class Verifier:
         return same and not busy and not self.absent(head.table)
 
     def _ahead(self, head: Verification) -> int:
-        return 1 if self._stride.flows or (self.rate and not head.asked) else _AHEAD
+        gently = self._stride.flows or (self.rate and not head.asked) or head.table in self._waits
+        return 1 if gently else _AHEAD
 
     def _compares(self, table: str) -> bool:
         """Is it watched, and does the target have it as a whole?"""
@@ -314,7 +322,15 @@ class Verifier:
 
     async def _look_beyond(self, record: Verification) -> Look | None:
         """Of the next keys of the target those that the source does not have."""
-        more = (await self._target.keys(record.table, record.after, self._range(record), record.began_at)).more
+        try:
+            more = (await self._target.keys(record.table, record.after, self._range(record), record.began_at)).more
+        except TargetError as exc:
+            if exc.kind is Kind.SIZE:
+                self._took_too_long(record, exc.refusal.sqlstate or str(exc.kind))
+                return None
+            if exc.kind is Kind.AMBIGUOUS:
+                self._went_unanswered(record, "the target")
+            raise
         if "failed" in more:
             self._stumbled(record, str(more["failed"]), "list its keys")
             return None
@@ -463,23 +479,52 @@ class Verifier:
         if checked.mends and exc.kind in (Kind.DATA, Kind.CONTRACT):
             self._failed(record, f"the target refuses rows that were to be written again ({code})")
             return True
-        if checked.mends or checked.group is None:
+        if checked.group is None and not checked.mends:
             return False
         if exc.kind is Kind.AMBIGUOUS:
             self._went_unanswered(record, "the target")
-        elif exc.kind is Kind.SIZE and not self._halve(record.table, least=1):
-            self._failed(record, f"the target does not take a comparison of a single row ({code or exc.kind})")
+        elif exc.kind is Kind.SIZE:
+            self._took_too_long(record, code or str(exc.kind), least=1)
         return exc.kind is Kind.SIZE
 
     def _went_unanswered(self, record: Verification, who: str) -> None:
-        """Once is an accident. Again and again, with nothing answered in between, it is what was asked: changes wait
-        behind it each time."""
+        """Once is an accident. Again and again, with nothing answered in between or at the same place, it is what was asked:
+        changes wait behind it each time."""
         self._unanswered += 1
-        self._slow.add(record.table)
-        self._halve(record.table)
-        if self._unanswered >= _UNANSWERED:
+        if self._waited(record.table) >= _LOST or self._unanswered >= _UNANSWERED:
             self._unanswered = 0
-            self._failed(record, f"{who} does not answer in time when its rows are compared")
+            why = f": {self._shows(record.table)}" if who == "the target" else ""
+            self._failed(record, f"{who} does not answer in time when its rows are compared{why}")
+            return
+        self._halve(record.table)
+        if self._waits[record.table] > 1:
+            self._lets_others(record.table)
+
+    def _took_too_long(self, record: Verification, code: str, least: int = 0) -> None:
+        """Changes have waited behind it. The next is of fewer rows, and comes after a pause that grows, until it is the least."""
+        waits, most = self._waited(record.table), self._range(record)
+        if waits < _WAITS and self._halve(record.table, least):
+            self._halve(record.table, least)  # each costs a timeout
+            self._lets_others(record.table)
+            return
+        many = "a single row" if most == 1 else f"{most} rows"
+        self._failed(
+            record, f"the target cannot compare {many} of {record.table} in time ({code}): {self._shows(record.table)}"
+        )
+
+    def _waited(self, table: str) -> int:
+        self._slow.add(table)
+        self._waits[table] = self._waits.get(table, 0) + 1
+        return self._waits[table]
+
+    def _lets_others(self, table: str) -> None:
+        """Changes, and passes through other tables: this one goes on later, from what is known."""
+        self._begin_anew()
+        self._busy[table] = self._clock() + min(_LOOK * 2 ** (self._waits[table] - 1), _PAUSE)
+
+    def _shows(self, table: str) -> str:
+        place = self.places.get(table, table)
+        return f"`explain analyze select t::text from {place} t limit 50` there shows what takes long"  # noqa: S608
 
     def _decided(self, checked: Checked, drifts: list[Drift], held: int) -> None:
         """What one comparison has shown: go on, or look again."""
@@ -561,6 +606,10 @@ class Verifier:
         new = before is None or before.began_at != record.began_at
         rows, repaired = (0, 0) if new or before is None else (before.rows, before.repaired)
         self._verified(record.table, record.rows - rows, record.repaired - repaired)
+        place = record.step != "rows", record.rows
+        if place > self._farthest.get(record.table, (False, -1)):
+            self._farthest[record.table] = place
+            self._waits.pop(record.table, None)
         self.records[record.table] = record = record.done() if record.step == "done" else record
         if record.state == "done":
             self._ended(record)
@@ -570,7 +619,9 @@ class Verifier:
             self._busy[record.table] = self._clock() + _LOOK
         elif state in _NOT_THERE:
             self._missing(record)
-        elif state not in {"57014", "53200", "54000"} or not self._halve(record.table):
+        elif state in {"57014", "53200", "54000"}:
+            self._took_too_long(record, state)
+        else:
             self._failed(record, f"the target cannot {what} ({state})")
 
     def _missing(self, record: Verification) -> None:
@@ -589,6 +640,8 @@ class Verifier:
 
     def _ended(self, record: Verification) -> None:
         self._slow.discard(record.table)
+        self._waits.pop(record.table, None)
+        self._farthest.pop(record.table, None)
         self._unsaved.add(record.table)
         self._due[record.table] = self._clock() + self._pause(record)
         if record.state == "done":

@@ -174,6 +174,8 @@ as $$
   ), needed as (
     select a.oid, a.pid, a.virtualtransaction from above a
     union select k.conrelid, a.pid, a.virtualtransaction from above a join pg_constraint k on k.contype = 'f' and k.confrelid = a.oid
+    -- A delete looks for rows that refer to it.
+    union select k.confrelid, a.pid, a.virtualtransaction from above a join pg_constraint k on k.contype = 'f' and k.conrelid = a.oid
   )
   select m.table_name, format('%I.%I is locked on the target by %s', m.target_schema, m.target_table, string_agg(
            case when n.pid is null then 'a prepared transaction: pg_prepared_xacts names it'

@@ -319,6 +319,17 @@ def letters_settled_without_the_cursor() -> Iterator[None]:
 
 
 @contextmanager
+def letters_of_attempts_left() -> Iterator[None]:
+    """What an attempt that came to nothing has written stays once its change has been accepted."""
+
+    async def accepted(self: Letters, flow: Sheaves, cursor: Cursor) -> int:
+        return 0
+
+    with patch.object(Letters, "accepted", accepted):
+        yield
+
+
+@contextmanager
 def letters_forgotten_first() -> Iterator[None]:
     """A retry removes the letters, then sends them."""
     real = Delivery.prepare
@@ -411,5 +422,6 @@ PLANTED = (
         seed=1146,
         context=letters_settled_without_the_cursor,
     ),
+    Planted("letters of attempts left", ("I9",), within=5000, context=letters_of_attempts_left),
     Planted("newest by transaction", ("I4", "I5"), context=newest_by_transaction),
 )

@@ -222,6 +222,7 @@ class Schedule:
         world.mirror.strict = False
         for retried in range(_RETRIES):
             if not world.mirror.held:
+                self._forget_letters()
                 return
             if retried == _TOLD // 10 and world.history is not None:
                 world.note("… and so on")
@@ -231,6 +232,14 @@ class Schedule:
             for _ in range(10):
                 self._go_on_without_faults()
         raise Broken("I1: a dead letter that was mended does not arrive")
+
+    def _forget_letters(self) -> None:
+        """Once nothing is held, no letter is left of attempts that came to nothing."""
+        for _ in range(20):
+            if not self._world.database.letters:
+                return
+            self._go_on_without_faults()
+        raise Broken(f"I9: nothing is held, and there are letters of {sorted(self._world.database.letters)}")
 
     def _go_on_without_faults(self) -> bool:
         """One step that a healthy world takes by itself."""

@@ -421,12 +421,24 @@ def _forget(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[]
 def _settle(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[], None]]:
     kept, passed = set(zip(p["tables"], p["keys"], strict=True)), _passed(p)
     gone = [id_ for id_, held in database.letters.items() if _hashed(held.change) not in kept and passed(held.change)]
+    left = sum(not passed(held.change) for held in database.letters.values())
 
     def effect() -> None:
         for id_ in gone:
             database.letters.pop(id_, None)
 
-    return [(None,)], effect
+    return [(None, left)], effect
+
+
+def _arrived(database: Database, p: Mapping[str, Any]) -> tuple[Rows, Callable[[], None]]:
+    passed = _passed(p)
+    gone = [id_ for id_ in p["ids"] if id_ in database.letters and passed(database.letters[id_].change)]
+
+    def effect() -> None:
+        for id_ in gone:
+            database.letters.pop(id_, None)
+
+    return [(len(gone),)], effect
 
 
 def _hashed(change: Change) -> tuple[str, str]:
@@ -436,6 +448,7 @@ def _hashed(change: Change) -> tuple[str, str]:
 _WRITES: dict[str, Callable[[Database, Mapping[str, Any]], tuple[Rows, Callable[[], None]]]] = {
     "hold": _hold,
     "hold_again": _hold_again,
+    "held_arrived": _arrived,
     "held_forget": _forget,
     "held_settle": _settle,
 }

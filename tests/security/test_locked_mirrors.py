@@ -182,3 +182,27 @@ async def test_a_unique_value_that_is_checked_late_and_that_somebody_has_not_com
             holder.rollback()
         await turned_until(parts, lambda: not letters(pair))
     pair.assert_equal("slow", "item")
+
+
+@pytest.mark.parametrize("lock", ["not deferrable", "deferrable initially deferred"], ids=["at once", "late"])
+async def test_a_child_that_is_locked_while_rows_of_its_parent_are_deleted_is_named_and_stops_no_other_table(
+    slow: Pair, lock: str
+) -> None:
+    """The parent's delete looks for children: it waits for the lock on a table that it is not about."""
+    slow.write("insert into child values (2, 1)")
+    async with slow.relay(timing=SOON) as parts:
+        await turned_until(parts, lambda: there(slow, "select count(*) from child") == [(1,)])
+        on_target(slow, f"alter table child alter constraint child_slow_id_fkey {lock}")
+        with psycopg.connect(slow.target.dsn) as holder:
+            holder.execute("lock table child in access exclusive mode")
+            slow.write("delete from slow where id = 2", "insert into item values (1)")
+            await turned_until(parts, lambda: there(slow, "select count(*) from item") == [(1,)])
+            assert parts.relay.copier.out == {"public.slow"}
+            reason = str(parts.relay.copier.copies["public.slow"].reason)
+            assert f"process {holder.info.backend_pid} (role {holder.info.user}): select pg_terminate_backend" in reason
+            assert letters(slow) == []
+            slow.write("delete from slow where id = 3", "insert into item values (2)")
+            await turned_until(parts, lambda: there(slow, "select count(*) from item") == [(2,)])
+        await turned_until(parts, lambda: not parts.relay.copier.out and not parts.relay.copier.asked)
+    slow.assert_equal("slow", "child", "item")
+    assert letters(slow) == []
