@@ -41,7 +41,8 @@ comment on column outboxd.verification.last is 'of the last pass that came to it
 
 revoke all on outboxd.verification from public;
 
--- Tables that are not any more what was copied, or is compared: said once, and kept in the records by then.
+-- Tables that are not any more what was copied, or is compared, or that have followed a rename behind which a column kept its values: said
+-- once, and kept in the records by then.
 create or replace function outboxd.moved(relay_name text) returns text[]
 language sql volatile
 set search_path = pg_catalog, pg_temp
@@ -52,8 +53,14 @@ as $$
   ), compared as (
     update outboxd.verification v set place = null
      where v.relay = relay_name and v.place is distinct from outboxd.place(v.table_name) and v.place is not null returning v.table_name
+  ), followed as (
+    update outboxd.copy c set kept = k.kept
+      from (select w.table_name, jsonb_object_agg(l.key, case when l.value = '0' then coalesce(outboxd.ours(m) -> l.key, l.value) else l.value end) as kept
+              from outboxd.copy w join outboxd.mirror m on m.table_name = w.table_name cross join jsonb_each(w.kept) l
+             where w.relay = relay_name and w.kept @? '$.* ? (@ == 0)' group by 1) k
+     where c.relay = relay_name and c.table_name = k.table_name and c.kept <> k.kept and c.place = outboxd.place(c.table_name) returning c.table_name
   )
-  select array(select * from copied union select * from compared)
+  select array(select * from copied union select * from compared union select * from followed)
 $$;
 
 -- The same of a table that this batch has written, or compared: nobody can put another in its place before the batch ends. A

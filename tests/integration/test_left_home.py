@@ -8,6 +8,7 @@ import pytest
 from daemon.batch import Limits
 from daemon.copies import Copy
 from daemon.progress import Timing
+from daemon.session import query
 from tests.integration.test_aim import on_source, on_target
 from tests.integration.test_verify import ask
 from tests.pairs import Pair, Parts
@@ -409,6 +410,25 @@ async def _follows(pair: Pair, parts: Parts, needed: bool) -> None:
     assert not parts.relay.copier.copies["public.story"].freed
     pair.write("insert into story values (21, 21, 'secret')", "delete from story where id = 1")
     await settled(parts)
+
+
+async def test_that_the_mirror_follows_is_seen_with_the_next_heartbeat(pair: Pair) -> None:
+    """Not only when the target is next asked for all that it knows, minutes later."""
+    pair.create(STORY, "story")
+    async with pair.relay(timing=EAGER) as parts:
+        secrets(pair, 20)
+        await settled(parts)
+        on_source(pair, BEHIND, EXCLUDED)
+        await settled(parts)
+        on_target(pair, BEHIND)
+        for _ in range(2):  # the second is not told of it again
+            assert parts.relay.stated is not None
+            told = {"relay": "main", "epoch": parts.relay.status.epoch, "snapshot": parts.relay.stated.snapshot}
+            with pair.source.connect() as conn:
+                conn.execute(query("heartbeat"), told)
+            await settled(parts)
+            assert left(pair, "memo") == [(0, 20)]
+        assert on_it(pair, "select outboxd.moved('main')") == [([],)]
 
 
 async def test_it_follows_while_the_copy_is_under_way(pair: Pair) -> None:
