@@ -32,6 +32,7 @@ log = structlog.get_logger()
 _UNBLAMED = 3  # times that a table is refused, and no row of it, until it is the table
 _SLOW = 3  # times that a change takes too long, until it is the change
 _OFTEN = 3  # times that all others wait for slow or locked rows of a table, until it is the table
+_OFTEN_BY_NAME = 2 * _OFTEN  # times that they do for all tables of the target that had its name, or were its place
 _LATELY = 3600.0  # seconds
 _QUICK = 1.0  # seconds in which a target that is slow for one row alone answers a request without any, and commits
 _LOCKED = 3  # times in a row that somebody's lock is waited for, until what it is on is left behind
@@ -42,6 +43,7 @@ _SHAPES = 128  # sets of columns of one table in a batch
 _WHOLE = 10  # rows: when as many are copied and all are refused, it is no row's fault
 REFERENCES = {"23503", "23505", "23P01", "23001"}  # speak of other rows
 SLOW, LOCKED = "57014", "55P03"  # a statement took too long, or waited too long for a lock
+_CONFLICTS = {"40001", "40P01"}
 ACTS = "OB005"  # gear 2 was needed, and a foreign key that deletes or empties rows forbids it
 
 
@@ -89,7 +91,7 @@ class Load:
     """What of a parcel is to be sent, and the plan for it. `left_out`: changes that nobody waits for, because a copy
     will bring their rows. `kept`: ids of those of its changes that wait. `unpruned`: rows that the source does not
     have, and the target does not let go. `singly`: row by row all of it fits. `slow`: a row of it took the target too
-    long, and is held. `refused`: how it was refused last. `emptied`: held keys whose table a TRUNCATE of this id empties."""
+    long, and is held. `hurdles`: tables for whose rows all others have waited. `refused`: how it was refused last. `emptied`: held keys whose table a TRUNCATE of this id empties."""
 
     parcel: Parcel
     flow: Sheaves
@@ -98,6 +100,7 @@ class Load:
     unpruned: int = 0
     singly: bool = False
     slow: bool = False
+    hurdles: set[str] = field(default_factory=set)
     refused: TargetError | None = None
     hold: set[Key] = field(default_factory=set)
     release: set[Key] = field(default_factory=set)
@@ -149,6 +152,7 @@ class Delivery:
         self._hurdles: dict[str, list[tuple[float, int | None]]] = {}
         self._numbers: Mapping[str, int | None] = {}  # of the target's tables: one that is made anew has another
         self._tries: tuple[Key | None, int] = (None, 0)  # of the change that took it too long last
+        self._conflicts = 0  # batches in a row that were refused because others write the same rows
         self._locks = 0  # batches in a row that were refused because of somebody's lock
 
     def learn_tables(self, described: Mapping[str, Any]) -> None:
@@ -352,7 +356,9 @@ class Delivery:
         """Which keys the target refuses; or its answer, when it stands elsewhere by now. Raises `exc` when no row can
         be blamed for it. A foreign key that acts is to blame for rows that gear 2 would write, not for those that nothing would."""
         parcel, planned = load.parcel, load.planned
-        if of_rows(exc) or (exc.kind is Kind.SIZE and exc.refusal.sqlstate == SLOW):  # the one change is looked for
+        if self._of_rows(exc) or (
+            exc.kind is Kind.SIZE and exc.refusal.sqlstate == SLOW
+        ):  # the one change is looked for
             return await self._too_slow(TargetError(Kind.SIZE, str(exc), exc.refusal), load)
         if exc.kind is Kind.SIZE and _one(load) and not load.hold:
             return await self._too_large(exc, load)
@@ -362,7 +368,12 @@ class Delivery:
         answer = await self._isolate(load, locked=locked)
         if not isinstance(answer, Answer) or answer.what != "isolated":
             return answer
-        refused = _read(answer.more["refused"], planned, exc, locked=locked)
+        try:
+            refused = _read(answer.more["refused"], planned, exc, locked=locked)
+        except TargetError as failing:
+            if not self._of_rows(failing):
+                raise
+            return await self._too_slow(TargetError(Kind.SIZE, str(failing), failing.refusal), load)
         exc = _of_rows(exc, refused)
         if not refused:
             if load.singly:
@@ -372,8 +383,15 @@ class Delivery:
             tables = {table for (table, _), why in refused.items() if why.sqlstate == LOCKED}
             await self._require_seldom(tables)
             await self._judge(exc, load, refused)
-            await self._hurdle(tables)
+            load.hurdles |= tables
         return refused
+
+    def _of_rows(self, exc: TargetError) -> bool:
+        """Did what it wrote fail as if the target were away, or as if others wrote the same rows, which passes, but not again and again?"""
+        if exc.refusal.sqlstate not in _CONFLICTS or exc.refusal.gear is None:
+            return of_rows(exc)
+        self._conflicts += 1
+        return self._conflicts >= _SLOW
 
     async def _isolate(self, load: Load, *, locked: bool) -> Answer | dict[Key, Why]:
         """The target's answer to which rows it refuses; or the one row of which it cannot say that in time. Raises where it finds too
@@ -430,7 +448,7 @@ class Delivery:
         why = f"the target {said} the {change.op} of this row, and answers others ({exc}): an index or a trigger of its table there"
         if not parcel.retried:
             await self._judge(TargetError(Kind.DATA, str(exc), exc.refusal), load, {key})
-            await self._hurdle({table})
+            load.hurdles.add(table)
         self.slow.setdefault(table, set()).add(key)
         load.slow = True
         return {key: Why(why, exc.refusal.sqlstate)}
@@ -441,19 +459,19 @@ class Delivery:
             if await self._often(table):
                 raise _locked_table(table)
 
-    async def _hurdle(self, tables: Collection[str]) -> None:
-        """All others have waited for rows of these tables, which are held."""
+    def _hurdle(self, tables: Collection[str]) -> None:
+        """All others have waited for rows of these tables, which are held. By the number that was known last: nothing is asked here."""
         for table in tables:
-            number = await self._number(table)
-            self._hurdles.setdefault(table, []).append((time.monotonic(), number))
+            self._hurdles.setdefault(table, []).append((time.monotonic(), self._numbers.get(table)))
 
     async def _often(self, table: str) -> bool:
         """Was that so often lately, also if those rows went again, that the others are not to wait for one more? Not what was so of
-        another table of its name, or at another place: this one has its own triggers, and its own owner."""
+        another table of its name, or at another place: this one has its own triggers, and its own owner. But not once more for each
+        that somebody makes."""
         lately = [one for one in self._hurdles.get(table, ()) if one[0] > time.monotonic() - _LATELY]
         self._hurdles[table] = lately
-        if len(lately) < _OFTEN:
-            return False
+        if len(lately) < _OFTEN or len(lately) >= _OFTEN_BY_NAME:
+            return len(lately) >= _OFTEN_BY_NAME
         number = await self._number(table)
         return sum(there == number for _, there in lately) >= _OFTEN
 
@@ -576,6 +594,8 @@ class Delivery:
         for key in load.release if self.slow else ():
             self.slow.get(key[0], set()).discard(key)
         self._locks *= load.parcel.letters or not load.flow
+        self._conflicts *= not load.flow
+        self._hurdle(load.hurdles)
         self.holds += bool(load.hold)
         self._listener.keys_held(len(self.held))
         if self._attempted and load.flow and not load.parcel.letters:
@@ -639,21 +659,46 @@ def _read(
     refused: Collection[Mapping[str, Any]], planned: Plan, exc: TargetError, *, locked: bool = False
 ) -> dict[Key, Why]:
     """The target's list of refused rows, by key. Raises when what refuses one is no matter of the row. `locked`: so are those
-    that somebody has locked; else they are not refused for good."""
+    that somebody has locked; else they are not refused for good, and neither is what only misses one of them. Nor are rows that
+    fail as if the target were away, beside others: once those are held, it is they that are looked for."""
     found: dict[Key, Why] = {}
     keys = {part: _group(planned, part).keys for part in {one["part"] for one in refused}}
-    for one in refused:
+    passing: TargetError | None = None
+    left: set[tuple[Any, Any]] = set()
+    for one in _parents_first(refused):
         group, why = _group(planned, one["part"]), one["why"]
         names = Refusal(why.get("sqlstate"), None, why.get("table") or group.table, why.get("constraint"), why.get("column"), why.get("message"))  # fmt: skip
-        if names.sqlstate == LOCKED and not locked:
+        kind, relative = classify(names.sqlstate), one.get("relative") or {}
+        waits = names.sqlstate == LOCKED and not locked
+        fails = kind is Kind.TRANSIENT and names.sqlstate != LOCKED
+        if waits or fails or (relative.get("part"), relative.get("pos")) in left:
+            left.add((one["part"], one["pos"]))
+            if fails:
+                passing = TargetError(kind, f"the target refused the batch ({names.sqlstate})", replace(names, gear=1))
             continue
-        kind = classify(names.sqlstate)
         if kind is not Kind.DATA and names.sqlstate != LOCKED:
             raise TargetError(kind, f"the target refused the batch ({names.sqlstate})", names)
         if group.op == "truncate":
             raise exc  # nobody can hold one row of it
-        found[group.table, keys[one["part"]][one["pos"]]] = _why(names, group.op, one.get("relative") or {}, planned)
+        found[group.table, keys[one["part"]][one["pos"]]] = _why(names, group.op, relative, planned)
+    if passing and not found:
+        raise passing
     return found
+
+
+def _parents_first(refused: Collection[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Each behind the row of this batch that it refers to, if that is refused, too."""
+    known = {(one["part"], one["pos"]): one for one in refused}
+    ordered: dict[tuple[Any, Any], Mapping[str, Any]] = {}
+    for one in refused:
+        line: dict[tuple[Any, Any], Mapping[str, Any]] = {}
+        at: tuple[Any, Any] = one["part"], one["pos"]
+        while at in known and at not in ordered and at not in line:
+            line[at] = known[at]
+            relative = known[at].get("relative") or {}
+            at = relative.get("part"), relative.get("pos")
+        ordered |= dict(reversed(line.items()))
+    return list(ordered.values())
 
 
 def _of_rows(exc: TargetError, refused: Mapping[Key, Why]) -> TargetError:

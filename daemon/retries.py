@@ -25,7 +25,7 @@ import structlog
 
 from daemon.copier import Copier
 from daemon.copies import Copy, note
-from daemon.delivery import REFERENCES, SLOW, Delivery, Load, Parcel, few_shapes
+from daemon.delivery import LOCKED, REFERENCES, SLOW, Delivery, Load, Parcel, few_shapes
 from daemon.errors import CaptureLost, DaemonError, Kind, SourceUnfit, TargetError, advice, passes
 from daemon.hold import STRANGER, Identity, Key, Letter, Why, is_digest, key_of, names
 from daemon.letters import LEFT, OUT, Letters, Wanted
@@ -466,8 +466,9 @@ class Retries:
             reason = await self._unfit(exc, table)
             if reason is None:
                 raise
-            if isinstance(exc, TargetError) and (exc.kind is Kind.SIZE or exc.refusal.sqlstate == SLOW):
-                portion.refused(len(changes), time.monotonic())
+            if isinstance(exc, TargetError) and (exc.kind is Kind.SIZE or exc.refusal.sqlstate in {SLOW, LOCKED}):
+                if exc.refusal.sqlstate != LOCKED:
+                    portion.refused(len(changes), time.monotonic())
                 self._slow[table] = min(2 * self._slow.get(table, self._recheck / 2), _LONGEST * self._recheck)
             self._copier.stays_out(table, reason)
             await self._letters.stay(table, f"{table} is out: {reason}")

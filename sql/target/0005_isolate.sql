@@ -137,6 +137,7 @@ declare
   reason text[];
   known  text[];
   said   json;
+  fits   boolean;
   locked int := 0;
   state  text;
   schema_is     text;
@@ -146,6 +147,7 @@ declare
 begin
   for n in 1 .. cardinality(chosen) loop
     l := chosen[n];
+    fits := false;
     if statements[of_part[l]] is null then
       whys[n] := case when keep then outboxd.try_entries(relay_name, parts, of_part, entries, chosen[n:n]) end;
     else
@@ -154,32 +156,32 @@ begin
         execute statements[of_part[l]] using ('[' || entries[l] || ']')::json;
         set constraints all immediate;
         whys[n] := null;
-        if not keep then
+        fits := not keep;
+        if fits then
           raise exception using errcode = 'OB000';
         end if;
-      exception
-        when sqlstate 'OB000' then
-          null;
-        when others or assert_failure then
-          get stacked diagnostics state = returned_sqlstate, schema_is = schema_name, table_is = table_name,
-            column_is = column_name, constraint_is = constraint_name;
-          at := parts[of_part[l]]::json ->> 'table';
-          reason := array[at, state, schema_is, table_is, column_is, constraint_is];
-          if reason is distinct from known then  -- mostly the one before was refused for the same
-            said := outboxd.refused(null, 1, at, state, null, null, schema_is, table_is, column_is, constraint_is) -> 'more';
-            known := reason;
-          end if;
-          whys[n] := said;
-          if state = '55P03' then
-            perform outboxd.wait_less();
-          end if;
+      exception when others or assert_failure then
+        continue when fits;  -- not by what was raised: a trigger may raise that as well
+        get stacked diagnostics state = returned_sqlstate, schema_is = schema_name, table_is = table_name,
+          column_is = column_name, constraint_is = constraint_name;
+        at := parts[of_part[l]]::json ->> 'table';
+        reason := array[at, state, schema_is, table_is, column_is, constraint_is];
+        if reason is distinct from known then  -- mostly the one before was refused for the same
+          said := outboxd.refused(null, 1, at, state, null, null, schema_is, table_is, column_is, constraint_is) -> 'more';
+          known := reason;
+        end if;
+        whys[n] := said;
+        if state = '55P03' then
+          perform outboxd.wait_less();
+        end if;
       end;
     end if;
     if whys[n] ->> 'sqlstate' = '55P03' then
       locked := locked + 1;
       if locked > 1000 then
-        raise exception using errcode = 'OB015', table = (
-          select w ->> 'table' from unnest(whys) w where w ->> 'sqlstate' = '55P03' group by 1 order by count(*) desc limit 1);
+        raise exception using errcode = 'OB015', table = (  -- a lock that is met in the end, by a foreign key, is of no table
+          select coalesce(w.why ->> 'table', parts[of_part[chosen[w.n]]]::json ->> 'table') from unnest(whys) with ordinality w(why, n)
+           where w.why ->> 'sqlstate' = '55P03' group by 1 order by count(*) desc limit 1);
       end if;
     end if;
   end loop;
