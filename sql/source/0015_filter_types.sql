@@ -36,9 +36,10 @@ set search_path = pg_catalog, pg_temp set standard_conforming_strings = on
 as $$
 begin
   select t.own, t.n into type, made_of
-    from (select outbox.base_type(m[1]::oid), coalesce(m[2]::int, 0) from regexp_matches(node, '<\d+~(\d+)(?:#(\d+))?>', 'g') m where m[1]::int8 >= 16384) t(own, n)
+    from (select outbox.base_type(m[1]::oid), coalesce(m[2]::int, 0) from regexp_matches(node, '<\d+~(\d+)(?:#(\d+))?>', 'g') m) t(own, n)
     join pg_type p on p.oid = t.own
-   cross join lateral (select array[t.own, case when p.typsubscript = 'array_subscript_handler'::regproc then p.typelem else t.own end]) k(own)
+   cross join lateral (select array_agg(u.type) from (values (t.own), (case when p.typsubscript = 'array_subscript_handler'::regproc then outbox.base_type(p.typelem) end)) u(type)
+                        where u.type::int8 >= 16384) k(own)
    where exists (select from outbox.operators_in(node) o join pg_operator x on x.oprname = o.oprname and x.oid <> o.oid
                   where x.oprleft = any (k.own) or x.oprright = any (k.own))
       or node ~ ' :funcformat 0 ' and exists (
@@ -98,7 +99,7 @@ begin
              one.type::regtype, coalesce(fix.how, format('lower(%I::text) = lower(''a'')', c.name)))
       from outbox.first_misread(tree) bad
       join pg_type b on b.oid = bad.type  -- none: no row
-     cross join lateral (select case when b.typsubscript = 'array_subscript_handler'::regproc then b.typelem else b.oid end) one(type)
+     cross join lateral (select case when b.typsubscript = 'array_subscript_handler'::regproc then outbox.base_type(b.typelem) else b.oid end) one(type)
       join outbox.filter_columns(tbl, whose) c on c.n = bad.made_of
            or bad.made_of = 0 and c.n in (select m[1]::int from regexp_matches(tree, '\{VAR :varno \d+ :varattno (\d+) ', 'g') m)
       join pg_type v on v.oid = c.of_type
@@ -107,7 +108,7 @@ begin
                           where a.attrelid in (v.typrelid, e.typrelid) and a.attrelid <> 0 and outbox.base_type(a.atttypid) = one.type order by a.attnum limit 1) field on true
      cross join lateral (select case when c.of_type = one.type then format('lower(%I::text) = lower(''a'')', c.name)
                                      when c.of_type = bad.type then format('lower(''a'') = any (lower(%I::text)::text[])', c.name)
-                                     when e.oid = one.type then format('lower((%I[1])::text) = lower(''a'')', c.name)
+                                     when outbox.base_type(e.oid) = one.type then format('lower((%I[1])::text) = lower(''a'')', c.name)
                                      when field.attname is not null then format('lower((%I%s).%I::text) = lower(''a'')', c.name, case when e.oid is not null then '[1]' end, field.attname) end) fix(how)
      order by fix.how is null, c.n limit 1);
 end

@@ -9,7 +9,6 @@ import pytest
 from tests.captured import Connection, changes, ops, watch
 from tests.databases import Database
 
-
 # What the extension has of what is asked here, for a PostgreSQL without its contrib package.
 CITEXT = """
 create type citext;
@@ -52,16 +51,18 @@ def mails(source: Database) -> Iterator[Connection]:
         conn.execute(
             "create function btrim(mail citext) returns text language sql immutable return lower(btrim(mail::text))"
         )
-        conn.execute("create type contact as (n int, mail citext); create domain mail as citext")
+        conn.execute(
+            "create type contact as (n int, mail citext); create domain mail as citext; create domain coded as text"
+        )
         conn.execute("create function first_of(mail text) returns citext language sql immutable return mail::citext")
         conn.execute("create function as_mail(mail text) returns mail language sql immutable return mail::citext")
         conn.execute(
-            "create table t (id int primary key, mail citext, mails citext[], c contact, other mail, name text, cs contact[])"
+            "create table t (id int primary key, mail citext, mails citext[], c contact, other mail, name text, cs contact[], others mail[], code coded, codes coded[])"
         )
         yield conn
 
 
-INSERT = "insert into t values (1, 'A', '{A}', row(1, 'A'), 'A', 'A', array[row(1, 'A')::contact]), (2, 'b', '{b}', row(1, 'b'), 'b', 'b', '{}')"
+INSERT = "insert into t values (1, 'A', '{A}', row(1, 'A'), 'A', 'A', array[row(1, 'A')::contact], '{A}', 'A', '{A}'), (2, 'b', '{b}', row(1, 'b'), 'b', 'b', '{}', '{b}', 'b', '{b}')"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,8 @@ INSERT = "insert into t values (1, 'A', '{A}', row(1, 'A'), 'A', 'A', array[row(
         ("column other", "case when id > 0 then mail else other end = 'a'"),
         ("column mail", "replace(mail, 'a', 'x') = 'x'"),
         ("column mail", "'a' = split_part(mail, 'X', 1)"),
+        ("column others", "others[1] = 'a'"),
+        ("column others", "'a' = any (others)"),
         ("column mail", "btrim(mail) = 'a'"),
         ("column other", "other in ('a', 'c')"),
         ("a value made of column name", "public.first_of(mail => name) = 'a'"),
@@ -117,6 +120,7 @@ def test_a_filter_that_reads_citext_through_something_is_refused_and_says_what_t
         "case when mail is null then false else upper(mails[1]) = 'A' end",
         "mail || 'x' = 'Ax'",
         "trim(mail) = 'A'",
+        "code = 'A' and 'A' = any (codes) and codes[1] = 'A' and strpos(code, 'A') = 1",
         "mails = array['a'::public.citext]",
         "mails @> array['a'::public.citext]",
         "greatest(mail, 'a') is not null and name = 'A'",
