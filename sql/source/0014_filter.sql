@@ -269,27 +269,6 @@ begin
 end
 $$;
 
--- Why a filter with this stored tree is refused for what it makes of a column in silence, or null. Its operators are those of
--- pg_catalog: a type that may be taken for another one and has an `=` of its own (citext) would be compared otherwise than in a query.
-create or replace function outbox.unfit_comparison(tbl regclass, tree text, whose name) returns text
-language plpgsql stable
-set search_path = pg_catalog, pg_temp set standard_conforming_strings = on
-as $$
-begin
-  return (
-    select format('it reads column %1$I as another type than %2$s, whose own operators a filter does not see: say which one, as in  lower(%1$I::text) = lower(''a'')', c.name, t.oid::regtype)
-      from (select m[1]::int as n
-              from regexp_matches(tree, '\{(?:RELABELTYPE|ARRAYCOERCEEXPR) :arg \{VAR :varno \d+ :varattno (\d+) [^{}]*\}(?: :elemexpr \{RELABELTYPE :arg \{[^{}]*\})? [^{}]*:relabelformat 2', 'g') m
-            union all select m[1]::int from regexp_matches(tree, '\{CASE(?:EXPR)? :casetype \d+ :casecollid \d+ :arg \{VAR :varno \d+ :varattno (\d+) ', 'g') m
-            union all select f.n from regexp_matches(tree, ':(?:case|coalesce|minmax)type (\d+) ', 'g') m join outbox.filter_columns(tbl, whose) f on f.of_type = m[1]::oid) u
-      join outbox.filter_columns(tbl, whose) c on c.n = u.n and c.way in ('plain', 'own', 'read')
-      join pg_type v on v.oid = c.of_type
-      join pg_type t on t.oid = case when v.typsubscript = 'array_subscript_handler'::regproc then v.typelem else v.oid end
-     where t.oid::int8 >= 16384 and exists (select from pg_operator o where o.oprname = '=' and o.oprleft = t.oid and o.oprright = t.oid)
-     order by c.n limit 1);
-end
-$$;
-
 -- Checks a filter as Postgres understands it, and makes outbox.inside_<id> of it. Returns what the mapping keeps of it.
 create or replace function outbox.compose_inside(watched_id int, tbl regclass, filter text) returns jsonb
 language plpgsql volatile
