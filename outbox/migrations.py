@@ -152,7 +152,8 @@ def literal(text: str) -> str:
 def _take_turns(conn: psycopg.Connection[Any], side: Side) -> None:
     """Until the transaction ends. An advisory lock, which anybody may hold, only while there is no table to lock, or no right
     to."""
-    lockable = "select coalesce(has_table_privilege(to_regclass(%s), 'update'), false)"
+    # Over a table: only who locks one is told what others have made meanwhile, and a name that was not there is remembered.
+    lockable = "select coalesce((select has_table_privilege(c.oid, 'update') from pg_catalog.pg_class c where c.oid = to_regclass(%s)), false)"
     table = sql.Identifier(_SCHEMA[side], "migration")
     for _ in range(2):  # it may have been made while this one waited
         row = conn.execute(lockable, (f"{_SCHEMA[side]}.migration",)).fetchone()

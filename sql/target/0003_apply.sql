@@ -196,7 +196,7 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
   select outboxd.answer('refused', c, json_build_object(
-      'sqlstate', case when own is not null then 'OB009' when state like 'OB%' and outboxd.is_ours(context) is not true then 'P0001' else state end, 'gear', gear, 'table', case when own is null then n.name end,
+      'sqlstate', case when own is not null then 'OB009' when state in ('OB005', 'OB006') and outboxd.is_ours(context) is not true then 'P0001' else state end, 'gear', gear, 'table', case when own is null then n.name end,
       'message', case when own is not null then 'function outboxd lacks a right of its own on the target: ' || own
                       when state like 'OB%' then case when outboxd.is_ours(context) then message end
                       when state = '42501' then outboxd.missing_right(n.name)

@@ -12,6 +12,7 @@ from outbox import MigrationChanged, SchemaMissing, SchemaTooNew, migrations
 from outbox.migrations import Side, installed, migrate, require, script
 from tests.captured import Connection, ops, rows, value, watch
 from tests.databases import Database
+from tests.waiting import wait_until
 
 SIDES: list[Side] = ["source", "target"]
 SCHEMA = {"source": "outbox", "target": "outboxd"}
@@ -110,6 +111,21 @@ def test_eight_installers_at_once_take_turns(owner: Database, isolation: str) ->
         applied = list(pool.map(install, SIDES * 4))
     for position, side in enumerate(SIDES):
         assert sorted(applied[position::2]) == [0, 0, 0, len(migrations.migrations(side))]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_who_waited_sees_what_was_made_meanwhile(owner: Database, side: Side) -> None:
+    """It looked for the schema before it waited, and a name that is not there is remembered by its session."""
+    with owner.connect(autocommit=False) as first, owner.connect() as second, owner.connect() as looking:
+        first.execute("select 1")  # so that it is committed below
+        assert migrate(first, side)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(migrate, second, side)
+            pid = second.info.backend_pid
+            waits = "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s"
+            wait_until(lambda: looking.execute(waits, (pid,)).fetchone() == (True,))
+            first.commit()
+            assert waiting.result(30) == []
 
 
 @pytest.mark.parametrize("side", SIDES)
