@@ -43,7 +43,7 @@ _SHAPES = 128  # sets of columns of one table in a batch
 _WHOLE = 10  # rows: when as many are copied and all are refused, it is no row's fault
 REFERENCES = {"23503", "23505", "23P01", "23001"}  # speak of other rows
 SLOW, LOCKED = "57014", "55P03"  # a statement took too long, or waited too long for a lock
-_CONFLICTS = {"40001", "40P01"}
+_CONFLICTS = {"40001", "40P01"}  # others write the same rows; or a trigger says so
 ACTS = "OB005"  # gear 2 was needed, and a foreign key that deletes or empties rows forbids it
 
 
@@ -356,9 +356,8 @@ class Delivery:
         """Which keys the target refuses; or its answer, when it stands elsewhere by now. Raises `exc` when no row can
         be blamed for it. A foreign key that acts is to blame for rows that gear 2 would write, not for those that nothing would."""
         parcel, planned = load.parcel, load.planned
-        if self._of_rows(exc) or (
-            exc.kind is Kind.SIZE and exc.refusal.sqlstate == SLOW
-        ):  # the one change is looked for
+        # Either way the one change is looked for.
+        if self._fails_at_rows(exc) or (exc.kind is Kind.SIZE and exc.refusal.sqlstate == SLOW):
             return await self._too_slow(TargetError(Kind.SIZE, str(exc), exc.refusal), load)
         if exc.kind is Kind.SIZE and _one(load) and not load.hold:
             return await self._too_large(exc, load)
@@ -371,10 +370,10 @@ class Delivery:
         try:
             refused = _read(answer.more["refused"], planned, exc, locked=locked)
         except TargetError as failing:
-            if not self._of_rows(failing):
+            if not self._fails_at_rows(failing):
                 raise
             return await self._too_slow(TargetError(Kind.SIZE, str(failing), failing.refusal), load)
-        exc = _of_rows(exc, refused)
+        exc = _blaming(exc, refused)
         if not refused:
             if load.singly:
                 raise await self._nobodys(exc, load)
@@ -386,7 +385,7 @@ class Delivery:
             load.hurdles |= tables
         return refused
 
-    def _of_rows(self, exc: TargetError) -> bool:
+    def _fails_at_rows(self, exc: TargetError) -> bool:
         """Did what it wrote fail as if the target were away, or as if others wrote the same rows, which passes, but not again and again?"""
         if exc.refusal.sqlstate not in _CONFLICTS or exc.refusal.gear is None:
             return of_rows(exc)
@@ -701,7 +700,7 @@ def _parents_first(refused: Collection[Mapping[str, Any]]) -> list[Mapping[str, 
     return list(ordered.values())
 
 
-def _of_rows(exc: TargetError, refused: Mapping[Key, Why]) -> TargetError:
+def _blaming(exc: TargetError, refused: Mapping[Key, Why]) -> TargetError:
     """A refusal that blames a foreign key, when some rows are refused whatever it does. Raises it when none is."""
     if exc.refusal.sqlstate != ACTS:
         return exc
